@@ -1,0 +1,22 @@
+"""A hookable bViT, its stacked baseline, their data and their training.
+
+Names are resolved on first use (PEP 562), so that ``import models`` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from models.checkpoint import load
+    from models.config import ViTConfig
+    from models.data import open_data
+    from models.vit import BViT
+
+_HOME = {"BViT": "models.vit", "ViTConfig": "models.config", "load": "models.checkpoint", "open_data": "models.data"}
+__all__ = ["BViT", "ViTConfig", "load", "open_data"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'models' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

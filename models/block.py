@@ -1,0 +1,118 @@
+"""The one block of the paper: ``u = h + MHSA(LN(h)); B(h) = u + MLP(LN(u))``.
+
+Parameters carry timm's names. Every module is called with the hook points of the step at which it
+runs (`models.hooks`), because its weights serve many steps.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from models.config import ViTConfig
+from models.hooks import AttentionHooks, MlpHooks, NormHooks, Step, listening
+
+Stream = Float[Tensor, "batch pos d_model"]
+Gamma = Float[Tensor, " d_model"] | None
+
+
+class Norm(nn.Module):
+    """LayerNorm or RMSNorm; fused until somebody listens."""
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        self.eps, self.is_centred = config.norm_eps, config.norm == "ln"
+        self.weight = nn.Parameter(torch.ones(config.d_model))
+        self.bias = nn.Parameter(torch.zeros(config.d_model)) if self.is_centred else None
+
+    def forward(self, x: Stream, hooks: NormHooks) -> Stream:
+        if hooks.is_watched:
+            x = hooks(x) * self.weight
+            return x if self.bias is None else x + self.bias
+        if self.is_centred:
+            return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; fused until somebody listens to scores or pattern."""
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        self.n_heads = config.n_heads
+        self.qkv = nn.Linear(config.d_model, 3 * config.d_model)
+        self.proj = nn.Linear(config.d_model, config.d_model)
+
+    def forward(self, x: Stream, hooks: AttentionHooks, gamma: Gamma) -> Stream:
+        q, k, v = rearrange(self.qkv(x), "batch pos (three head d_head) -> three batch pos head d_head", three=3, head=self.n_heads)
+        q, k, v = hooks.hook_q(q), hooks.hook_k(k), hooks.hook_v(v)
+        if listening(hooks.hook_attn_scores, hooks.hook_pattern):
+            scores = einsum(q, k, "batch query head d, batch key head d -> batch head query key") * q.shape[-1] ** -0.5
+            pattern = hooks.hook_pattern(hooks.hook_attn_scores(scores).softmax(-1))
+            z = einsum(pattern.to(v.dtype), v, "batch head query key, batch key head d -> batch query head d")
+        else:
+            z = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
+        z = hooks.hook_z(z)
+        if listening(hooks.hook_result):
+            return hooks.hook_result(einsum(z, hooks.W_O.to(z.dtype), "batch pos head d, head d m -> batch pos head m")).sum(2) + hooks.b_O
+        return scale(self.proj(z.flatten(2)), gamma)
+
+
+class Mlp(nn.Module):
+    """Two layers with an exact GELU between them."""
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.d_model, config.d_mlp)
+        self.fc2 = nn.Linear(config.d_mlp, config.d_model)
+
+    def forward(self, x: Stream, hooks: MlpHooks, gamma: Gamma) -> Stream:
+        return scale(self.fc2(hooks.hook_post(F.gelu(hooks.hook_pre(self.fc1(x))))), gamma)
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel (CaiT), under timm's name."""
+
+    def __init__(self, d_model: int, value: float):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((d_model,), value))
+
+
+class Block(nn.Module):
+    """B(h), applied at a step whose hook points it is handed."""
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        self.drop_path = config.drop_path
+        self.norm1, self.attn = Norm(config), Attention(config)
+        self.norm2, self.mlp = Norm(config), Mlp(config)
+        if config.layer_scale is not None:
+            self.ls1 = LayerScale(config.d_model, config.layer_scale)
+            self.ls2 = LayerScale(config.d_model, config.layer_scale)
+
+    @property
+    def gamma1(self) -> Gamma:
+        return self.ls1.gamma if hasattr(self, "ls1") else None
+
+    @property
+    def gamma2(self) -> Gamma:
+        return self.ls2.gamma if hasattr(self, "ls2") else None
+
+    def forward(self, h: Stream, step: Step, step_embedding: Gamma = None) -> Stream:
+        if step_embedding is not None:
+            h = h + step.hook_step_embed(step_embedding.expand_as(h))
+        h = step.hook_resid_pre(h)
+        u = step.hook_resid_mid(h + step.hook_attn_out(self.dropped(step.attn(self.norm1(h, step.ln1)))))
+        return step.hook_resid_post(u + step.hook_mlp_out(self.dropped(step.mlp(self.norm2(u, step.ln2)))))
+
+    def dropped(self, x: Stream) -> Stream:
+        """Drop path (stochastic depth): whole images lose this branch while training."""
+        if not self.training or self.drop_path == 0:
+            return x
+        keep = 1 - self.drop_path
+        return x * x.new_empty(len(x), 1, 1).bernoulli_(keep) / keep
+
+
+def scale(x: Stream, gamma: Gamma) -> Stream:
+    return x if gamma is None else x * gamma

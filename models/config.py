@@ -1,0 +1,145 @@
+"""The shape of a model: one frozen dataclass for bViT, the stacked ViT, and everything between.
+
+``n_blocks`` = 1 is bViT, ``n_blocks`` = ``n_steps`` the stacked ViT; step t uses block
+``t * n_blocks // n_steps``. Parameter counts are those of the paper's table (224 px, patch 16,
+1000 classes): bViT-Ti/S/B/L 0.824 / 2.532 / 8.601 / 14.613 M.
+"""
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+from models.errors import InputError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": dict(d_model=192, n_heads=3, n_steps=12),
+    "small": dict(d_model=384, n_heads=6, n_steps=12),
+    "base": dict(d_model=768, n_heads=12, n_steps=12),
+    "large": dict(d_model=1024, n_heads=16, n_steps=24),
+    # small images: the embedded data and photographs of 96 px
+    "shapes": dict(d_model=96, n_heads=6, n_steps=12, image_size=64, patch_size=8, init="xavier", mean=(0.5,) * 3, std=(0.5,) * 3),
+    "easy": dict(d_model=64, n_heads=4, n_steps=12, image_size=32, patch_size=8, init="xavier", mean=(0.5,) * 3, std=(0.5,) * 3),
+    "photos": dict(d_model=192, n_heads=6, n_steps=12, image_size=96, patch_size=8, init="xavier"),
+}
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """Everything that decides a model's parameters and its arithmetic."""
+
+    n_steps: int = 12  # T: how often a block is applied
+    n_blocks: int = 1  # K: how many different blocks there are, 1 <= K <= T
+    d_model: int = 768
+    n_heads: int = 12
+    d_mlp: int | None = None  # None = 4 * d_model
+    image_size: int = 224  # pixels, square
+    patch_size: int = 16  # pixels, divides image_size
+    n_classes: int = 1000  # 0 = no head, the model returns the pooled features
+    n_registers: int = 0  # learned tokens between CLS and the patches, left out of the read-out
+    step_embedding: Literal["none", "learned", "sinusoidal"] = "none"  # added to every token before step t
+    norm: Literal["ln", "rms"] = "ln"
+    norm_eps: float = 1e-6
+    layer_scale: float | None = None  # initial value of LayerScale, None = none
+    pool: Literal["cls", "mean"] = "cls"  # mean: of the patch tokens, then the final norm
+    drop_path: float = 0.0  # the same rate at every step, because the weights are shared
+    init: Literal["trunc_normal", "xavier"] = "trunc_normal"  # of linear weights; xavier trains narrow models
+    classes: tuple[str, ...] | None = None
+    mean: tuple[float, float, float] = IMAGENET_MEAN  # of the input, per RGB channel in [0, 1]
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        if self.d_mlp is None:
+            object.__setattr__(self, "d_mlp", 4 * self.d_model)
+        for name in ("classes", "mean", "std"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        positive = ("n_steps", "n_blocks", "d_model", "n_heads", "d_mlp", "image_size", "patch_size")
+        checks = [(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, it must be at least 1") for name in positive]
+        checks += [
+            (self.n_blocks <= self.n_steps, f"n_blocks is {self.n_blocks}, it cannot exceed n_steps = {self.n_steps}"),
+            (self.d_model % max(self.n_heads, 1) == 0, f"d_model = {self.d_model} is not a multiple of n_heads = {self.n_heads}"),
+            (self.image_size % max(self.patch_size, 1) == 0, f"image_size = {self.image_size} is not a multiple of patch_size = {self.patch_size}"),
+            (self.n_classes >= 0 and self.n_registers >= 0, "n_classes and n_registers cannot be negative"),
+            (self.step_embedding in ("none", "learned", "sinusoidal"), f"step_embedding is {self.step_embedding!r}, not none, learned or sinusoidal"),
+            (self.norm in ("ln", "rms"), f"norm is {self.norm!r}, not ln or rms"),
+            (self.pool in ("cls", "mean"), f"pool is {self.pool!r}, not cls or mean"),
+            (self.init in ("trunc_normal", "xavier"), f"init is {self.init!r}, not trunc_normal or xavier"),
+            (0 <= self.drop_path < 1, f"drop_path is {self.drop_path}, it must lie in [0, 1)"),
+            (self.classes is None or len(self.classes) == self.n_classes, f"classes names {len(self.classes or ())} classes, n_classes is {self.n_classes}"),
+        ]
+        for holds, complaint in checks:
+            if not holds:
+                raise InputError(f"ViTConfig: {complaint}")
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> "ViTConfig":
+        """A named size, ``bvit_SIZE`` or ``vit_SIZE`` (the stacked baseline); any field can be overridden."""
+        family, _, size = name.partition("_")
+        if family not in ("bvit", "vit") or size not in SIZES:
+            raise InputError(f"no preset named {name!r}; there are {', '.join(presets())}")
+        values = SIZES[size] | overrides
+        if family == "vit":
+            values.setdefault("n_blocks", values["n_steps"])
+        return cls.from_dict(values)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "ViTConfig":
+        """The config of a checkpoint; a field that this version does not know is an error."""
+        unknown = set(values) - {field.name for field in fields(cls)}
+        if unknown:
+            raise InputError(f"ViTConfig has no field {', '.join(sorted(unknown))}; the fields are {', '.join(f.name for f in fields(cls))}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values only, as a checkpoint stores them."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    def at_steps(self, n_steps: int) -> "ViTConfig":
+        """The same model unrolled over `n_steps` steps."""
+        return replace(self, n_steps=n_steps, n_blocks=min(self.n_blocks, n_steps))
+
+    def block_of(self, step: int) -> int:
+        """Which block step `step` (from 0) uses: ``step * K // T``; beyond T the last one."""
+        return min(step * self.n_blocks // self.n_steps, self.n_blocks - 1)
+
+    @property
+    def d_head(self) -> int:
+        return self.d_model // self.n_heads
+
+    # What TransformerLens asks of a model's cfg, where a layer is a step.
+
+    @property
+    def n_layers(self) -> int:
+        return self.n_steps
+
+    @property
+    def normalization_type(self) -> str:
+        return "LN" if self.norm == "ln" else "RMS"
+
+    @property
+    def final_rms(self) -> bool:
+        return self.norm == "rms"
+
+    @property
+    def attn_only(self) -> bool:
+        return False
+
+    @property
+    def n_patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def n_prefix(self) -> int:
+        """Tokens before the patches: CLS and the registers."""
+        return 1 + self.n_registers
+
+    @property
+    def n_tokens(self) -> int:
+        return self.n_prefix + self.n_patches
+
+
+def presets() -> list[str]:
+    """Names that `ViTConfig.preset` accepts."""
+    return [f"{family}_{size}" for family in ("bvit", "vit") for size in SIZES]

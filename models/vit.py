@@ -1,0 +1,298 @@
+"""BViT: one block (or K of them) applied T times, every step watched.
+
+``model.blocks[t]`` is step t: TransformerLens' names work with layer = step. ``model.core`` holds
+the blocks' weights once. Forward cost is that of the stacked ViT of the same width and steps.
+"""
+
+import copy
+import difflib
+import fnmatch
+import math
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformer_lens import ActivationCache, HookedRootModule
+from transformer_lens.hook_points import HookPoint
+
+from models.block import Block, Norm, Stream
+from models.config import ViTConfig
+from models.errors import InputError
+from models.hooks import NormHooks, Step
+
+Images = Float[Tensor, "batch 3 height width"]
+Logits = Float[Tensor, "batch class"]
+Names = str | Iterable[str] | Callable[[str], bool] | dict[str, Callable[[Tensor], Any]] | None
+
+
+class StepCache(ActivationCache):
+    """TransformerLens' cache, which also knows step embeddings and the logit lens of an image model."""
+
+    def decompose_resid(self, layer: int | None = None, *args: Any, return_labels: bool = False, **kwargs: Any) -> Any:
+        """As TransformerLens, with one more component per step that has a step embedding."""
+        parts, labels = super().decompose_resid(layer, *args, return_labels=True, **kwargs)
+        if self.model.config.step_embedding != "none" and kwargs.get("incl_embeds", True):
+            last = self.model.config.n_layers if layer in (None, -1) else layer
+            steps = range(min(last + 1, self.model.config.n_layers))
+            embeddings = torch.stack([self.model.step_embedding(t) for t in steps]).to(parts)
+            if kwargs.get("apply_ln"):
+                raise InputError("decompose_resid: apply_ln is not offered for a model with a step embedding; divide by ln scale after the call")
+            parts = torch.cat([parts, embeddings.reshape(len(steps), *[1] * (parts.ndim - 2), -1).expand(-1, *parts.shape[1:])])
+            labels += [f"{t}_step_embed" for t in steps]
+        return (parts, labels) if return_labels else parts
+
+    def logit_lens(self) -> Float[Tensor, "state batch class"]:
+        """Logits read out of every state z_0 .. z_T; the last is the model's answer (nostalgebraist, 2020).
+
+        Needs ``hook_embed``, ``hook_pos_embed`` and every ``hook_resid_post`` in the cache.
+        """
+        states = [self["hook_embed"] + self["hook_pos_embed"]]
+        states += [self[f"blocks.{t}.hook_resid_post"] for t in range(self.model.config.n_steps)]
+        with torch.no_grad():
+            return torch.stack([self.model.read_out(state) for state in states])
+
+
+class PatchEmbed(nn.Module):
+    """Cuts an image into patches and maps each to d_model."""
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        self.proj = nn.Conv2d(3, config.d_model, config.patch_size, config.patch_size)
+
+    def forward(self, images: Images) -> Stream:
+        return rearrange(self.proj(images), "batch d row column -> batch (row column) d")
+
+
+class BViT(HookedRootModule):
+    """A Vision Transformer that runs in steps (bViT, arXiv 2605.10661), or its stacked baseline.
+
+    ``model(images, n_steps=k)`` reads out after k steps; beyond T it needs one block. Tokens are
+    [CLS, registers, patches]. Images are `[batch 3 height width]`, normalised with config.mean, std.
+    """
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        self.config = self.trained = config  # `trained` stays what the weights were made for, see `at_steps`
+        d = config.d_model
+        self.patch_embed = PatchEmbed(config)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, d))
+        if config.n_registers:
+            self.reg_token = nn.Parameter(torch.zeros(1, config.n_registers, d))
+        self.pos_embed = nn.Parameter(torch.zeros(1, config.n_tokens, d))
+        if config.step_embedding == "learned":
+            self.step_embed = nn.Parameter(torch.zeros(config.n_steps, d))
+        self.core = nn.ModuleList(Block(config) for _ in range(config.n_blocks))
+        self.norm = Norm(config)
+        self.head = nn.Linear(d, config.n_classes) if config.n_classes else nn.Identity()
+        self.hook_embed, self.hook_pos_embed = HookPoint(), HookPoint()
+        self.ln_final = NormHooks(config.norm == "ln", config.norm_eps)
+        self.blocks = nn.ModuleList(self._new_step(t) for t in range(config.n_steps))
+        self._initialise()
+        self.setup()
+
+    def _new_step(self, t: int) -> Step:
+        c = self.trained
+        return Step(self.core[c.block_of(t)], is_centred=c.norm == "ln", eps=c.norm_eps, has_step_embedding=c.step_embedding != "none")
+
+    def _initialise(self) -> None:
+        """Truncated normal 0.02 (or Xavier uniform for narrow models) and zero biases, as timm's."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                if self.config.init == "xavier":
+                    nn.init.xavier_uniform_(module.weight.flatten(1))
+                else:
+                    nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        for name in ("pos_embed", "reg_token", "step_embed", "cls_token"):
+            if hasattr(self, name):
+                nn.init.trunc_normal_(getattr(self, name), std=0.02)
+
+    # Forward
+
+    def forward(self, images: Images, n_steps: int | None = None, *, stop_at_step: int | None = None) -> Logits | Stream:
+        """Logits `[batch class]` after `n_steps` steps (default T); 0 reads out the embedding.
+
+        `stop_at_step` = s runs steps 0..s-1 and returns the stream that enters step s; negative counts from the end.
+        """
+        n_steps = self.config.n_steps if n_steps is None else self._checked(n_steps)
+        if stop_at_step is not None:
+            return self.run_steps(self.embed(images), 0, self._stop(stop_at_step, n_steps))
+        return self.read_out(self.run_steps(self.embed(images), 0, n_steps))
+
+    def embed(self, images: Images) -> Stream:
+        """z_0: CLS, registers and patches plus the position embedding."""
+        size = self.config.image_size
+        if images.shape[-3:] != (3, size, size):
+            raise InputError(f"the model takes images [batch 3 {size} {size}], it was given {list(images.shape)}; open the data with like=model")
+        patches = self.patch_embed(images)
+        prefix = [self.cls_token, self.reg_token] if self.config.n_registers else [self.cls_token]
+        tokens = torch.cat([*(token.expand(len(patches), -1, -1).to(patches.dtype) for token in prefix), patches], dim=1)
+        return self.hook_embed(tokens) + self.hook_pos_embed(self.pos_embed.expand(len(patches), -1, -1))
+
+    def run_steps(self, z: Stream, first: int, last: int) -> Stream:
+        """The stream after steps `first` .. `last` - 1, from the stream that enters step `first`."""
+        for t in range(first, last):
+            z = self.step(t)(z, self.step_embedding(t))
+        return z
+
+    def step(self, t: int) -> Step:
+        """Step t with its hook points; beyond those of this model, a step that nobody watches."""
+        return self.blocks[t] if t < len(self.blocks) else self._new_step(t)
+
+    def step_embedding(self, t: int) -> Float[Tensor, " d_model"] | None:
+        """What is added to every token before step t; a learned one holds its last row beyond T."""
+        if self.config.step_embedding == "learned":
+            return self.step_embed[min(t, len(self.step_embed) - 1)]
+        if self.config.step_embedding == "sinusoidal":
+            return sinusoid(t, self.config.d_model, self.pos_embed)
+        return None
+
+    def read_out(self, z: Stream) -> Logits:
+        """Final norm and head on CLS, or on the mean of the patches."""
+        if self.config.pool == "cls":
+            return self.head(self.norm(z, self.ln_final)[:, 0])
+        return self.head(self.norm(z[:, self.config.n_prefix :].mean(1, keepdim=True), self.ln_final)[:, 0])
+
+    def _checked(self, n_steps: int) -> int:
+        trained = self.trained
+        if n_steps < 0:
+            raise InputError(f"n_steps is {n_steps}, it cannot be negative")
+        if n_steps > trained.n_steps and trained.n_blocks > 1:
+            raise InputError(
+                f"n_steps = {n_steps} is beyond the {trained.n_steps} steps of a model with {trained.n_blocks} blocks; "
+                "only a model of one block (n_blocks = 1) can run further"
+            )
+        return n_steps
+
+    def _stop(self, step: int, n_steps: int) -> int:
+        stop = step + n_steps if step < 0 else step
+        if not 0 <= stop <= n_steps:
+            raise InputError(f"stop_at_step = {step} is out of range for {n_steps} steps")
+        return stop
+
+    def at_steps(self, n_steps: int) -> "BViT":
+        """The same weights (shared, not copied) in a model whose hook points cover `n_steps` steps."""
+        if self._checked(n_steps) < 1:
+            raise InputError("at_steps: a model needs at least one step")
+        other = copy.copy(self)
+        other._modules = dict(self._modules)
+        other.config = self.trained.at_steps(n_steps)
+        other.hook_embed, other.hook_pos_embed = HookPoint(), HookPoint()
+        other.ln_final = NormHooks(self.config.norm == "ln", self.config.norm_eps)
+        other.blocks = nn.ModuleList(other._new_step(t) for t in range(n_steps))
+        other.setup()
+        return other.train(self.training)
+
+    # Watching
+
+    def names(self, names: Names = None) -> list[str]:
+        """The hook names meant by a str, glob, several of them, or a predicate; None is all but ``hook_result``.
+
+        A name or glob that matches nothing is an `InputError` that names the nearest match.
+        """
+        if names is None:
+            return [name for name in self.hook_dict if not name.endswith("hook_result")]
+        if callable(names):
+            return [name for name in self.hook_dict if names(name)]
+        patterns = [names] if isinstance(names, str) else list(names)
+        for pattern in patterns:
+            if not fnmatch.filter(self.hook_dict, pattern):
+                raise InputError(self._unknown(pattern))
+        return [name for name in self.hook_dict if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+
+    def _unknown(self, name: str) -> str:
+        nearest = difflib.get_close_matches(name, self.hook_dict, n=1, cutoff=0)
+        step = re.match(r"blocks\.(\d+)\.", name)
+        if step and int(step[1]) >= self.config.n_steps:
+            return f"no hook point {name!r}: the model has steps 0 to {self.config.n_steps - 1}"
+        return f"no hook point matches {name!r}; the nearest is {nearest[0]!r}"
+
+    def run_with_cache(  # type: ignore[override]
+        self, images: Images, *, names_filter: Names = None, n_steps: int | None = None, stop_at_step: int | None = None, **kwargs: Any
+    ) -> tuple[Tensor, StepCache]:
+        """Output and an `ActivationCache` of the named activations.
+
+        `names_filter` as in `names`, or a dict name-or-glob -> function: the cache then holds ``function(activation)``,
+        computed inside the hook, so nothing larger is ever kept. Other arguments as TransformerLens'.
+        """
+        n_run = self.config.n_steps if n_steps is None else self._checked(n_steps)
+        n_run = n_run if stop_at_step is None else self._stop(stop_at_step, n_run)
+        reducers = names_filter if isinstance(names_filter, dict) else None
+        self._refuse_idle(names_filter, n_run)
+        call = dict(n_steps=n_steps, stop_at_step=stop_at_step)
+        if reducers is None:
+            wanted = set(self.names(names_filter))
+            output, cache = super().run_with_cache(images, names_filter=wanted.__contains__, **kwargs, **call)
+            return output, StepCache(cache, self, has_batch_dim=not kwargs.get("remove_batch_dim", False))
+        cache: dict[str, Any] = {}
+        hooks = [(name, _keep(cache, function)) for pattern, function in reducers.items() for name in self.names(pattern)]
+        output = self.run_with_hooks(images, fwd_hooks=hooks, **call)
+        return output, StepCache(cache, self)
+
+    def _refuse_idle(self, names: Names, n_run: int) -> None:
+        """A hook point named one by one at a step that will not run is an error, not an empty cache."""
+        for name in () if names is None or callable(names) else [names] if isinstance(names, str) else names:
+            step = re.match(r"blocks\.(\d+)\.", name)
+            if step and n_run <= int(step[1]) < self.config.n_steps:
+                raise InputError(f"{name} would never be reached: only {n_run} steps run")
+
+    def hooks(self, fwd_hooks: list = [], bwd_hooks: list = [], **kwargs: Any) -> Any:  # noqa: B006 (TransformerLens' signature)
+        """TransformerLens' context of hooks, where a name may be a glob and a misspelt one is an error."""
+        return super().hooks(self._spelt_out(fwd_hooks), self._spelt_out(bwd_hooks), **kwargs)
+
+    def _spelt_out(self, hooks: list) -> list:
+        return [(point, hook) for name, hook in hooks for point in ([name] if name in self.mod_dict else self.names(name))]
+
+    # What TransformerLens' ActivationCache asks of a model
+
+    @property
+    def cfg(self) -> ViTConfig:
+        return self.config
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model class"]:
+        """The head with the final norm's affine folded in."""
+        return self.norm.weight[:, None] * self.head.weight.T
+
+    @property
+    def b_U(self) -> Float[Tensor, " class"]:
+        return self.head.bias if self.norm.bias is None else self.head.bias + self.head.weight @ self.norm.bias
+
+    def to_single_token(self, class_name: str) -> int:
+        """The index of a class name."""
+        if class_name not in (self.config.classes or ()):
+            raise InputError(f"the model has no class {class_name!r}")
+        return self.config.classes.index(class_name)
+
+    def tokens_to_residual_directions(self, labels: str | int | Int[Tensor, "..."]) -> Float[Tensor, "... d_model"]:
+        """The direction in the normalised stream that raises each class's logit."""
+        labels = self.to_single_token(labels) if isinstance(labels, str) else labels
+        return self.W_U.T[labels]
+
+    def accumulated_bias(self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True) -> Float[Tensor, " d_model"]:
+        """The sum of what biases and step embeddings have added to the stream that enters step `layer`."""
+        total = torch.zeros_like(self.norm.weight)
+        for t in range(min(layer + 1, self.config.n_steps)):
+            embedding = self.step_embedding(t)
+            total = total if embedding is None else total + embedding
+        for t in range(layer):
+            total = total + self.blocks[t].attn.b_O + (self.blocks[t].mlp.b_out if include_mlp_biases else 0)
+        return total + self.blocks[layer].attn.b_O if mlp_input else total
+
+
+def sinusoid(t: int, d_model: int, like: Tensor) -> Float[Tensor, " d_model"]:
+    """The sinusoidal embedding of step t (Vaswani et al., 2017), scaled like a learned one at its initialisation."""
+    frequency = torch.exp(-math.log(10_000) * torch.arange(0, d_model, 2, device=like.device) / d_model)
+    angles = t * frequency
+    return (0.02 * torch.stack([angles.sin(), angles.cos()], -1).flatten()[:d_model]).to(like.dtype)
+
+
+def _keep(cache: dict[str, Any], function: Callable[[Tensor], Any]) -> Callable[..., None]:
+    def keep(activation: Tensor, hook: HookPoint) -> None:
+        cache[hook.name] = function(activation.detach())
+
+    return keep
