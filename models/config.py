@@ -19,7 +19,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "base": dict(d_model=768, n_heads=12, n_steps=12),
     "large": dict(d_model=1024, n_heads=16, n_steps=24),
     # small images: the embedded data and photographs of 96 px
-    "shapes": dict(d_model=96, n_heads=6, n_steps=12, image_size=64, patch_size=8, init="xavier", mean=(0.5,) * 3, std=(0.5,) * 3),
+    "shapes": dict(d_model=96, n_heads=3, n_steps=12, image_size=64, patch_size=8, init="xavier", mean=(0.5,) * 3, std=(0.5,) * 3),
     "easy": dict(d_model=64, n_heads=4, n_steps=12, image_size=32, patch_size=8, init="xavier", mean=(0.5,) * 3, std=(0.5,) * 3),
     "photos": dict(d_model=192, n_heads=6, n_steps=12, image_size=96, patch_size=8, init="xavier"),
 }

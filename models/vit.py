@@ -187,6 +187,10 @@ class BViT(HookedRootModule):
         other.setup()
         return other.train(self.training)
 
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that timm's optimisers leave undecayed, beside biases and norms."""
+        return {"cls_token", "reg_token", "pos_embed", "step_embed"}
+
     # Watching
 
     def names(self, names: Names = None) -> list[str]:
