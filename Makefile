@@ -1,0 +1,35 @@
+PYTHON ?= python3
+PORT ?= 8501
+
+demo: .venv/.installed
+	@.venv/bin/python -m app.demo --port $(PORT)
+
+test: .venv/.installed
+	.venv/bin/python -m pytest -q -n 2
+
+lint: .venv/.installed
+	.venv/bin/ruff check .
+
+bench: .venv/.installed
+	.venv/bin/python tests/bench.py
+
+clean:
+	rm -rf .pytest_cache .ruff_cache .uv build *.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+# uv where there is one or the package index gives one (kept in .uv/), else plain pip; the system's Python is never written to.
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, \
+	$(PYTHON) is %d.%d; name another one: make PYTHON=python3.12" % sys.version_info[:2])'
+	@if uv --version >/dev/null 2>&1; then uv=uv; else \
+		uv=.uv/bin/uv; \
+		$$uv --version >/dev/null 2>&1 || $(PYTHON) -m pip install -q --target .uv uv 2>/dev/null \
+		|| { $(PYTHON) -m venv .uv && .uv/bin/pip install -q uv; } || true; \
+	fi; \
+	{ $$uv venv -q --allow-existing --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv \
+		&& $$uv pip install --python .venv/bin/python -e '.[dev]' -c constraints.txt; } \
+	|| { echo 'uv could not install, trying pip' >&2; \
+		$(PYTHON) -m venv .venv && .venv/bin/pip install -e '.[dev]' -c constraints.txt; }
+	@touch $@
+
+.PHONY: demo test lint bench clean

@@ -1,0 +1,1 @@
+"""The dashboard: ``make demo``, or ``streamlit run app/main.py -- --runs DIR``."""
