@@ -59,13 +59,22 @@ def provenance(seed: int, **more: Any) -> dict[str, Any]:
     """Command, seed, versions and machine, as plain values."""
     packages = ("torch", "timm", "transformer_lens", "numpy")
     return {
-        "command": " ".join(sys.argv),
+        "command": " ".join(["python", *map(relative, sys.orig_argv[1:])]),
         "seed": seed,
         "versions": {name: version(name) for name in packages},
         "machine": f"{platform.machine()} {torch.get_num_threads()} threads"
         + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
         **more,
     }
+
+
+def relative(argument: str) -> str:
+    """A command-line argument without absolute paths: from here if it lies below, else its last part."""
+    head, separator, path = argument.rpartition(":") if ":/" in argument else argument.rpartition("@") if "@/" in argument else ("", "", argument)
+    if not path.startswith("/"):
+        return argument
+    here = Path.cwd()
+    return head + separator + str(Path(path).relative_to(here) if Path(path).is_relative_to(here) else Path(path).name)
 
 
 def save(

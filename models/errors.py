@@ -3,3 +3,14 @@
 
 class InputError(ValueError):
     """Bad input. The message is one sentence: what is wrong, where, and what to do about it."""
+
+
+class UnreadableImage(InputError):
+    """One image that cannot be decoded; streams leave it out and count it."""
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(f"{name} cannot be read as an image ({reason}); repair or remove it")
+        self.name, self.reason = name, reason
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.name, self.reason)  # so that it survives the way from a loading process

@@ -244,11 +244,11 @@ class BViT(HookedRootModule):
             if step and n_run <= int(step[1]) < self.config.n_steps:
                 raise InputError(f"{name} would never be reached: only {n_run} steps run")
 
-    def hooks(self, fwd_hooks: list = [], bwd_hooks: list = [], **kwargs: Any) -> Any:  # noqa: B006 (TransformerLens' signature)
+    def hooks(self, fwd_hooks: Iterable = (), bwd_hooks: Iterable = (), *args: Any, **kwargs: Any) -> Any:
         """TransformerLens' context of hooks, where a name may be a glob and a misspelt one is an error."""
-        return super().hooks(self._spelt_out(fwd_hooks), self._spelt_out(bwd_hooks), **kwargs)
+        return super().hooks(self._spelt_out(fwd_hooks), self._spelt_out(bwd_hooks), *args, **kwargs)
 
-    def _spelt_out(self, hooks: list) -> list:
+    def _spelt_out(self, hooks: Iterable) -> list:
         return [(point, hook) for name, hook in hooks for point in ([name] if name in self.mod_dict else self.names(name))]
 
     # What TransformerLens' ActivationCache asks of a model

@@ -1,6 +1,10 @@
 """Images, labels and masks, by spec."""
 
+from models.data.about import About, describe, match_classes, require_masks
 from models.data.shapes import Shapes
+from models.data.stream import Batch, Stream
+
+__all__ = ["About", "Batch", "Stream", "describe", "match_classes", "open_data", "require_masks"]
 
 
 def open_data(spec, split="val", *, like=None):

@@ -1,0 +1,63 @@
+"""What a data set is, seen through any `torch.utils.data.Subset` of it; and what a probe may ask of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Subset
+
+from models.errors import InputError
+
+WITH_MASKS = "shapes, shapes-easy, imagenet-s:PATH, voc:PATH and boxes:PATH"
+
+
+@dataclass(frozen=True)
+class About:
+    """labels: [image] int64; indices: [image] positions in the whole set; fingerprint: of content, geometry and selection."""
+
+    spec: str
+    split: str
+    classes: tuple[str, ...]
+    labels: np.ndarray
+    indices: np.ndarray
+    fingerprint: str
+    has_masks: bool
+    image_size: int
+
+
+def describe(data: Any) -> About:
+    """The facts of a data set; a Subset has those of the whole for the images it holds."""
+    if isinstance(data, Subset):
+        whole, chosen = describe(data.dataset), np.asarray(data.indices, dtype=np.int64)
+        mark = hashlib.sha256(whole.fingerprint.encode() + chosen.tobytes()).hexdigest()[:16]
+        return About(
+            whole.spec, whole.split, whole.classes, whole.labels[chosen], whole.indices[chosen], mark, whole.has_masks, whole.image_size
+        )
+    indices = np.arange(len(data))
+    return About(
+        data.spec, data.split, tuple(data.classes), np.asarray(data.labels), indices, data.fingerprint, data.has_masks, data.image_size
+    )
+
+
+def require_masks(data: Any) -> None:
+    """Refuse a data set without masks, where a probe needs them."""
+    about = describe(data)
+    if not about.has_masks:
+        raise InputError(
+            f"{about.spec} has no masks; name data that has them with --data ({WITH_MASKS}), or run a probe that needs none, "
+            "such as python -m probes.trajectories"
+        )
+
+
+def match_classes(data_classes: Sequence[str], model_classes: Sequence[str] | None) -> list[int]:
+    """The model's index of each class of the data, matched by name."""
+    place = {name: i for i, name in enumerate(model_classes or ())}
+    missing = [name for name in data_classes if name not in place]
+    if missing:
+        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise InputError(f"the model has no class {shown} that the data has; choose data whose classes are among the model's")
+    return [place[name] for name in data_classes]

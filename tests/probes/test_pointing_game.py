@@ -1,0 +1,194 @@
+"""Run with: pytest tests/probes/test_pointing_game.py"""
+
+import numpy as np
+import pytest
+import torch
+
+from models import ViTConfig, open_data
+from models.checkpoint import Origin, fresh
+from models.errors import InputError
+from probes import pointing_game as game
+from tests.reference import slow_pointing_game as slow
+
+CONFIG = ViTConfig.preset("bvit_shapes", n_steps=3, d_model=32, n_heads=2, n_classes=20)
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = fresh(CONFIG, 0).eval()
+    model.origin = Origin("planted")
+    return model
+
+
+@pytest.fixture(scope="module")
+def data(model):
+    return torch.utils.data.Subset(open_data("shapes", like=model), range(0, 80, 2))
+
+
+@pytest.fixture(scope="module")
+def result(model, data):
+    return game.measure(model, data, control=model, upsample="bicubic", batch_size=16)
+
+
+def patch_attention(model, images) -> np.ndarray:
+    """[image step head row column] from cached patterns: another way than the probe's."""
+    _, cache = model.run_with_cache(images, names_filter="blocks.*.attn.hook_pattern")
+    rows = torch.stack([cache["pattern", t][:, :, 0, 1:] for t in range(model.config.n_steps)], 1)
+    return rows.unflatten(-1, (8, 8)).detach().numpy()
+
+
+def test_everything_equals_the_slow_reference(model, data, result) -> None:
+    items = [data[i] for i in range(len(data))]
+    labels = [item[1] for item in items]
+    masks = [item[2].numpy() for item in items]
+    attention = patch_attention(model, torch.stack([item[0] for item in items]))
+    for step, head, tolerance, radius in ((0, 0, 0, 0.0), (1, 1, 15, 15 * 64 / 224), (2, 0, 15, 15 * 64 / 224)):
+        for target in ("class", "any"):
+            hits = [
+                slow.hit(attention[i, step, head], masks[i], (lambda v, i=i: v == labels[i] + 1) if target == "class" else (lambda v: v > 0), 8, radius)
+                for i in range(len(items))
+            ]
+            cell = result["hit_ratio"].sel(dict(step=step, head=head, tolerance=tolerance, target=target))
+            assert float(cell.sel(average="micro")) == pytest.approx(slow.micro(hits))
+            assert float(cell.sel(average="macro")) == pytest.approx(slow.macro(hits, labels))
+    for name, reference in (("mass", slow.mass), ("iou60", slow.iou60)):
+        expected = np.mean([reference(attention[i, 1, 1], masks[i], labels[i], 8) for i in range(len(items))])
+        assert float(result[name].sel(step=1, head=1)) == pytest.approx(expected, abs=1e-4)
+    assert (result["argmax"].values == attention.reshape(*attention.shape[:3], -1).argmax(-1)).mean() > 0.999
+
+
+def test_baselines_equal_their_definitions(data, result) -> None:
+    masks, labels = [data[i][2].numpy() for i in range(len(data))], [data[i][1] for i in range(len(data))]
+    cell = result["baseline"].sel(dict(tolerance=0, target="class", average="micro"))
+    assert float(cell.sel(kind="centre")) == pytest.approx(np.mean([m[32, 32] == c + 1 for m, c in zip(masks, labels, strict=True)]))
+    assert float(cell.sel(kind="uniform")) == pytest.approx(np.mean([(m[4::8, 4::8] == c + 1).mean() for m, c in zip(masks, labels, strict=True)]))
+    assert float(cell.sel(kind="area")) == pytest.approx(np.mean([(m == c + 1).mean() for m, c in zip(masks, labels, strict=True)]), rel=1e-5)
+    assert float(result["chance"].sel(companion="mass")) == pytest.approx(float(cell.sel(kind="area")), rel=1e-5)
+
+
+@pytest.mark.parametrize("radius", [0.0, 1.0, 1.5, 4.2857, 15.0])
+def test_dilation_equals_the_distance_transform(radius: float) -> None:
+    from scipy.ndimage import distance_transform_edt
+
+    masks = torch.rand(2, 3, 40, 40) > 0.99
+    expected = np.stack([[distance_transform_edt(~m.numpy()) for m in row] for row in masks])
+    expected = (expected < radius) | masks.numpy()
+    assert (game.dilate(masks, radius).numpy() == expected).all()
+
+
+def planted(masks: torch.Tensor, labels: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+    """Hits [tolerance target image] of one planted map per image."""
+    return game.hits(attention[:, None, None], game.score_table(masks, labels, 8))[..., 0, 0]
+
+
+def test_a_head_that_looks_at_the_object_scores_one_and_one_that_looks_away_zero(data) -> None:
+    masks, labels = torch.stack([data[i][2] for i in range(40)]), torch.tensor([data[i][1] for i in range(40)])
+    on = (masks[:, 4::8, 4::8] == (labels + 1)[:, None, None]).flatten(1)
+    seen = on.any(1)  # a thin object may miss every patch centre
+    assert seen.sum() > 30
+    assert (planted(masks[seen], labels[seen], on[seen].float())[0, 0] == 1).all()
+    assert (planted(masks, labels, (~on).float())[0, 0] == 0).all()
+
+
+def test_random_attention_scores_the_share_of_patch_centres_on_the_mask(data) -> None:
+    masks, labels = torch.stack([data[i][2] for i in range(40)]), torch.tensor([data[i][1] for i in range(40)])
+    p = (masks[:, 4::8, 4::8] == (labels + 1)[:, None, None]).float().mean((1, 2))
+    table = game.score_table(masks, labels, 8)
+    hits = game.hits(torch.rand(40, 50, 8, 64), table)[0, 0]
+    spread = (p * (1 - p)).sum().sqrt() / 40 / (50 * 8) ** 0.5
+    assert abs(hits.mean() - p.mean()) < 4 * spread
+
+
+def test_ties_are_averaged_and_ignored_pixels_left_out() -> None:
+    mask = torch.zeros(1, 16, 16, dtype=torch.long)
+    mask[:, :8, :8], mask[:, 8:, 8:] = 1, -1  # patches: target, other, other, ignored
+    label = torch.tensor([0])
+    assert planted(mask, label, torch.ones(1, 4))[0, 0] == pytest.approx(1 / 3)
+    assert planted(mask, label, torch.tensor([[1.0, 1, 0, 0]]))[0, 0] == 0.5
+    assert planted(mask, label, torch.tensor([[0.0, 0, 0, 1]])).isnan().all()
+
+
+def test_a_planted_head_of_a_real_model_is_found(data) -> None:
+    """Head 1 at step 1 gets keys that say where the texture is plainest; here: patches of the target, planted through the q and k hooks."""
+    model = fresh(CONFIG, 0).eval()
+    model.origin = Origin("planted")
+    grids = torch.stack([data[i][2][4::8, 4::8].flatten() == data[i][1] + 1 for i in range(len(data))])
+    seen = grids.any(1)
+    subset = torch.utils.data.Subset(data.dataset, [data.indices[i] for i in seen.nonzero()[:, 0]])
+    grids, place = grids[seen], iter(range(0, len(subset), 20))
+
+    def look(k: torch.Tensor, hook) -> torch.Tensor:
+        first = next(place)
+        k = k.clone()
+        k[:, 0, 1], k[:, 1:, 1] = 0, grids[first : first + len(k), :, None].float()
+        return k
+
+    def ask(q: torch.Tensor, hook) -> torch.Tensor:
+        q = q.clone()
+        q[:, :, 1] = 10.0
+        return q
+
+    with model.hooks(fwd_hooks=[("blocks.1.attn.hook_q", ask), ("blocks.1.attn.hook_k", look)]):
+        found = game.measure(model, subset, thumbnails=False, batch_size=20)
+    from analyses.pointing_game import best_head
+
+    assert float(found["hit_ratio"].sel(dict(step=1, head=1, tolerance=0, target="class", average="micro"))) == 1.0
+    best = best_head(found)
+    assert (best["step"], best["head"], best["held_out"]) == (1, 1, 1.0)
+
+
+def test_upsampled_nearest_to_the_patches(model, data) -> None:
+    """With one bright patch in the middle of a dark grid, the upsampled arg-max stays inside that patch."""
+    masks, labels = torch.stack([data[i][2] for i in range(4)]), torch.tensor([data[i][1] for i in range(4)])
+    attention = torch.zeros(4, 1, 1, 64)
+    attention[..., 27] = 1
+    for mode in ("bilinear", "bicubic"):
+        hit = game.hits_upsampled(attention, game.score_table(masks, labels, 8), 64, mode)[0, 0, :, 0, 0]
+        inside = masks[:, 24:32, 24:32] == (labels + 1)[:, None, None]
+        sure = inside.flatten(1).all(1) | ~inside.flatten(1).any(1)
+        assert (hit[sure] == inside.flatten(1).any(1)[sure].float()).all()
+
+
+def test_same_seed_same_result_and_any_batch_size(model, data, result) -> None:
+    again = game.measure(model, data, control=model, upsample="bicubic", batch_size=16)
+    changing = ("created", "command", "seconds", "machine")
+    assert again.drop_attrs().identical(result.drop_attrs())
+    assert {k: v for k, v in again.attrs.items() if k not in changing} == {k: v for k, v in result.attrs.items() if k not in changing}
+    other = game.measure(model, data, batch_size=7, thumbnails=False)
+    assert np.allclose(other["hit_ratio"], result["hit_ratio"], atol=1e-6)
+
+
+def test_thumbnails_are_the_images_themselves(data, result) -> None:
+    place = 3
+    position = int(result["shown"][place])
+    image = (data[position][0] * 0.5 + 0.5).permute(1, 2, 0) * 255
+    assert np.abs(result["thumbnail"].values[place] - image.numpy()).max() <= 1
+    assert (result["thumbnail_mask"].values[place] == data[position][2].numpy()).all()
+    score = result["hit"].values[0, 0].mean((1, 2))
+    assert score[result["shown"].values[0]] == score.max()
+
+
+def test_nan_activations_name_their_step(data) -> None:
+    model = fresh(CONFIG, 0).eval()
+    model.origin = Origin("planted")
+    with model.hooks(fwd_hooks=[("blocks.1.hook_resid_pre", lambda x, hook: x * torch.nan)]), pytest.raises(InputError, match=r"step 2 \(blocks.1\)"):
+        game.measure(model, data, thumbnails=False)
+
+
+def test_images_that_lost_their_target_are_counted(model, data) -> None:
+    class Lost(torch.utils.data.Dataset):
+        has_masks = True
+
+        def __init__(self):
+            for name in ("spec", "split", "classes", "fingerprint", "labels", "image_size", "mean", "std"):
+                setattr(self, name, getattr(data.dataset, name))
+
+        def __len__(self):
+            return 6
+
+        def __getitem__(self, i):
+            image, label, mask = data.dataset[i]
+            return image, label, torch.zeros_like(mask) if i % 3 == 0 else mask
+
+    found = game.measure(model, Lost(), thumbnails=False)
+    assert found.attrs["n_skipped"] == 2 and list(found["index"].values) == [1, 2, 4, 5]
