@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -75,11 +78,21 @@ def train(
         force: start over in a folder that holds a run.
     """
     options = {name: value for name, value in locals().items() if name not in ("out", "resume", "force", "stop_after", "workers", "device")}
+    with owned(out, resume, force):
+        Trainer(options, out, device, workers).run(stop_after)
+
+
+@contextmanager
+def owned(out: Path, resume: bool, force: bool) -> Iterator[None]:
+    """The run folder, claimed and locked by the first process of a run."""
     from models import run_folder
 
+    if int(os.environ.get("RANK", 0)) > 0:
+        yield
+        return
     with run_folder.locked(out):
         run_folder.claim(out, resume=resume, force=force)
-        Trainer(options, out, device, workers).run(stop_after)
+        yield
 
 
 @dataclass

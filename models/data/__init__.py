@@ -1,14 +1,51 @@
-"""Images, labels and masks, by spec."""
+"""Images, labels and masks, by spec: ``open_data("shapes")``, ``open_data("imagenet-s:PATH")``, ...
 
+Every data set is map-style: ``data[i] -> (image float32 [3 h w], label int, mask int64 [h w] or None)``, where the mask holds 0 for
+other, label + 1 for an object of that class, -1 for ignored pixels. A `torch.utils.data.Subset` of one is as good as the whole.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from models.config import ViTConfig
 from models.data.about import About, describe, match_classes, require_masks
+from models.data.folder import open_folder
+from models.data.masked import open_boxes, open_imagenet_s, open_voc
 from models.data.shapes import Shapes
 from models.data.stream import Batch, Stream
+from models.errors import InputError
 
 __all__ = ["About", "Batch", "Stream", "describe", "match_classes", "open_data", "require_masks"]
 
+ON_DISK = {"folder": open_folder, "imagenet-s": open_imagenet_s, "voc": open_voc, "boxes": open_boxes}
+FORMS = "shapes, shapes:N, shapes-easy, shapes-easy:N, folder:PATH, imagenet-s:PATH, voc:PATH, boxes:PATH, and timm's wds/, hfds/, torch/"
 
-def open_data(spec, split="val", *, like=None):
-    config = getattr(like, "config", like)
-    kind, _, n = spec.partition(":")
-    size = {} if config is None else dict(image_size=config.image_size, mean=config.mean, std=config.std)
-    return Shapes(split, easy=kind == "shapes-easy", n=int(n) if n and split == "train" else None, **size)
+
+def open_data(spec: str, split: str = "val", *, like: Any = None) -> Any:
+    """A data set by spec; `like` (a model or its config) gives image_size, mean and std.
+
+    Without `like`, `shapes` is 64 px (`shapes-easy` 32) with mean = std = 0.5, everything else 224 px with ImageNet's.
+    ``shapes:N`` has N training images; its validation split stays as it is. Raises `InputError`.
+    """
+    config: ViTConfig | None = getattr(like, "config", like)
+    kind, colon, rest = spec.partition(":")
+    if kind in ("shapes", "shapes-easy"):
+        return _shapes(spec, kind, rest if colon else None, split, config)
+    if kind in ON_DISK:
+        if not rest:
+            raise InputError(f"{spec!r} names no place; write {kind}:PATH")
+        return ON_DISK[kind](spec, Path(rest).expanduser(), split, config)
+    from models.data import timm_reader
+
+    if spec.startswith(timm_reader.KINDS):
+        return timm_reader.TimmImages(spec, split, config)
+    raise InputError(f"no data set is called {spec!r}; there are {FORMS}")
+
+
+def _shapes(spec: str, kind: str, size: str | None, split: str, config: ViTConfig | None) -> Shapes:
+    if size is not None and not (size.isdecimal() and int(size) > 0):
+        raise InputError(f"{spec!r}: after the colon stands the number of training images, as in {kind}:100000")
+    geometry = {} if config is None else dict(image_size=config.image_size, mean=config.mean, std=config.std)
+    return Shapes(split, easy=kind == "shapes-easy", n=int(size) if size and split == "train" else None, **geometry)

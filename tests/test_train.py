@@ -1,0 +1,169 @@
+"""Run with: pytest tests/test_train.py"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from models import load
+from models.errors import InputError
+from models.train import Trainer, train
+
+TINY = dict(
+    data="shapes-easy:256", model="bvit_easy", fields=("d_model=16", "n_heads=2", "n_steps=2", "drop_path=0.1"), epochs=2.0, batch_size=32, val_limit=64,
+    workers=0, device="cpu",
+)  # fmt: skip
+
+
+def state(run: Path) -> dict:
+    return torch.load(run / "last.pt", weights_only=True)
+
+
+def same(a: dict, b: dict) -> bool:
+    return all(torch.equal(a[part][name], b[part][name]) for part in ("model", "ema") for name in a[part])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A run that nothing interrupted."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    train(out=run, **TINY)
+    return run
+
+
+def test_a_run_leaves_a_checkpoint_a_log_and_events(whole: Path) -> None:
+    model = load(whole)
+    assert model.config.n_steps == 2 and len(model.config.classes) == 20 and model.origin.data == "shapes-easy:256"
+    lines = [json.loads(line) for line in (whole / "train.jsonl").read_text().splitlines()]
+    assert [line["update"] for line in lines if "top1" in line] == [8, 16]
+    assert model.origin.metrics["top1"] == max(line["top1"] for line in lines if "top1" in line)
+    assert list(whole.glob("events.out.tfevents.*"))
+    assert not list(whole.glob(".*tmp"))
+
+
+def test_training_changes_the_weights_and_init_rebuilds_the_first_ones(whole: Path) -> None:
+    trained, untrained = load(whole, "raw").state_dict(), load(whole, "init").state_dict()
+    assert not torch.equal(trained["head.weight"], untrained["head.weight"])
+
+
+def test_a_killed_run_resumes_to_the_same_weights(whole: Path, tmp_path: Path) -> None:
+    """kill -9 in the middle of update 11, with a state saved after every update."""
+    script = f"""
+import os, signal, torch
+torch.set_num_threads(1)
+from pathlib import Path
+from models import train as t
+t.SAVE_EVERY = 0
+whole_update = t.Trainer._update
+def update(self, *batch):
+    loss = whole_update(self, *batch)
+    if self.position.update == 11:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return loss
+t.Trainer._update = update
+t.train(out=Path({str(tmp_path / "run")!r}), **{TINY!r})
+"""
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert killed.returncode == -9, killed.stderr
+    assert state(tmp_path / "run")["position"]["update"] == 11
+    train(out=tmp_path / "run", resume=True, **TINY)
+    assert same(state(tmp_path / "run"), state(whole))
+    assert (tmp_path / "run" / "train.jsonl").read_text().count("\n") == (whole / "train.jsonl").read_text().count("\n")
+
+
+def test_sittings_end_in_the_same_weights(whole: Path, tmp_path: Path) -> None:
+    for updates in (5, 6, None):
+        train(out=tmp_path / "run", resume=True, stop_after=updates, **TINY)
+    assert same(state(tmp_path / "run"), state(whole))
+
+
+def test_loading_processes_do_not_change_the_result(whole: Path, tmp_path: Path) -> None:
+    train(out=tmp_path / "run", **(TINY | {"workers": 2}))
+    assert same(state(tmp_path / "run"), state(whole))
+
+
+def test_a_run_is_not_overwritten_nor_resumed_with_other_options(whole: Path) -> None:
+    with pytest.raises(InputError, match="--resume"):
+        train(out=whole, **TINY)
+    with pytest.raises(InputError, match="epochs=2.0"):
+        train(out=whole, resume=True, **(TINY | {"epochs": 3.0}))
+    train(out=whole, resume=True, **TINY)  # finished: nothing to do
+
+
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    from models.run_folder import locked
+
+    with locked(tmp_path), pytest.raises(InputError, match="another live process"):
+        train(out=tmp_path, **TINY)
+
+
+def test_the_stacked_baseline_trains_with_the_same_command(tmp_path: Path) -> None:
+    train(out=tmp_path / "run", **(TINY | {"model": "vit_easy", "fields": ("d_model=16", "n_heads=2", "n_steps=2"), "epochs": 1.0}))
+    assert load(tmp_path / "run").config.n_blocks == 2
+
+
+def test_growing_runs_from_two_steps_to_all(tmp_path: Path) -> None:
+    options = TINY | {"fields": ("n_steps=6", "d_model=16", "n_heads=2"), "grow": 0.5}
+    trainer = Trainer(
+        {k: v for k, v in options.items() if k not in ("workers", "device")} | dict(recipe=None, lr=None, seed=0, precision="auto"), tmp_path, "cpu", 0
+    )
+    steps = [trainer.n_steps(update) for update in range(trainer.updates)]
+    assert steps[0] == 2 and steps == sorted(steps) and set(steps[trainer.updates // 2 :]) == {6}
+
+
+def test_two_processes_train_with_the_same_loss(tmp_path: Path) -> None:
+    """DDP under torchrun: the logged losses equal those of one process to rounding (no drop path, which is random per process)."""
+    options = ["--data", "shapes-easy:256", "--model", "bvit_easy", "--fields", "d_model=16", "n_heads=2", "n_steps=2", "--epochs", "1"]
+    options += ["--batch-size", "32", "--val-limit", "64", "--workers", "0", "--device", "cpu"]
+    losses = []
+    for launch in (["-m", "models.train"], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "models.train"]):
+        run = tmp_path / str(len(launch))
+        done = subprocess.run([sys.executable, *launch, *options, "--out", str(run)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        losses.append([json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()])
+    for one, two in zip(*losses, strict=True):
+        assert one["update"] == two["update"]
+        for name in ("loss", "val_loss"):
+            if name in one:
+                assert one[name] == pytest.approx(two[name], abs=2e-5)
+
+
+def test_photographs_train_with_mixing_and_randaugment(tmp_path: Path) -> None:
+    """The `small` and `deit` recipes on class folders of tiny pictures."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for name in ("n01", "n02"):
+            folder = tmp_path / "photos" / split / name
+            folder.mkdir(parents=True)
+            for i in range(16):
+                Image.fromarray(rng.integers(0, 255, (40, 48, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    for recipe in ("small", "deit"):
+        run = tmp_path / recipe
+        fields = ("d_model=16", "n_heads=2", "n_steps=2")
+        train(data=f"folder:{tmp_path / 'photos'}", model="bvit_easy", fields=fields, recipe=recipe, epochs=1.0, batch_size=16, out=run, workers=0, device="cpu")
+        assert load(run).config.classes == ("n01", "n02")
+        assert load(run).config.drop_path == 0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(model="bvit_huge"), "no preset named 'bvit_huge'"),
+        (dict(fields=("d_model",)), "name=value"),
+        (dict(fields=("d_model=15",)), "multiple of n_heads"),
+        (dict(fields=("widht=15",)), "no field widht"),
+        (dict(batch_size=1000), "fewer than one batch"),
+        (dict(device="cuda"), "no CUDA device"),
+    ],
+)
+def test_bad_options_are_one_sentence(tmp_path: Path, change: dict, message: str) -> None:
+    if change == dict(device="cuda") and torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    with pytest.raises(InputError, match=message):
+        train(out=tmp_path / "run", **(TINY | change))
