@@ -159,7 +159,7 @@ def figure(results: xr.Dataset | Mapping[str, xr.Dataset], *, tolerance: int = 0
     result = next(iter(named.values()))
     for ax, title in zip(axes, ("mean over heads", "best head of each step"), strict=True):
         for line, name in zip((":", "-."), ("centre", "uniform"), strict=True):
-            level = 100 * float(result["baseline"].sel(kind=name, **cell))
+            level = 100 * float(result["baseline"].sel(dict(kind=name, **cell)))
             ax.axhline(level, ls=line, color=style.CHANCE, lw=1, label={"centre": "image centre", "uniform": "random patch"}[name])
         ax.set_title(title, fontsize=10)
         style.step_axis(ax, max(r.sizes["step"] for r in named.values()))
@@ -187,12 +187,12 @@ def heat_map(result: xr.Dataset, *, tolerance: int = 0, target: str = "class", a
     for ax, (name, values) in zip(axes, maps.items(), strict=True):
         drawn = ax.imshow(100 * values.transpose("head", "step"), cmap=style.MAP, vmin=0, vmax=top, aspect="auto")
         ax.set_xticks(range(result.sizes["step"]), [str(t + 1) for t in result.step.values])
-        ax.set(xlabel="step", ylabel="head", yticks=result.head.values)
+        ax.set(xlabel="step", ylabel="head", yticks=result["head"].values)
         ax.set_title(name, fontsize=10)
     bar = fig.colorbar(drawn, ax=axes)
     bar.set_label(f"hit ratio, {target}, {tolerance} px (%)", fontsize=8)
     for name, style_ in (("centre", "--"), ("uniform", ":")):
-        bar.ax.axhline(100 * float(result["baseline"].sel(kind=name, **cell)), color="white", ls=style_)
+        bar.ax.axhline(100 * float(result["baseline"].sel(dict(kind=name, **cell))), color="white", ls=style_)
     bar.ax.set_title("-- centre\n·· random", fontsize=6)
     return fig
 
@@ -213,7 +213,7 @@ def examples(result: xr.Dataset, *, n_images: int = 4) -> Figure | None:
     return fig
 
 
-def draw_example(ax: Any, result: xr.Dataset, place: int, step: int, head: int) -> None:
+def draw_example(ax: Any, result: xr.Dataset, place: int, step: int, head: int, fontsize: int = 6) -> None:
     """One stored image under one head's attention, the target outlined, the arg-max marked, the mass inside the target below."""
     pixels = result["thumbnail"].values[place]
     attention = result["thumbnail_attention"].values[place, step, head].astype(float)
@@ -221,12 +221,12 @@ def draw_example(ax: Any, result: xr.Dataset, place: int, step: int, head: int) 
     size, (rows, columns) = len(pixels), attention.shape
     extent = (0, size, size, 0)
     ax.imshow(pixels, extent=extent)
-    ax.imshow(attention, extent=extent, cmap="inferno", alpha=0.55, interpolation="bilinear")
+    ax.imshow(attention, extent=extent, cmap="inferno", alpha=0.5, interpolation="bilinear")
     ax.contour(np.arange(size) + 0.5, np.arange(size) + 0.5, mask, levels=[0.5], colors="white", linewidths=0.8)
     row, column = np.unravel_index(attention.argmax(), attention.shape)
     ax.plot((column + 0.5) * size / columns, (row + 0.5) * size / rows, "x", color="cyan", markersize=5)
     inside = mask.reshape(rows, size // rows, columns, size // columns).mean((1, 3))
-    ax.set_xlabel(f"{100 * (attention * inside).sum() / max(attention.sum(), 1e-9):.0f} % in", fontsize=6, labelpad=1)
+    ax.set_xlabel(f"{100 * (attention * inside).sum() / max(attention.sum(), 1e-9):.0f} % in", fontsize=fontsize, labelpad=1)
     ax.set(xticks=[], yticks=[])
 
 
@@ -237,21 +237,25 @@ def target_mask(result: xr.Dataset, place: int) -> np.ndarray:
 
 
 def interactive(result: xr.Dataset, *, tolerance: int = 0, target: str = "class", average: str = "micro") -> go.Figure:
-    """Head x step map to click on: a transparent scatter over the heat map carries [step, head] as customdata."""
+    """Head x step map to click on, its colours from chance to the best cell; a transparent scatter over it returns x = step + 1, y = head."""
     cell = dict(tolerance=tolerance, target=target, average=average)
     ratio, low, high = (100 * result[key].sel(cell).transpose("head", "step").values for key in ("hit_ratio", "hit_low", "hit_high"))
     heads, steps = np.indices(ratio.shape)
+    chance = 100 * float(result["baseline"].sel(dict(kind="uniform", **cell)))
     fig = go.Figure(
         go.Heatmap(
-            z=ratio, x=steps[0] + 1, y=heads[:, 0], colorscale=style.MAP, zmin=0, hoverinfo="skip", xgap=1, ygap=1, colorbar_title="hit ratio (%)"
+            z=ratio, x=steps[0] + 1, y=heads[:, 0], colorscale=style.MAP, zmin=min(chance, np.nanmin(ratio)), zmax=np.nanmax(ratio), hoverinfo="skip", xgap=1, ygap=1, colorbar_title="hit ratio (%)"
         )
     )
     text = [f"{style.step_label(t)}, head {h}<br>{r:.1f} % [{a:.1f}, {b:.1f}]" for t, h, r, a, b in zip(*map(np.ravel, (steps, heads, ratio, low, high)), strict=True)]
     fig.add_scatter(
         x=steps.ravel() + 1, y=heads.ravel(), mode="markers", marker=dict(symbol="square", size=26, opacity=0),
-        customdata=np.stack([steps.ravel(), heads.ravel()], -1), text=text, hovertemplate="%{text}<extra></extra>", showlegend=False,
+        text=text, hovertemplate="%{text}<extra></extra>", showlegend=False,
     )  # fmt: skip
-    fig.update_layout(xaxis=dict(title="step", dtick=1), yaxis=dict(title="head", dtick=1, autorange="reversed"), margin=dict(l=50, r=10, t=20, b=45))
+    last, lowest = steps.max() + 1.5, heads.max() + 0.5
+    fig.update_layout(
+        xaxis=dict(title="step", dtick=1, range=[0.5, last]), yaxis=dict(title="head", dtick=1, range=[lowest, -0.5]), margin=dict(l=50, r=10, t=20, b=45)
+    )
     return fig
 
 
@@ -269,8 +273,11 @@ def curves(result: xr.Dataset, *, tolerance: int = 0, target: str = "class", ave
             control = control.mean("head") if reduce == "mean" else control.max("head")
             fig.add_scatter(x=steps, y=control.values, name=f"untrained, {title}", line=dict(color=colour, dash="dot"))
     for name, dash in (("centre", "dash"), ("uniform", "dashdot")):
-        level = 100 * float(result["baseline"].sel(kind=name, **cell))
+        level = 100 * float(result["baseline"].sel(dict(kind=name, **cell)))
         title = {"centre": "image centre", "uniform": "random patch"}[name]
         fig.add_scatter(x=steps, y=np.full(len(steps), level), name=title, mode="lines", line=dict(color=style.CHANCE, dash=dash, width=1))
-    fig.update_layout(xaxis=dict(title="step", dtick=1), yaxis_title=f"hit ratio, {target}, {tolerance} px (%)", margin=dict(l=50, r=10, t=20, b=45))
+    fig.update_layout(
+        xaxis=dict(title="step", dtick=1, range=[0.5, len(steps) + 0.5]), yaxis_title=f"hit ratio, {target}, {tolerance} px (%)",
+        legend=dict(orientation="h", y=-0.2), margin=dict(l=50, r=10, t=20, b=45),
+    )  # fmt: skip
     return fig

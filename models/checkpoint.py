@@ -8,7 +8,9 @@ for every probe, wherever it is copied.
 import hashlib
 import pickle
 import platform
+import struct
 import sys
+import zipfile
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 
 from models import run_folder
 from models.config import ViTConfig
-from models.errors import InputError
+from models.errors import InputError, brief
 from models.vit import BViT
 
 FORMAT, VERSION = "bvit-toolkit", 1
@@ -154,7 +156,7 @@ def _fill(model: BViT, state: State, path: Path) -> None:
     try:
         model.load_state_dict({name: value.float() for name, value in state.items()})
     except RuntimeError as error:
-        raise InputError(f"{path}: the weights do not fit the config stored beside them ({str(error).splitlines()[-1].strip()})") from None
+        raise InputError(f"{path}: the weights do not fit the config stored beside them ({brief(error, -1)})") from None
 
 
 def _untrained(config: ViTConfig, seed: int, expected: str, path: Path) -> BViT:
@@ -173,8 +175,8 @@ def read(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise InputError(f"{path} holds more than plain tensors (loading it could run code), it was not opened; export its state dict") from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is not a readable checkpoint, it may be truncated ({str(error).splitlines()[0][:100]})") from None
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError, zipfile.BadZipFile, struct.error) as error:
+        raise InputError(f"{path} is not a readable checkpoint, it may be truncated ({brief(error)})") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path} is not a checkpoint of this toolkit; weights in timm's names are loaded with timm:NAME@{path}")
     if content.get("version") != VERSION:

@@ -14,3 +14,9 @@ class UnreadableImage(InputError):
 
     def __reduce__(self) -> tuple:
         return type(self), (self.name, self.reason)  # so that it survives the way from a loading process
+
+
+def brief(error: Exception, line: int = 0) -> str:
+    """One line of an error's text, or its kind where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[line].strip()[:120] if lines else type(error).__name__

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from models.checkpoint import Origin, State, fresh, load_file, state_sha256
 from models.config import IMAGENET_MEAN, IMAGENET_STD, ViTConfig
-from models.errors import InputError
+from models.errors import InputError, brief
 from models.vit import BViT
 
 # In
@@ -100,7 +100,7 @@ def state_dict(file: Path) -> State:
     except pickle.UnpicklingError:
         raise InputError(f"{file} holds more than plain tensors (loading it could run code), it was not opened; export its state dict") from None
     except Exception as error:
-        raise InputError(f"{file} is not a readable state dict, it may be truncated ({str(error).splitlines()[0][:80]})") from None
+        raise InputError(f"{file} is not a readable state dict, it may be truncated ({brief(error)})") from None
     for key in ("state_dict", "model", "teacher"):
         content = content[key] if isinstance(content, dict) and isinstance(content.get(key), dict) else content
     if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):

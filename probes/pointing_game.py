@@ -296,7 +296,7 @@ def add_thumbnails(result: xr.Dataset, model: BViT, data: Any, position: np.ndar
 
 def command(
     common: Annotated[Common, tyro.conf.arg(name="")],
-    /,
+    *,
     upsample: Upsample = "none",
     control: bool = True,
     thumbnails: bool = True,

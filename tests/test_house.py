@@ -107,7 +107,7 @@ def test_help_answers_before_anything_heavy_is_loaded(command, answers):
 def test_a_probe_has_an_analysis_a_page_a_test_and_a_line_in_the_readme(probe, readme):
     assert (ROOT / "analyses" / f"{probe}.py").is_file()
     assert (ROOT / "tests" / "probes" / f"test_{probe}.py").is_file()
-    assert any(f"analyses.{probe}" in imported(page) for page in sources("app/pages")), f"no page shows analyses.{probe}"
+    assert any(f"analyses.{probe}" in imported(page) for page in sources("app/views")), f"no page shows analyses.{probe}"
     assert f"probes.{probe}" in readme
 
 

@@ -1,25 +1,28 @@
 """Photographs from disk: decoded, cut by one geometric transform together with their masks, normalised.
 
-Geometry, stated once: the shorter side is resized to image_size / 0.875 (ImageNet's crop of 87.5 %) from 160 px up and to
-image_size below, then the centre is cut out; images bicubic and antialiased, masks to their nearest pixel.
+Geometry, stated once: picture and mask are turned upright (EXIF), the shorter side is resized to image_size / 0.875 (ImageNet's
+crop of 87.5 %) from 160 px up and to image_size below, and the centre is cut out, all in one resampling: bicubic and antialiased
+for pictures, nearest for masks.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from models.config import IMAGENET_MEAN, IMAGENET_STD, ViTConfig
-from models.errors import InputError, UnreadableImage
+from models.errors import InputError, UnreadableImage, brief
 
 EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
 
@@ -28,7 +31,7 @@ EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif",
 class Item:
     """One picture of a set: its file, its name in messages, its label, and how to read its mask, if it has one.
 
-    ``mask(size)`` gives int64 [height width] for a picture of ``size`` = (width, height), in the house's encoding.
+    ``mask(size)`` gives int64 [height width] for a picture stored as ``size`` = (width, height), in the house's encoding.
     """
 
     path: Path
@@ -65,26 +68,32 @@ class Images(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, Tensor | None]:
         item = self.items[index]
-        picture = self.pil(index)
-        image = torch.from_numpy(np.array(cut(picture, self.image_size, Image.Resampling.BICUBIC))).permute(2, 0, 1).float() / 255
-        mean, std = (torch.tensor(value).view(3, 1, 1) for value in (self.mean, self.std))
-        mask = None if item.mask is None else torch.from_numpy(cut_mask(item.mask(picture.size), self.image_size))
-        return (image - mean) / std, item.label, mask
+        picture, size, orientation = read(item.path, item.name)
+        mask = None if item.mask is None else torch.from_numpy(cut_mask(item.mask(size), self.image_size, orientation))
+        return normalised(picture, self.image_size, self.mean, self.std), item.label, mask
 
 
-def decode(path: Path, name: str) -> Image.Image:
-    """Any readable picture as 8-bit RGB, upright, first frame; raises `UnreadableImage`."""
+def read(path: Path | BinaryIO, name: str) -> tuple[Image.Image, tuple[int, int], int]:
+    """A picture as 8-bit RGB, upright, first frame; its size (width, height) as stored; and its EXIF orientation (1 = upright).
+
+    Raises `UnreadableImage`, also for a picture of more than ``PIL.Image.MAX_IMAGE_PIXELS`` (a decompression bomb).
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
-                picture.load()
-                return to_rgb(ImageOps.exif_transpose(picture))
+            with Image.open(path) as stored:
+                stored.load()
+                return to_rgb(ImageOps.exif_transpose(stored)), stored.size, stored.getexif().get(ExifTags.Base.Orientation, 1)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise UnreadableImage(name, f"it has more than {Image.MAX_IMAGE_PIXELS} pixels") from None
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
-        raise UnreadableImage(name, str(error).splitlines()[0][:80] if str(error) else type(error).__name__) from None
+    except Exception as error:  # a damaged file raises anything inside a decoder
+        raise UnreadableImage(name, brief(error)) from None
+
+
+def decode(path: Path | BinaryIO, name: str) -> Image.Image:
+    """Any readable picture as 8-bit RGB, upright, first frame; raises `UnreadableImage`."""
+    return read(path, name)[0]
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
@@ -105,36 +114,50 @@ def shorter_side(image_size: int) -> int:
 
 
 def cut(picture: Image.Image, image_size: int, resampling: Image.Resampling) -> Image.Image:
-    """The one geometric transform: shorter side to `shorter_side`, then the centre square of `image_size`."""
-    scale = shorter_side(image_size) / min(picture.size)
-    width, height = (max(image_size, round(side * scale)) for side in picture.size)
-    left, top = (width - image_size) // 2, (height - image_size) // 2
-    return picture.resize((width, height), resampling).crop((left, top, left + image_size, top + image_size))
+    """The one geometric transform: the centre square that fills image_size once the shorter side is `shorter_side` long."""
+    side = min(picture.size) * image_size / shorter_side(image_size)
+    left, top = ((length - side) / 2 for length in picture.size)
+    return picture.resize((image_size, image_size), resampling, box=(left, top, left + side, top + side))
 
 
-def cut_mask(mask: np.ndarray, image_size: int) -> np.ndarray:
-    """The same transform of a mask [height width], to its nearest pixels; int64 [h w]."""
-    return np.array(cut(Image.fromarray(mask.astype(np.int32)), image_size, Image.Resampling.NEAREST), dtype=np.int64)
+def cut_mask(mask: np.ndarray, image_size: int, orientation: int = 1) -> np.ndarray:
+    """The same transform of a mask [height width] of the stored pixels, to its nearest pixels; int64 [h w]."""
+    picture = Image.fromarray(mask.astype(np.int32))
+    picture.getexif()[ExifTags.Base.Orientation] = orientation
+    return np.array(cut(ImageOps.exif_transpose(picture), image_size, Image.Resampling.NEAREST), dtype=np.int64)
 
 
-def from_ids(ids: np.ndarray, *, n_classes: int, ignore: int, size: tuple[int, int], name: str) -> np.ndarray:
-    """Mask ids (0 other, 1..N, `ignore`) in the house's encoding; checks the size against the picture's and the range."""
-    if ids.shape != size[::-1]:
-        raise InputError(f"{name}: the mask is {ids.shape[1]} x {ids.shape[0]} pixels, its image {size[0]} x {size[1]}; they must be equal")
-    wrong = ids[(ids > n_classes) & (ids != ignore)]
+def normalised(picture: Image.Image, image_size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """A picture cut and normalised: float32 [3 h w]."""
+    pixels = np.asarray(cut(picture, image_size, Image.Resampling.BICUBIC), dtype=np.float32) / 255
+    return torch.from_numpy(((pixels - np.float32(mean)) / np.float32(std)).transpose(2, 0, 1).copy())
+
+
+def check_ids(ids: np.ndarray, *, n_classes: int, ignore: int, name: str) -> np.ndarray:
+    """Mask ids (0 other, 1..N, `ignore`) in the house's encoding, int64."""
+    wrong = ids[(ids < 0) | ((ids > n_classes) & (ids != ignore))]
     if wrong.size:
-        raise InputError(f"{name}: the mask holds id {wrong[0]}, outside 0..{n_classes} and {ignore} (ignore); is it of another split?")
+        raise InputError(f"{name}: the mask holds id {wrong[0]}, outside 0..{n_classes} and {ignore} (ignore); is it of another data set?")
     return np.where(ids == ignore, -1, ids.astype(np.int64))
 
 
+def check_size(mask: np.ndarray, size: tuple[int, int], name: str) -> np.ndarray:
+    """The mask, if it has the size (width, height) of its picture."""
+    if mask.shape != size[::-1]:
+        height, width = mask.shape
+        raise InputError(f"{name}: the mask is {width} x {height} pixels, its image as stored {size[0]} x {size[1]}; they must be equal")
+    return mask
+
+
 def raw_mask(path: Path, name: str) -> np.ndarray:
-    """A mask file's own numbers: palette indices and single channels [h w], or RGB [h w 3]."""
+    """A mask file's own numbers, int64: palette indices and single channels [h w], or RGB [h w 3]."""
     try:
-        with Image.open(path) as picture:
-            picture.load()
-            return np.asarray(picture)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{name}: the mask {path.name} cannot be read ({str(error)[:60]}); restore it from the data set") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as picture:
+                return np.asarray(picture, dtype=np.int64)
+    except Exception as error:  # a damaged file raises anything inside a decoder
+        raise InputError(f"{name}: the mask {path.name} cannot be read ({brief(error)}); restore it from the data set") from None
 
 
 def existing(path: Path, spec: str) -> Path:
@@ -144,5 +167,6 @@ def existing(path: Path, spec: str) -> Path:
 
 
 def pictures(folder: Path) -> list[Path]:
-    """Image files below a folder, sorted."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+    """Image files below a folder, sorted; hidden ones are left out."""
+    files = [os.path.join(place, name) for place, _, names in os.walk(folder) for name in names if not name.startswith(".")]
+    return sorted(Path(file) for file in files if file.lower().endswith(EXTENSIONS) and os.path.isfile(file))

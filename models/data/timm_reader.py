@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from models.config import IMAGENET_MEAN, IMAGENET_STD, ViTConfig
 from models.data.images import cut, to_rgb
-from models.errors import InputError
+from models.errors import InputError, brief
 
 KINDS = ("wds/", "hfds/", "torch/", "tfds/", "hfids/")
 
@@ -28,7 +28,7 @@ class TimmImages(Dataset):
         try:
             self.data = create_dataset(name, root=root or None, split="validation" if split == "val" else split, download=False)
         except (RuntimeError, ValueError, OSError, AssertionError, ImportError) as error:
-            raise InputError(f"{spec}: timm cannot open it ({str(error).splitlines()[0][:120]})") from None
+            raise InputError(f"{spec}: timm cannot open it ({brief(error)})") from None
         if not hasattr(self.data, "__getitem__") or isinstance(self.data, torch.utils.data.IterableDataset):
             raise InputError(f"{spec} is a stream without random access, which probes need; unpack it into class folders and use folder:PATH")
         self.spec, self.split = spec, split
