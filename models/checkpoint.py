@@ -10,6 +10,7 @@ import pickle
 import platform
 import struct
 import sys
+import warnings
 import zipfile
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -169,14 +170,25 @@ def _untrained(config: ViTConfig, seed: int, expected: str, path: Path) -> BViT:
     return model
 
 
+def load_plain(path: Path) -> Any:
+    """What a torch file holds, without executing anything in it; raises `InputError`."""
+    with open(path, "rb") as file:
+        is_torch_file = file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a foreign pickle's protocol
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError, zipfile.BadZipFile, struct.error) as error:
+        raise InputError(f"{path} is not readable as a checkpoint, it may be truncated ({brief(error)})") from None
+    except pickle.UnpicklingError:
+        if not is_torch_file:
+            raise InputError(f"{path} is not readable as a checkpoint: it is no file of torch's") from None
+        raise InputError(f"{path} holds more than plain tensors (loading it could run code), it was not opened; export its state dict") from None
+
+
 def read(path: Path) -> dict[str, Any]:
     """The content of a checkpoint file, checked. Nothing in the file is executed."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise InputError(f"{path} holds more than plain tensors (loading it could run code), it was not opened; export its state dict") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError, zipfile.BadZipFile, struct.error) as error:
-        raise InputError(f"{path} is not a readable checkpoint, it may be truncated ({brief(error)})") from None
+    content = load_plain(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path} is not a checkpoint of this toolkit; weights in timm's names are loaded with timm:NAME@{path}")
     if content.get("version") != VERSION:

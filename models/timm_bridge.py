@@ -18,7 +18,7 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from models.checkpoint import Origin, State, fresh, load_file, state_sha256
+from models.checkpoint import Origin, State, fresh, load_file, load_plain, state_sha256
 from models.config import IMAGENET_MEAN, IMAGENET_STD, ViTConfig
 from models.errors import InputError, brief
 from models.vit import BViT
@@ -78,34 +78,37 @@ def _geometry(name: str, state: State) -> dict[str, Any]:
 
 
 def _filled(made: nn.Module, state: State, name: str, file: Path) -> nn.Module:
-    missing, unexpected = made.load_state_dict({k: v.float() for k, v in state.items() if k != "mask_token"}, strict=False)
-    if missing or unexpected:
-        what = f"lacks {missing[0]}" if missing else f"has {unexpected[0]}, which the model has not"
-        raise InputError(f"{file} does not fit timm's {name}: it {what}; name the model that it was saved from")
+    ours, theirs = made.state_dict(), {k: v.float() for k, v in state.items() if k != "mask_token"}
+    wrong = [f"lacks {name}" for name in ours if name not in theirs]
+    wrong += [f"has {name}, which the model has not" for name in theirs if name not in ours]
+    wrong += [f"has {name} of shape {list(v.shape)}, not {list(ours[name].shape)}" for name, v in theirs.items() if name in ours and v.shape != ours[name].shape]
+    if not wrong:
+        made.load_state_dict(theirs)
+    else:
+        raise InputError(f"{file} does not fit timm's {name}: it {wrong[0]}; name the model that it was saved from")
     return made
 
 
 def state_dict(file: Path) -> State:
     """A state dict from .safetensors, or from torch's format without unpickling code."""
-    import pickle
-
     if not file.is_file():
         raise InputError(f"there is no file {file}")
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file as load_safetensors
-
-            return load_safetensors(file)
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise InputError(f"{file} holds more than plain tensors (loading it could run code), it was not opened; export its state dict") from None
-    except Exception as error:
-        raise InputError(f"{file} is not a readable state dict, it may be truncated ({brief(error)})") from None
+    content = _safetensors(file) if file.suffix == ".safetensors" else load_plain(file)
     for key in ("state_dict", "model", "teacher"):
         content = content[key] if isinstance(content, dict) and isinstance(content.get(key), dict) else content
     if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
         raise InputError(f"{file} is not a state dict of tensors in timm's names")
     return content
+
+
+def _safetensors(file: Path) -> State:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file as load_safetensors
+
+    try:
+        return load_safetensors(file)
+    except SafetensorError as error:
+        raise InputError(f"{file} is not readable as safetensors, it may be truncated ({brief(error)})") from None
 
 
 def hub_file(repo: str) -> Path:

@@ -11,8 +11,9 @@ from typing import Any
 
 from models.config import ViTConfig
 from models.data.about import About, describe, match_classes, require_masks
+from models.data.boxes import open_boxes
 from models.data.folder import open_folder
-from models.data.masked import open_boxes, open_imagenet_s, open_voc
+from models.data.masked import open_imagenet_s, open_voc
 from models.data.shapes import Shapes
 from models.data.stream import Batch, Stream
 from models.errors import InputError

@@ -97,10 +97,11 @@ def decode(path: Path | BinaryIO, name: str) -> Image.Image:
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """8-bit RGB; 16-bit values are scaled, transparent pixels are laid on white."""
+    """8-bit RGB; 16-bit and float values are scaled, transparent pixels are laid on white."""
     if picture.mode.startswith("I") or picture.mode == "F":
         values = np.asarray(picture, dtype=np.float64)
-        scale = 65535 if picture.mode.startswith("I") or values.max() > 255 else 255
+        scales = (65535,) if picture.mode.startswith("I") else (1, 255, 65535)
+        scale = next((scale for scale in scales if values.max() <= scale), 65535)
         picture = Image.fromarray((np.clip(values / scale, 0, 1) * 255).round().astype(np.uint8))
     if picture.has_transparency_data:
         rgba = picture.convert("RGBA")
@@ -145,7 +146,7 @@ def check_size(mask: np.ndarray, size: tuple[int, int], name: str) -> np.ndarray
     """The mask, if it has the size (width, height) of its picture."""
     if mask.shape != size[::-1]:
         height, width = mask.shape
-        raise InputError(f"{name}: the mask is {width} x {height} pixels, its image as stored {size[0]} x {size[1]}; they must be equal")
+        raise InputError(f"{name}: the mask is {width} x {height} pixels, its image {size[0]} x {size[1]} (as stored); they must be equal")
     return mask
 
 

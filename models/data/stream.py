@@ -43,16 +43,19 @@ class Stream:
     def __iter__(self) -> Iterator[Batch]:
         self.unreadable = []
         loader = DataLoader(_Tolerant(self.data), batch_sampler=self.batches, num_workers=self.workers, collate_fn=_collate)
-        for batch, unreadable in loader:
-            self._note(unreadable)
+        for batch, errors in loader:
+            self._note(errors)
             if batch is not None:
                 yield batch
         if self.unreadable:
             shown = ", ".join(self.unreadable[:5]) + (f" and {len(self.unreadable) - 5} more" if len(self.unreadable) > 5 else "")
             print(f"left out {len(self.unreadable)} unreadable images: {shown}", file=sys.stderr)
 
-    def _note(self, unreadable: list[str]) -> None:
-        self.unreadable += unreadable
+    def _note(self, errors: list[InputError]) -> None:
+        for error in errors:
+            if not isinstance(error, UnreadableImage):
+                raise error
+            self.unreadable.append(error.name)
         if len(self.unreadable) > max(1, 0.01 * len(self.data)):
             raise InputError(
                 f"more than 1 % of the {len(self.data)} images cannot be read ({len(self.unreadable)} so far, the last is "
@@ -61,33 +64,36 @@ class Stream:
 
 
 class _Tolerant:
-    """A data set whose items are (position, item) or the name of an unreadable image; a whole batch at once where it can."""
+    """A data set whose items are (position, item or error); a whole batch at once where it can.
+
+    Errors travel as values, because a loading process would wrap a raised one in its traceback.
+    """
 
     def __init__(self, data: Any):
         self.data = data
 
     def __getitems__(self, positions: list[int]) -> list[tuple[int, Any]]:
         together = getattr(self.data, "__getitems__", None)
-        try:
-            if together is not None:
+        if together is not None:
+            try:
                 return list(zip(positions, together(positions), strict=True))
-        except UnreadableImage:
-            pass
+            except InputError:
+                pass  # one by one, to know which
         return [(position, self._one(position)) for position in positions]
 
     def _one(self, position: int) -> Any:
         try:
             return self.data[position]
-        except UnreadableImage as error:
-            return error.name
+        except InputError as error:
+            return error
 
 
-def _collate(items: list[tuple[int, Any]]) -> tuple[Batch | None, list[str]]:
-    unreadable = [item for _, item in items if isinstance(item, str)]
-    kept = [(position, item) for position, item in items if not isinstance(item, str)]
+def _collate(items: list[tuple[int, Any]]) -> tuple[Batch | None, list[InputError]]:
+    errors = [item for _, item in items if isinstance(item, InputError)]
+    kept = [(position, item) for position, item in items if not isinstance(item, InputError)]
     if not kept:
-        return None, unreadable
+        return None, errors
     images, labels, masks = zip(*(item for _, item in kept), strict=True)
     stacked = None if masks[0] is None else torch.stack(masks)
     index = np.array([position for position, _ in kept], dtype=np.int64)
-    return Batch(index, torch.stack(images), torch.tensor([int(label) for label in labels]), stacked), unreadable
+    return Batch(index, torch.stack(images), torch.tensor([int(label) for label in labels]), stacked), errors

@@ -1,71 +1,131 @@
-"""What ``timm.data`` reads: ``wds/``, ``hfds/``, ``torch/`` and its other kinds, through timm's own data sets."""
+"""What ``timm.data`` reads: ``hfds/NAME``, ``wds/NAME:FOLDER``, ``torch/NAME:FOLDER``, with timm's own names; no masks."""
 
 from __future__ import annotations
 
 import hashlib
+import tarfile
+from collections import defaultdict
+from io import BytesIO
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from models.config import IMAGENET_MEAN, IMAGENET_STD, ViTConfig
-from models.data.images import cut, to_rgb
-from models.errors import InputError, brief
+from models.data.folder import NAMES
+from models.data.images import EXTENSIONS, decode, normalised, to_rgb
+from models.errors import InputError, UnreadableImage, brief
 
-KINDS = ("wds/", "hfds/", "torch/", "tfds/", "hfids/")
+KINDS = ("wds/", "hfds/", "torch/")
 
 
 class TimmImages(Dataset):
-    """A map-style timm data set under the house's contract, without masks. `spec` is timm's own name, with :PATH for the root."""
+    """A timm data set under the house's contract. `spec` is timm's name of it, with ``:FOLDER`` for its root."""
 
     has_masks = False
 
     def __init__(self, spec: str, split: str, like: ViTConfig | None):
-        from timm.data import create_dataset
-
-        name, _, root = spec.partition(":")
-        try:
-            self.data = create_dataset(name, root=root or None, split="validation" if split == "val" else split, download=False)
-        except (RuntimeError, ValueError, OSError, AssertionError, ImportError) as error:
-            raise InputError(f"{spec}: timm cannot open it ({brief(error)})") from None
-        if not hasattr(self.data, "__getitem__") or isinstance(self.data, torch.utils.data.IterableDataset):
-            raise InputError(f"{spec} is a stream without random access, which probes need; unpack it into class folders and use folder:PATH")
         self.spec, self.split = spec, split
+        self.source = first_that_opens(spec, split)
         self.image_size = like.image_size if like else 224
         self.mean, self.std = (like.mean, like.std) if like else (IMAGENET_MEAN, IMAGENET_STD)
-        self.labels = np.array([label for _, label in self._samples()], dtype=np.int64)
-        self.classes = self._classes()
-        facts = [spec.partition(":")[0], split, str(self.image_size), str(len(self.data)), *self.classes]
+        self.labels = labels_of(self.source)
+        if not len(self.labels):
+            raise InputError(f"{spec} holds no images for split {split!r}")
+        self.classes = classes_of(self.source, int(self.labels.max()) + 1)
+        facts = [spec.partition(":")[0], split, str(self.image_size), *self.classes, *map(str, getattr(self.source, "facts", ()))]
         self.fingerprint = hashlib.sha256("\n".join(facts).encode() + self.labels.tobytes()).hexdigest()[:16]
 
-    def _samples(self) -> list:
-        """(anything, label) of every item, without decoding where the data set can tell."""
-        for source in (self.data, getattr(self.data, "reader", None)):
-            for name in ("samples", "targets"):
-                found = getattr(source, name, None)
-                if found is not None:
-                    return list(found) if name == "samples" else [(None, label) for label in found]
-        return [(None, self.data[i][1]) for i in range(len(self.data))]
-
-    def _classes(self) -> tuple[str, ...]:
-        for source in (self.data, getattr(self.data, "reader", None)):
-            names = getattr(source, "classes", None)
-            if names:
-                return tuple(map(str, names))
-            places = getattr(source, "class_to_idx", None)
-            if places:
-                return tuple(sorted(places, key=places.get))
-        return tuple(str(k) for k in range(int(self.labels.max()) + 1))
-
     def __len__(self) -> int:
-        return len(self.data)
+        return len(self.labels)
 
     def pil(self, index: int) -> Image.Image:
-        return to_rgb(self.data[index][0])
+        """The whole picture as RGB, before any geometry."""
+        name = f"{self.spec}, image {index}"
+        if hasattr(self.source, "samples"):  # torchvision's folders: (path, label)
+            return decode(self.source.samples[index][0], name)
+        try:
+            found = getattr(self.source, "reader", self.source)[index][0]
+        except (OSError, ValueError, SyntaxError) as error:
+            raise UnreadableImage(name, brief(error)) from None
+        if isinstance(found, Image.Image):
+            return to_rgb(found)
+        with found:
+            return decode(found, name)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, None]:
-        pixels = np.array(cut(self.pil(index), self.image_size, Image.Resampling.BICUBIC))
-        image = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
-        mean, std = (torch.tensor(value).view(3, 1, 1) for value in (self.mean, self.std))
-        return (image - mean) / std, int(self.labels[index]), None
+    def __getitem__(self, index: int) -> tuple[Tensor, int, None]:
+        return normalised(self.pil(index), self.image_size, self.mean, self.std), int(self.labels[index]), None
+
+
+def first_that_opens(spec: str, split: str) -> Any:
+    """The timm data set, or the shards of a WebDataset, under the first of the split's usual names that it has."""
+    name, _, root = spec.partition(":")
+    names, errors = NAMES.get(split, (split,)), []
+    if name.startswith("torch/"):
+        names = ("validation" if split == "val" else split,)
+    if name.startswith(("torch/", "wds/")) and not (root and Path(root).exists()):
+        raise InputError(f"{spec}: there is no folder {root or '(none given)'}; write {name}:FOLDER")
+    for split_name in names:
+        try:
+            return _open(name, root, split_name)
+        except (RuntimeError, ValueError, OSError, AssertionError, ImportError, KeyError) as error:
+            errors.append(brief(error))
+    raise InputError(f"{spec}: timm cannot open its split {split!r} ({errors[0]})") from None
+
+
+def _open(name: str, root: str, split: str) -> Any:
+    from timm.data import create_dataset, create_reader
+
+    if name.startswith("wds/"):
+        return Shards(create_reader(name, root=root, split=split))
+    return create_dataset(name, root=root or None, split=split, download=False)
+
+
+class Shards:
+    """Random access to the tar shards that timm's WebDataset reader names: ``key.jpg`` (png, webp) beside ``key.cls``."""
+
+    def __init__(self, reader: Any):
+        self.facts: list[str] = []
+        self.entries: list[tuple[Path, int, int, int]] = []  # shard, offset, bytes, label
+        for filename in reader.split_info.filenames:
+            shard = Path(reader.root) / filename
+            self.facts.append(f"{filename} {shard.stat().st_size}")
+            self.entries += _index(shard)
+        self.targets = [label for *_, label in self.entries]
+
+    def __getitem__(self, index: int) -> tuple[BytesIO, int]:
+        shard, offset, size, label = self.entries[index]
+        with open(shard, "rb") as file:
+            file.seek(offset)
+            return BytesIO(file.read(size)), label
+
+
+def _index(shard: Path) -> list[tuple[Path, int, int, int]]:
+    parts: dict[str, dict[str, tarfile.TarInfo]] = defaultdict(dict)
+    with tarfile.open(shard) as tar:
+        for member in tar:
+            key, _, extension = member.name.rpartition(".")
+            parts[key]["image" if f".{extension.lower()}" in EXTENSIONS else extension] = member
+        samples = [(part["image"], int(tar.extractfile(part["cls"]).read())) for part in parts.values() if part.keys() >= {"image", "cls"}]
+    return [(shard, image.offset_data, image.size, label) for image, label in samples]
+
+
+def labels_of(source: Any) -> np.ndarray:
+    """Labels [image] int64, without decoding a picture where the data set can tell them."""
+    reader = getattr(source, "reader", source)
+    if hasattr(reader, "iter_targets"):
+        return np.fromiter(reader.iter_targets(), dtype=np.int64)
+    found = next((getattr(source, name) for name in ("targets", "_labels", "labels") if hasattr(source, name)), None)
+    return np.array([int(label) for label in ((source[i][1] for i in range(len(source))) if found is None else found)], dtype=np.int64)
+
+
+def classes_of(source: Any, at_least: int) -> tuple[str, ...]:
+    """Class names in the order of their labels; numbers where the data set has none."""
+    reader = getattr(source, "reader", source)
+    names, places = getattr(source, "classes", None), getattr(reader, "class_to_idx", None)
+    if names:
+        return tuple(map(str, names))
+    return tuple(sorted(places, key=places.get)) if places else tuple(map(str, range(at_least)))

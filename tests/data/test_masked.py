@@ -1,0 +1,242 @@
+"""Sets with masks: ImageNet-S, Pascal VOC and boxes, planted in the files' own encodings and read back."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import Subset
+
+from models.config import ViTConfig
+from models.data import describe, open_data
+from models.data.masked import VOC_CLASSES
+from models.errors import InputError
+
+SIZE = 32
+LIKE = ViTConfig(image_size=SIZE, patch_size=8)
+
+
+def photo(path: Path, width: int = SIZE, height: int = SIZE) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(len(str(path.name))).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path, format="PNG")  # readers go by content, not by suffix
+
+
+def rgb_mask(path: Path, ids: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.stack([ids % 256, ids // 256, 0 * ids], -1).astype(np.uint8)).save(path)
+
+
+def random_ids(values: list[int], seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).choice(values, (SIZE, SIZE))
+
+
+def slow_decode(path: Path, ignore: int = 1000) -> list[list[int]]:
+    """The house's mask from an RGB file, pixel by pixel."""
+    with Image.open(path) as picture:
+        pixels = [[picture.getpixel((x, y)) for x in range(picture.width)] for y in range(picture.height)]
+    ids = [[r + 256 * g for r, g, _ in row] for row in pixels]
+    return [[-1 if value == ignore else value for value in row] for row in ids]
+
+
+@pytest.fixture
+def imagenet_s(tmp_path) -> Path:
+    """300 classes in the list, of which two have images: rows 1 and 299."""
+    listing = [f"n{k:08d}" for k in range(300)]
+    (tmp_path / "ImageNetS_categories_im300.txt").write_text("\n".join(reversed(listing)) + "\n")
+    for images, masks in (("validation", "validation-segmentation"), ("train-semi", "train-semi-segmentation")):
+        for k in (0, 298):
+            for i in range(2):
+                photo(tmp_path / images / listing[k] / f"{images}_{k}_{i}.JPEG")
+                rgb_mask(
+                    tmp_path / masks / listing[k] / f"{images}_{k}_{i}.png", random_ids([0, k + 1, 255, 256, 257, 1000], seed=10 * k + i)
+                )
+    return tmp_path
+
+
+@pytest.mark.parametrize(("split", "folder"), [("val", "validation"), ("train", "train-semi")])
+def test_imagenet_s_ids_are_decoded_and_the_folder_is_the_label(imagenet_s, split, folder):
+    data = open_data(f"imagenet-s:{imagenet_s}", split, like=LIKE)
+    assert data.has_masks and len(data.classes) == 300 and data.labels.tolist() == [0, 0, 298, 298]
+    for (image, label, mask), item in zip(data, data.items, strict=True):
+        assert mask.tolist() == slow_decode(imagenet_s / f"{folder}-segmentation" / Path(item.name).with_suffix(".png"))
+        assert image.shape == (3, SIZE, SIZE) and item.name.startswith(data.classes[label]) and (mask == label + 1).any()
+        assert mask.max() == 299 or label == 0
+
+
+def test_imagenet_s_without_a_list_counts_its_folders(imagenet_s):
+    next(imagenet_s.glob("*.txt")).unlink()
+    data = open_data(f"imagenet-s:{imagenet_s}", like=LIKE)
+    assert data.classes == ("n00000000", "n00000298")
+    with pytest.raises(InputError, match=r"n00000000/validation_0_0.JPEG: the mask holds id 25\d, outside 0..2 and 1000"):
+        data[0]
+
+
+def test_of_several_lists_the_shortest_that_fits_is_taken(imagenet_s):
+    (imagenet_s / "ImageNetS_categories_im50.txt").write_text("n00000000\nn00000001\n")
+    (imagenet_s / "ImageNetS_categories_im919.txt").write_text("\n".join(f"n{k:08d}" for k in range(919)))
+    assert len(open_data(f"imagenet-s:{imagenet_s}", like=LIKE).classes) == 300
+    (imagenet_s / "validation" / "n99999999").mkdir()
+    with pytest.raises(InputError, match="n99999999 is not in .*919 classes"):
+        open_data(f"imagenet-s:{imagenet_s}", like=LIKE)
+
+
+def test_an_image_without_its_mask_is_named(imagenet_s):
+    (imagenet_s / "validation-segmentation" / "n00000298" / "validation_298_1.png").unlink()
+    with pytest.raises(InputError, match=r"n00000298/validation_298_1.JPEG has no mask"):
+        open_data(f"imagenet-s:{imagenet_s}")
+
+
+def test_a_mask_of_another_size_or_damaged_is_named(imagenet_s):
+    data = open_data(f"imagenet-s:{imagenet_s}", like=LIKE)
+    folder = imagenet_s / "validation-segmentation" / "n00000000"
+    rgb_mask(folder / "validation_0_0.png", np.zeros((SIZE, SIZE + 1), dtype=int))
+    (folder / "validation_0_1.png").write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"n00000000/validation_0_0.JPEG: the mask is 33 x 32 pixels, its image as stored 32 x 32"):
+        data[0]
+    with pytest.raises(InputError, match=r"n00000000/validation_0_1.JPEG: the mask validation_0_1.png cannot be read"):
+        data[1]
+
+
+def test_a_missing_split_says_what_is_there(imagenet_s):
+    with pytest.raises(InputError, match=r"no split 'test'; it has val \(validation\) and train \(train-semi\)"):
+        open_data(f"imagenet-s:{imagenet_s}", "test")
+    (imagenet_s / "train-semi").rename(imagenet_s / "more")
+    with pytest.raises(
+        InputError, match="no split 'train': it lacks the folder train-semi and holds more, train-semi-segmentation, validation"
+    ):
+        open_data(f"imagenet-s:{imagenet_s}", "train")
+
+
+@pytest.fixture
+def voc(tmp_path) -> Path:
+    ids = {"2007_1": random_ids([0, 3, 15, 255], 1), "2007_2": random_ids([0, 20], 2), "2007_3": random_ids([0, 255], 3)}
+    for name, mask in ids.items():
+        photo(tmp_path / "JPEGImages" / f"{name}.jpg")
+        (tmp_path / "SegmentationClass").mkdir(exist_ok=True)
+        picture = Image.fromarray(mask.astype(np.uint8))
+        if name == "2007_1":  # as VOC's own: a palette whose colours are not the ids
+            picture = picture.convert("P")
+            picture.putdata(mask.flatten().tolist())
+            picture.putpalette(np.random.default_rng(0).integers(0, 256, 768).tolist())
+        picture.save(tmp_path / "SegmentationClass" / f"{name}.png")
+    lists = tmp_path / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "val.txt").write_text("2007_1\n2007_3\n")
+    (lists / "train.txt").write_text("2007_2\n")
+    return tmp_path
+
+
+def test_voc_has_one_item_per_image_and_class_present(voc):
+    data = open_data(f"voc:{voc}", like=LIKE)
+    assert data.classes == VOC_CLASSES and len(VOC_CLASSES) == 20
+    assert [(item.name, item.label) for item in data.items] == [("2007_1.jpg", 2), ("2007_1.jpg", 14)]
+    expected = random_ids([0, 3, 15, 255], 1)
+    assert np.array_equal(data[0][2], np.where(expected == 255, -1, expected)) and torch.equal(data[0][2], data[1][2])
+    assert open_data(f"voc:{voc}", "train").labels.tolist() == [19]
+
+
+def test_voc_takes_its_own_class_names(voc):
+    (voc / "classes.txt").write_text("".join(f"thing {k}\n" for k in range(1, 21)) + "\n")
+    assert open_data(f"voc:{voc}", "train").classes[19] == "thing 20"
+    (voc / "classes.txt").write_text("a\nb\n")
+    with pytest.raises(InputError, match=r"2007_2.jpg: the mask holds id 20, outside 0..2 and 255"):
+        open_data(f"voc:{voc}", "train")
+
+
+def test_bad_voc_folders_are_named(voc):
+    with pytest.raises(InputError, match="no split 'test': ImageSets/Segmentation holds train, val"):
+        open_data(f"voc:{voc}", "test")
+    rgb_mask(voc / "SegmentationClass" / "2007_2.png", random_ids([0, 1]))
+    with pytest.raises(InputError, match=r"2007_2.jpg: a VOC mask has one channel"):
+        open_data(f"voc:{voc}", "train")
+    (voc / "JPEGImages" / "2007_1.jpg").unlink()
+    with pytest.raises(InputError, match="2007_1 of the list lacks its image"):
+        open_data(f"voc:{voc}")
+
+
+HEADER = "split,wnid,file,w,h,x0,y0,x1,y1,more\n"
+
+
+def test_a_box_mask_is_the_union_of_its_classs_boxes(tmp_path):
+    photo(tmp_path / "n02" / "a.JPEG", 64, 32)
+    photo(tmp_path / "n01" / "b.JPEG")
+    rows = [
+        "val,n02,a.JPEG,64,32,16,0,24,8,x",
+        "val,n02,a.JPEG,64,32,20,4,32,16,x",
+        "val,n01,a.JPEG,64,32,40,0,48,32,x",
+        "val,n01,b.JPEG,16,16,0,0,8,16,x",
+    ]
+    (tmp_path / "boxes.csv").write_text(HEADER + "\n".join(rows) + "\n")
+    data = open_data(f"boxes:{tmp_path}", like=LIKE)
+    assert data.classes == ("n01", "n02") and [(item.name, item.label) for item in data.items] == [
+        ("a.JPEG", 0),
+        ("a.JPEG", 1),
+        ("b.JPEG", 0),
+    ]
+    first, second, third = (np.zeros((32, 64), dtype=int) for _ in range(3))
+    first[:, 40:48] = 1
+    second[0:8, 16:24] = second[4:16, 20:32] = 2
+    third[:, :16] = 1  # the boxes are for 16 x 16, the file has 32 x 32 pixels
+    for (_, _, mask), expected in zip(data, (first[:, 16:48], second[:, 16:48], third[:, :32]), strict=True):
+        assert np.array_equal(mask, expected)
+    assert open_data(f"boxes:{tmp_path / 'boxes.csv'}", like=LIKE).fingerprint == data.fingerprint
+
+
+def test_box_files_may_lie_in_folders_of_splits(tmp_path):
+    for split in ("train", "val"):
+        photo(tmp_path / split / "n01" / "same.JPEG")
+        photo(tmp_path / split / "n01" / f"{split}.JPEG")
+    rows = [f"x,{label},{file}.JPEG,32,32,0,0,8,8,x" for label, file in (("10", "same"), ("9", "train"), ("9", "val"))]
+    (tmp_path / "boxes.csv").write_text(HEADER.replace("wnid", "label") + "\n".join(rows))
+    for split in ("train", "val"):
+        data = open_data(f"boxes:{tmp_path}", split)
+        assert data.classes == ("9", "10")
+        assert sorted(str(item.path.relative_to(tmp_path)) for item in data.items) == sorted(
+            [f"{split}/n01/same.JPEG", f"{split}/n01/{split}.JPEG"]
+        )
+    with pytest.raises(InputError, match="no split 'other': .* holds train, val"):
+        open_data(f"boxes:{tmp_path}", "other")
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "message"),
+    [
+        (HEADER, "val,n01,gone.JPEG,32,32,0,0,8,8,x", "gone.JPEG of boxes.csv is nowhere below"),
+        (HEADER, "val,n01,a.JPEG,32,32,0,0,wide,8,x", "line 2 of boxes.csv has a value that is not a number"),
+        (HEADER, "val,n01,a.JPEG,32,32,0,0,8", "line 2 of boxes.csv has a value that is not a number"),
+        (HEADER, "val,n01,a.JPEG,32,32,8,0,8,8,x", "line 2 of boxes.csv has a box that is empty or outside"),
+        (HEADER, "val,n01,a.JPEG,32,32,0,0,50,8,x", "line 2 of boxes.csv has a box that is empty or outside its image of 32 x 32"),
+        (HEADER.replace("wnid", "class").replace("x1", "right"), "", "boxes.csv lacks the columns wnid or label, x1"),
+        (HEADER, "", "holds no images"),
+    ],
+)
+def test_bad_boxes_are_named(tmp_path, header, row, message):
+    photo(tmp_path / "a.JPEG")
+    (tmp_path / "boxes.csv").write_text(header + row + "\n")
+    with pytest.raises(InputError, match=message):
+        open_data(f"boxes:{tmp_path}")
+
+
+def test_boxes_of_another_picture_are_named(tmp_path):
+    photo(tmp_path / "a.JPEG", 64, 32)
+    (tmp_path / "boxes.csv").write_text(HEADER + "val,n01,a.JPEG,32,64,0,0,8,8,x\n")
+    with pytest.raises(InputError, match="a.JPEG: its boxes are for an image of 32 x 64 pixels, but the file stores 64 x 32"):
+        open_data(f"boxes:{tmp_path}")[0]
+    with pytest.raises(InputError, match="no split 'train'"):
+        open_data(f"boxes:{tmp_path}", "train")
+    (tmp_path / "boxes.csv").unlink()
+    with pytest.raises(InputError, match="holds no CSV of boxes; it needs columns file"):
+        open_data(f"boxes:{tmp_path}")
+
+
+def test_a_subset_is_described_as_well_as_the_whole(imagenet_s):
+    data = open_data(f"imagenet-s:{imagenet_s}", like=LIKE)
+    part = Subset(Subset(data, [3, 1, 0]), [0, 2])
+    whole, about = describe(data), describe(part)
+    assert about.labels.tolist() == [298, 0] and about.indices.tolist() == [3, 0]
+    for name in ("spec", "split", "classes", "has_masks", "image_size"):
+        assert getattr(about, name) == getattr(whole, name) == getattr(data, name)
+    marks = [describe(Subset(data, chosen)).fingerprint for chosen in ([3, 0], [0, 3], [0], [0, 1, 2, 3])]
+    assert len({whole.fingerprint, *marks}) == 5 and describe(Subset(data, [3, 0])).fingerprint == marks[0]

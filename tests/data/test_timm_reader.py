@@ -1,0 +1,106 @@
+"""What timm reads: torchvision's sets, Hugging Face data sets, WebDataset shards."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models.config import ViTConfig
+from models.data import Stream, describe, open_data
+from models.errors import InputError, UnreadableImage
+
+LIKE = ViTConfig(image_size=16, patch_size=8, mean=(0, 0, 0), std=(1, 1, 1))
+
+
+def png(value: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (20, 16), (value, 0, 0)).save(file, format="PNG")
+    return file.getvalue()
+
+
+def reds(data) -> list[int]:
+    """The red of every image, as it comes through the stream."""
+    return [round(255 * image[0, 0, 0].item()) for batch in Stream(data, 4) for image in batch.images]
+
+
+def write_shard(path, samples: list[tuple[str, bytes, int]]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for key, content, label in samples:
+            for name, data in ((f"{key}.png", content), (f"{key}.cls", str(label).encode()), (f"{key}.json", b"{}")):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+
+@pytest.fixture
+def shards(tmp_path):
+    pytest.importorskip("webdataset")
+    write_shard(tmp_path / "s-0.tar", [("a", png(10), 1), ("b", png(20), 0)])
+    write_shard(tmp_path / "s-1.tar", [("a", png(30), 2), ("c", b"damaged", 0)])
+    split = dict(name="validation", num_samples=4, filenames=["s-0.tar", "s-1.tar"], shard_lengths=[2, 2])
+    (tmp_path / "_info.json").write_text(json.dumps({"splits": {"validation": split}}))
+    return tmp_path
+
+
+def test_webdataset_shards_have_random_access(shards):
+    data = open_data(f"wds/mine:{shards}", like=LIKE)
+    assert len(data) == 4 and data.labels.tolist() == [1, 0, 2, 0] and data.classes == ("0", "1", "2")
+    assert data.pil(2).getpixel((0, 0)) == (30, 0, 0) and data.pil(0).getpixel((0, 0)) == (10, 0, 0)
+    assert reds(data) == [10, 20, 30]
+    with pytest.raises(UnreadableImage, match="image 3 cannot be read"):
+        data[3]
+    with pytest.raises(InputError, match="opens no split 'train' of it"):
+        open_data(f"wds/mine:{shards}", "train")
+
+
+def test_the_fingerprint_of_shards_knows_them(shards):
+    before = open_data(f"wds/mine:{shards}", like=LIKE).fingerprint
+    assert open_data(f"wds/mine:{shards}", like=LIKE).fingerprint == before
+    write_shard(shards / "s-1.tar", [("a", png(30) + bytes(20_000), 2), ("c", png(1), 0)])
+    assert open_data(f"wds/mine:{shards}", like=LIKE).fingerprint != before
+
+
+def test_torchvision_folders(tmp_path):
+    for split, value in (("train", 50), ("validation", 90)):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            (tmp_path / split / name / "1.png").write_bytes(png(value + (name == "dog")))
+    train, val = (open_data(f"torch/image_folder:{tmp_path}", split, like=LIKE) for split in ("train", "val"))
+    assert val.classes == ("cat", "dog") and val.labels.tolist() == [0, 1]
+    assert reds(train) == [50, 51] and reds(val) == [90, 91]
+    image, label, mask = val[1]
+    assert image.shape == (3, 16, 16) and image.dtype == torch.float32 and label == 1 and mask is None
+    about = describe(torch.utils.data.Subset(val, [1]))
+    assert about.labels.tolist() == [1] and not about.has_masks and about.fingerprint != val.fingerprint != train.fingerprint
+    with pytest.raises(InputError, match="timm opens no split 'val' of it .Unknown torchvision dataset nothing"):
+        open_data(f"torch/nothing:{tmp_path}")
+
+
+def test_torchvision_arrays(tmp_path):
+    """MNIST's own files, of three digits."""
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    digits = np.arange(3 * 28 * 28).reshape(3, 28, 28).astype(np.uint8)
+    for stem in ("train", "t10k"):
+        (raw / f"{stem}-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + b"".join(n.to_bytes(4) for n in (3, 28, 28)) + digits.tobytes())
+        (raw / f"{stem}-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + (3).to_bytes(4) + bytes([7, 2, 0]))
+    data = open_data(f"torch/mnist:{tmp_path}", like=LIKE)
+    assert data.labels.tolist() == [7, 2, 0] and len(data.classes) == 10 and data[0][0].shape == (3, 16, 16)
+    assert np.array_equal(np.asarray(data.pil(1)), np.stack([digits[1]] * 3, -1))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_hugging_face_data_sets(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["cat", "dog"]))
+    rows = dict(image=[dict(bytes=png(value), path=None) for value in (5, 6, 7)], label=[1, 0, 1])
+    (tmp_path / "set").mkdir()
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "set" / "validation.parquet")
+    data = open_data(f"hfds/{tmp_path / 'set'}:{tmp_path / 'cache'}", like=LIKE)
+    assert data.classes == ("cat", "dog") and data.labels.tolist() == [1, 0, 1] and reds(data) == [5, 6, 7]
+    with pytest.raises(InputError, match="opens no split 'train' of it"):
+        open_data(f"hfds/{tmp_path / 'set'}:{tmp_path / 'cache'}", "train")

@@ -1,0 +1,119 @@
+"""Run with: pytest tests/test_checkpoint.py"""
+
+import errno
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from models import ViTConfig, checkpoint, load
+from models.errors import InputError
+
+CONFIG = ViTConfig.preset("bvit_easy", n_steps=2, d_model=16, n_heads=2, n_classes=3, classes=("a", "b", "c"))
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    model = checkpoint.fresh(CONFIG, 5)
+    first = checkpoint.state_sha256(model.state_dict())
+    for parameter in model.parameters():
+        parameter.data.add_(1.0)
+    ema = {name: value + 1 for name, value in model.state_dict().items()}
+    checkpoint.save(tmp_path / "ckpt.pt", model, ema=ema, data="shapes-easy", metrics={"top1": 0.5}, init_sha256=first, provenance={"seed": 5})
+    return tmp_path
+
+
+def test_ema_raw_and_init(run) -> None:
+    fresh = checkpoint.fresh(CONFIG, 5).state_dict()
+    for weights, shift in (("ema", 2.0), ("raw", 1.0), ("init", 0.0)):
+        model = load(run, weights)
+        assert all(torch.equal(value, fresh[name] + shift) for name, value in model.state_dict().items() if shift == 0) or shift
+        assert torch.allclose(model.head.weight, fresh["head.weight"] + shift, atol=1e-6)
+        assert model.config == CONFIG and not model.training and model.origin.weights == weights and model.origin.data == "shapes-easy"
+
+
+def test_without_ema_the_raw_weights_are_taken_and_said(tmp_path) -> None:
+    checkpoint.save(tmp_path / "ckpt.pt", checkpoint.fresh(CONFIG, 0), provenance={"seed": 0})
+    assert load(tmp_path / "ckpt.pt").origin.weights == "raw"
+
+
+def test_half_precision_is_read_as_float32(run) -> None:
+    model = load(run)
+    checkpoint.save(run / "half.pt", model, dtype=torch.float16, provenance={"seed": 5})
+    half = load(run / "half.pt")
+    assert half.head.weight.dtype == torch.float32 and torch.allclose(half.head.weight, model.head.weight, atol=2e-3)
+
+
+def test_init_is_refused_where_it_cannot_be_rebuilt(run) -> None:
+    content = torch.load(run / "ckpt.pt", weights_only=True)
+    torch.save(content | {"init_sha256": "0" * 64}, run / "ckpt.pt")
+    with pytest.raises(InputError, match="cannot be rebuilt"):
+        load(run, "init")
+
+
+class Bomb:
+    """A pickle that would create a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_pickle_that_would_run_code_does_not(tmp_path) -> None:
+    for name, write in (("zip.pt", torch.save), ("plain.pt", lambda obj, path: path.write_bytes(pickle.dumps(obj)))):
+        write({"format": Bomb(tmp_path / "pwned")}, tmp_path / name)
+        with pytest.raises(InputError, match=name):
+            load(tmp_path / name)
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"version": 99}, "version 99"), ({"format": "other"}, "not a checkpoint of this toolkit"), ({"config": {"widht": 3}}, "no field widht"), ({"weights": {}, "ema": None}, "do not fit")],
+)
+def test_a_wrong_checkpoint_is_one_sentence(run, change, message) -> None:
+    torch.save(torch.load(run / "ckpt.pt", weights_only=True) | change, run / "ckpt.pt")
+    with pytest.raises(InputError, match=message):
+        load(run)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04", None])
+def test_an_unreadable_file_is_one_sentence(run, content) -> None:
+    path = run / "ckpt.pt"
+    path.write_bytes(path.read_bytes()[:3000] if content is None else content)
+    with pytest.raises(InputError, match=r"ckpt\.pt"):
+        load(run)
+
+
+def test_a_missing_file_or_folder_says_what_to_do(tmp_path) -> None:
+    with pytest.raises(InputError, match="models.train"):
+        load(tmp_path)
+    with pytest.raises(InputError, match="there is no file or folder"):
+        load(tmp_path / "none.pt")
+    with pytest.raises(InputError, match="not ema, raw or init"):
+        load(tmp_path, "best")
+
+
+def test_a_full_disk_leaves_what_was_there(run, monkeypatch) -> None:
+    before = (run / "ckpt.pt").read_bytes()
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left") as error:
+        checkpoint.save(run / "ckpt.pt", checkpoint.fresh(CONFIG, 0))
+    assert error.value.filename == str(run / "ckpt.pt")
+    assert (run / "ckpt.pt").read_bytes() == before and [p.name for p in run.iterdir()] == ["ckpt.pt"]
+
+
+def test_no_absolute_path_in_a_command() -> None:
+    here = Path.cwd()
+    assert checkpoint.relative(str(here / "runs" / "x")) == "runs/x"
+    assert checkpoint.relative("/elsewhere/data/photos") == "photos"
+    assert checkpoint.relative("folder:/elsewhere/photos") == "folder:photos"
+    assert checkpoint.relative("timm:vit@/elsewhere/file.pth") == "timm:vit@file.pth"
+    assert checkpoint.relative("--epochs") == "--epochs"
