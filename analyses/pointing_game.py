@@ -116,7 +116,9 @@ def table(result: xr.Dataset) -> str:
     ]
     for t in result.step.values:
         cells = [ratio.sel(dict(step=t, tolerance=tolerance, target=target)).values for tolerance, target in columns]
-        lines.append(f"{style.step_label(t):22}" + "".join(f"{np.nanmean(c):4.1f}  {np.nanmax(c):5.1f} h{np.nanargmax(c):<2d}" + " " for c in cells))
+        lines.append(
+            f"{style.step_label(t):22}" + "".join(f"{np.nanmean(c):4.1f}  {np.nanmax(c):5.1f} h{np.nanargmax(c):<2d}" + " " for c in cells)
+        )
     for name, values in _chance_rows(result, base, columns).items():
         lines.append(f"{name:22}" + "".join(f"{value:4.1f}{'':12}" for value in values))
     best = best_head(result)
@@ -244,17 +246,31 @@ def interactive(result: xr.Dataset, *, tolerance: int = 0, target: str = "class"
     chance = 100 * float(result["baseline"].sel(dict(kind="uniform", **cell)))
     fig = go.Figure(
         go.Heatmap(
-            z=ratio, x=steps[0] + 1, y=heads[:, 0], colorscale=style.MAP, zmin=min(chance, np.nanmin(ratio)), zmax=np.nanmax(ratio), hoverinfo="skip", xgap=1, ygap=1, colorbar_title="hit ratio (%)"
+            z=ratio,
+            x=steps[0] + 1,
+            y=heads[:, 0],
+            colorscale=style.MAP,
+            zmin=min(chance, np.nanmin(ratio)),
+            zmax=np.nanmax(ratio),
+            hoverinfo="skip",
+            xgap=1,
+            ygap=1,
+            colorbar_title="hit ratio (%)",
         )
     )
-    text = [f"{style.step_label(t)}, head {h}<br>{r:.1f} % [{a:.1f}, {b:.1f}]" for t, h, r, a, b in zip(*map(np.ravel, (steps, heads, ratio, low, high)), strict=True)]
+    text = [
+        f"{style.step_label(t)}, head {h}<br>{r:.1f} % [{a:.1f}, {b:.1f}]"
+        for t, h, r, a, b in zip(*map(np.ravel, (steps, heads, ratio, low, high)), strict=True)
+    ]
     fig.add_scatter(
         x=steps.ravel() + 1, y=heads.ravel(), mode="markers", marker=dict(symbol="square", size=26, opacity=0),
         text=text, hovertemplate="%{text}<extra></extra>", showlegend=False,
     )  # fmt: skip
     last, lowest = steps.max() + 1.5, heads.max() + 0.5
     fig.update_layout(
-        xaxis=dict(title="step", dtick=1, range=[0.5, last]), yaxis=dict(title="head", dtick=1, range=[lowest, -0.5]), margin=dict(l=50, r=10, t=20, b=45)
+        xaxis=dict(title="step", dtick=1, range=[0.5, last]),
+        yaxis=dict(title="head", dtick=1, range=[lowest, -0.5]),
+        margin=dict(l=50, r=10, t=20, b=45),
     )
     return fig
 
@@ -267,7 +283,9 @@ def curves(result: xr.Dataset, *, tolerance: int = 0, target: str = "class", ave
     for reduce, colour in (("mean", style.MAIN), ("best", style.SECOND)):
         title = {"mean": "mean over heads", "best": "best head"}[reduce]
         ratio, low, high = (100 * _over_heads(result, key, reduce, cell) for key in ("hit_ratio", "hit_low", "hit_high"))
-        fig.add_scatter(x=steps, y=ratio, name=title, line_color=colour, error_y=dict(array=high - ratio, arrayminus=ratio - low, thickness=1))
+        fig.add_scatter(
+            x=steps, y=ratio, name=title, line_color=colour, error_y=dict(array=high - ratio, arrayminus=ratio - low, thickness=1)
+        )
         if "control_hit_ratio" in result:
             control = 100 * result["control_hit_ratio"].sel(cell)
             control = control.mean("head") if reduce == "mean" else control.max("head")

@@ -26,13 +26,37 @@ def attention(picture: np.ndarray, maps: np.ndarray, mask: np.ndarray | None = N
         place = dict(row=h // across + 1, col=h % across + 1)
         fig.add_image(z=picture, hoverinfo="skip", **place)
         centres = (np.arange(rows) + 0.5) * patch - 0.5
-        fig.add_heatmap(z=values, x=centres, y=centres, colorscale="Inferno", opacity=0.6, showscale=False, hovertemplate="%{z:.3f}<extra></extra>", zsmooth="best", **place)
+        fig.add_heatmap(
+            z=values,
+            x=centres,
+            y=centres,
+            colorscale="Inferno",
+            opacity=0.6,
+            showscale=False,
+            hovertemplate="%{z:.3f}<extra></extra>",
+            zsmooth="best",
+            **place,
+        )
         if mask is not None and mask.any():
             line = dict(color="white", width=1.5)
-            fig.add_contour(z=mask, contours=dict(start=0.5, end=0.5, coloring="none"), line=line, showscale=False, showlegend=False, hoverinfo="skip", **place)
+            fig.add_contour(
+                z=mask,
+                contours=dict(start=0.5, end=0.5, coloring="none"),
+                line=line,
+                showscale=False,
+                showlegend=False,
+                hoverinfo="skip",
+                **place,
+            )
         row, column = np.unravel_index(values.argmax(), values.shape)
         fig.add_scatter(
-            x=[centres[column]], y=[centres[row]], mode="markers", marker=dict(symbol="x", color="cyan", size=9), showlegend=False, hoverinfo="skip", **place
+            x=[centres[column]],
+            y=[centres[row]],
+            mode="markers",
+            marker=dict(symbol="x", color="cyan", size=9),
+            showlegend=False,
+            hoverinfo="skip",
+            **place,
         )
     fig.update_xaxes(visible=False, range=[-0.5, size - 0.5])
     fig.update_yaxes(visible=False, range=[size - 0.5, -0.5])
@@ -41,7 +65,9 @@ def attention(picture: np.ndarray, maps: np.ndarray, mask: np.ndarray | None = N
     return fig
 
 
-def lens(probabilities: np.ndarray, classes: Sequence[str], *, step: int | None = None, truth: int | None = None, top: int = 5) -> go.Figure:
+def lens(
+    probabilities: np.ndarray, classes: Sequence[str], *, step: int | None = None, truth: int | None = None, top: int = 5
+) -> go.Figure:
     """Class probabilities read out of every state z_0 .. z_T: [state class]; the classes that are ever likely, the true one dashed."""
     shown = list(np.argsort(-probabilities.max(0), kind="stable")[:top])
     if truth is not None and truth not in shown:
@@ -68,7 +94,9 @@ def norms(values: np.ndarray, cls: np.ndarray, registers: np.ndarray, *, step: i
 
     values: [state row column]; cls: [state]; registers: [state register].
     """
-    fig = make_subplots(1, 2, column_widths=[0.45, 0.55], horizontal_spacing=0.25, subplot_titles=[f"patches after step {step + 1}", "over the steps"])
+    fig = make_subplots(
+        1, 2, column_widths=[0.45, 0.55], horizontal_spacing=0.25, subplot_titles=[f"patches after step {step + 1}", "over the steps"]
+    )
     fig.add_heatmap(z=values[step + 1], colorscale=style.MAP, colorbar=dict(x=0.38, thickness=10), row=1, col=1)
     fig.update_yaxes(autorange="reversed", visible=False, scaleanchor="x", row=1, col=1)
     fig.update_xaxes(visible=False, row=1, col=1)
@@ -88,7 +116,14 @@ def norms(values: np.ndarray, cls: np.ndarray, registers: np.ndarray, *, step: i
 def accuracy(ratio: np.ndarray, spread: np.ndarray, n_classes: int, n_images: int) -> go.Figure:
     """Top-1 read out after each step [state], with 95 % intervals of half width `spread` [state], and chance."""
     fig = go.Figure(
-        go.Scatter(x=np.arange(len(ratio)), y=100 * ratio, error_y=dict(array=100 * spread, thickness=1), line_color=style.MAIN, name="top-1", mode="lines+markers")
+        go.Scatter(
+            x=np.arange(len(ratio)),
+            y=100 * ratio,
+            error_y=dict(array=100 * spread, thickness=1),
+            line_color=style.MAIN,
+            name="top-1",
+            mode="lines+markers",
+        )
     )
     fig.add_hline(100 / n_classes, line=dict(dash="dot", color=style.CHANCE), annotation_text="chance")
     title = f"top-1 of {n_images} images (%)"
@@ -105,7 +140,9 @@ def training(records: Sequence[dict]) -> go.Figure:
     losses = [r for r in records if "loss" in r]
     scores = [r for r in records if "top1" in r]
     fig.add_scatter(x=[r["images"] for r in losses], y=[r["loss"] for r in losses], name="training loss", line_color=style.CONTROL)
-    fig.add_scatter(x=[r["images"] for r in scores], y=[100 * r["top1"] for r in scores], name="top-1 (%)", line_color=style.MAIN, secondary_y=True)
+    fig.add_scatter(
+        x=[r["images"] for r in scores], y=[100 * r["top1"] for r in scores], name="top-1 (%)", line_color=style.MAIN, secondary_y=True
+    )
     fig.update_layout(xaxis_title="images seen", height=300, margin=dict(l=50, r=50, t=10, b=45), legend=dict(orientation="h", y=1.15))
     fig.update_yaxes(title="loss", secondary_y=False)
     fig.update_yaxes(title="top-1 (%)", range=[0, 102], secondary_y=True)

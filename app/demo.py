@@ -1,6 +1,6 @@
 """Opens the dashboard on the runs of a folder, at the first free port.
 
-    python -m app.demo [--port 8501] [--headless] [--runs runs]        (or: make demo)
+python -m app.demo [--port 8501] [--headless] [--runs runs]        (or: make demo)
 """
 
 import os

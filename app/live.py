@@ -29,7 +29,9 @@ def runs(root: Path) -> list[str]:
     """Folders that hold a checkpoint or a result."""
     if not root.is_dir():
         return []
-    return sorted(folder.name for folder in root.iterdir() if folder.is_dir() and (list(folder.glob("ckpt.pt")) or list(folder.glob("*.nc"))))
+    return sorted(
+        folder.name for folder in root.iterdir() if folder.is_dir() and (list(folder.glob("ckpt.pt")) or list(folder.glob("*.nc")))
+    )
 
 
 def linked(key: str, default: Any, allowed: Any = None) -> Any:
@@ -152,7 +154,9 @@ def trace(_model: Any, key: str, image: np.ndarray) -> dict[str, np.ndarray]:
         rows = torch.stack([cache[f"blocks.{t}.attn.hook_pattern"][0] for t in range(config.n_steps)])
         bad = [t for t in range(config.n_steps) if not streams[t + 1].isfinite().all()]
         if bad:
-            raise InputError(f"activations are not finite from step {bad[0] + 1} (blocks.{bad[0]}) on; the checkpoint diverged, use an earlier one")
+            raise InputError(
+                f"activations are not finite from step {bad[0] + 1} (blocks.{bad[0]}) on; the checkpoint diverged, use an earlier one"
+            )
         seen = {
             "attention": rows[:, :, config.n_prefix :].unflatten(-1, (side, side)).numpy(),
             "to_cls": rows[:, :, 0].numpy(),
@@ -215,4 +219,6 @@ def export(figure: Any, name: str) -> None:
 
 def chart(figure: Any, name: str, **options: Any) -> Any:
     """A plotly figure that saves as PNG under its own name."""
-    return st.plotly_chart(figure, key=f"chart {name}", config={"toImageButtonOptions": {"filename": name, "scale": 2}, "displaylogo": False}, **options)
+    return st.plotly_chart(
+        figure, key=f"chart {name}", config={"toImageButtonOptions": {"filename": name, "scale": 2}, "displaylogo": False}, **options
+    )

@@ -73,7 +73,9 @@ def provenance(seed: int, **more: Any) -> dict[str, Any]:
 
 def relative(argument: str) -> str:
     """A command-line argument without absolute paths: from here if it lies below, else its last part."""
-    head, separator, path = argument.rpartition(":") if ":/" in argument else argument.rpartition("@") if "@/" in argument else ("", "", argument)
+    head, separator, path = (
+        argument.rpartition(":") if ":/" in argument else argument.rpartition("@") if "@/" in argument else ("", "", argument)
+    )
     if not path.startswith("/"):
         return argument
     here = Path.cwd()
@@ -183,7 +185,9 @@ def load_plain(path: Path) -> Any:
     except pickle.UnpicklingError:
         if not is_torch_file:
             raise InputError(f"{path} is not readable as a checkpoint: it is no file of torch's") from None
-        raise InputError(f"{path} holds more than plain tensors (loading it could run code), it was not opened; export its state dict") from None
+        raise InputError(
+            f"{path} holds more than plain tensors (loading it could run code), it was not opened; export its state dict"
+        ) from None
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -192,7 +196,9 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path} is not a checkpoint of this toolkit; weights in timm's names are loaded with timm:NAME@{path}")
     if content.get("version") != VERSION:
-        raise InputError(f"{path} has checkpoint version {content.get('version')}, this toolkit reads version {VERSION}; update the toolkit")
+        raise InputError(
+            f"{path} has checkpoint version {content.get('version')}, this toolkit reads version {VERSION}; update the toolkit"
+        )
     missing = {"config", "weights", "ema", "data", "metrics", "init_sha256", "provenance"} - set(content)
     if missing:
         raise InputError(f"{path} is a checkpoint without {', '.join(sorted(missing))}; write it with models.checkpoint.save")

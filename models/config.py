@@ -60,14 +60,23 @@ class ViTConfig:
         checks += [
             (self.n_blocks <= self.n_steps, f"n_blocks is {self.n_blocks}, it cannot exceed n_steps = {self.n_steps}"),
             (self.d_model % max(self.n_heads, 1) == 0, f"d_model = {self.d_model} is not a multiple of n_heads = {self.n_heads}"),
-            (self.image_size % max(self.patch_size, 1) == 0, f"image_size = {self.image_size} is not a multiple of patch_size = {self.patch_size}"),
+            (
+                self.image_size % max(self.patch_size, 1) == 0,
+                f"image_size = {self.image_size} is not a multiple of patch_size = {self.patch_size}",
+            ),
             (self.n_classes >= 0 and self.n_registers >= 0, "n_classes and n_registers cannot be negative"),
-            (self.step_embedding in ("none", "learned", "sinusoidal"), f"step_embedding is {self.step_embedding!r}, not none, learned or sinusoidal"),
+            (
+                self.step_embedding in ("none", "learned", "sinusoidal"),
+                f"step_embedding is {self.step_embedding!r}, not none, learned or sinusoidal",
+            ),
             (self.norm in ("ln", "rms"), f"norm is {self.norm!r}, not ln or rms"),
             (self.pool in ("cls", "mean"), f"pool is {self.pool!r}, not cls or mean"),
             (self.init in ("trunc_normal", "xavier"), f"init is {self.init!r}, not trunc_normal or xavier"),
             (0 <= self.drop_path < 1, f"drop_path is {self.drop_path}, it must lie in [0, 1)"),
-            (self.classes is None or len(self.classes) == self.n_classes, f"classes names {len(self.classes or ())} classes, n_classes is {self.n_classes}"),
+            (
+                self.classes is None or len(self.classes) == self.n_classes,
+                f"classes names {len(self.classes or ())} classes, n_classes is {self.n_classes}",
+            ),
         ]
         for holds, complaint in checks:
             if not holds:
@@ -89,7 +98,9 @@ class ViTConfig:
         """The config of a checkpoint; a field that this version does not know is an error."""
         unknown = set(values) - {field.name for field in fields(cls)}
         if unknown:
-            raise InputError(f"ViTConfig has no field {', '.join(sorted(unknown))}; the fields are {', '.join(f.name for f in fields(cls))}")
+            raise InputError(
+                f"ViTConfig has no field {', '.join(sorted(unknown))}; the fields are {', '.join(f.name for f in fields(cls))}"
+            )
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:

@@ -81,7 +81,11 @@ def _filled(made: nn.Module, state: State, name: str, file: Path) -> nn.Module:
     ours, theirs = made.state_dict(), {k: v.float() for k, v in state.items() if k != "mask_token"}
     wrong = [f"lacks {name}" for name in ours if name not in theirs]
     wrong += [f"has {name}, which the model has not" for name in theirs if name not in ours]
-    wrong += [f"has {name} of shape {list(v.shape)}, not {list(ours[name].shape)}" for name, v in theirs.items() if name in ours and v.shape != ours[name].shape]
+    wrong += [
+        f"has {name} of shape {list(v.shape)}, not {list(ours[name].shape)}"
+        for name, v in theirs.items()
+        if name in ours and v.shape != ours[name].shape
+    ]
     if not wrong:
         made.load_state_dict(theirs)
     else:
@@ -194,7 +198,9 @@ def our_names(state: State, config: ViTConfig) -> State:
     short = config.n_tokens - ours["pos_embed"].shape[1]
     if short:  # timm's no_embed_class: prefix tokens have no position
         ours["pos_embed"] = torch.cat([torch.zeros(1, short, config.d_model), ours["pos_embed"]], 1)
-    for name in [name for name in ours if name.startswith("core.") and name.endswith(("qkv.weight", "proj.weight", "fc1.weight", "fc2.weight"))]:
+    for name in [
+        name for name in ours if name.startswith("core.") and name.endswith(("qkv.weight", "proj.weight", "fc1.weight", "fc2.weight"))
+    ]:
         ours.setdefault(name.replace("weight", "bias"), torch.zeros(len(ours[name])))
     ours.setdefault("patch_embed.proj.bias", torch.zeros(config.d_model))
     return ours
@@ -282,7 +288,9 @@ def _registered(size: str) -> None:
         if pretrained:
             raise InputError(f"{name} has no published weights; train some with python -m models.train")
         known = {key: value for key, value in fields.items() if key in ViTConfig.__dataclass_fields__}
-        return TimmBViT(ViTConfig.preset(f"bvit_{size}", n_classes=num_classes, drop_path=drop_path_rate, **known), dict(about, architecture=name))
+        return TimmBViT(
+            ViTConfig.preset(f"bvit_{size}", n_classes=num_classes, drop_path=drop_path_rate, **known), dict(about, architecture=name)
+        )
 
     entry.__name__, entry.__module__ = name, __name__
     globals()[name] = entry

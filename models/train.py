@@ -25,13 +25,11 @@ from models.command import run as run_command
 from models.errors import InputError
 
 if TYPE_CHECKING:
-    import torch
     from accelerate import Accelerator
     from torch import Tensor
 
     from models.config import ViTConfig
     from models.recipe import Recipe
-    from models.vit import BViT
 
 SAVE_EVERY = 60  # seconds between the states that resuming starts from
 
@@ -118,7 +116,9 @@ class Trainer:
         self.train_data, self.val_data, self.recipe, config = open_all(options)
         per_epoch = len(self.train_data) // self.recipe.batch_size
         if per_epoch < 1:
-            raise InputError(f"{options['data']} has {len(self.train_data)} training images, fewer than one batch of {self.recipe.batch_size}")
+            raise InputError(
+                f"{options['data']} has {len(self.train_data)} training images, fewer than one batch of {self.recipe.batch_size}"
+            )
         self.updates_per_epoch, self.updates = per_epoch, max(1, round(per_epoch * self.recipe.epochs))
         self.model = fresh(config, options["seed"])
         self.init_sha256 = state_sha256(self.model.state_dict())
@@ -211,13 +211,21 @@ class Trainer:
                 mean, total, count = self._mean(total / count), None, 0
                 bar.set_postfix(loss=f"{mean:.3f}", steps=self.n_steps(update))
                 if is_main:
-                    self._write(log, board, dict(update=update, images=update * self.recipe.batch_size, loss=mean, lr=self._lr(), steps=self.n_steps(update)))
+                    self._write(
+                        log,
+                        board,
+                        dict(update=update, images=update * self.recipe.batch_size, loss=mean, lr=self._lr(), steps=self.n_steps(update)),
+                    )
                 if not math.isfinite(mean):
                     raise InputError(f"the loss is {mean} at update {update}; lower --lr, the last good state is in {self.out}/last.pt")
             if update % self.updates_per_epoch == 0 or update == self.updates:
                 metrics = self.evaluate()
                 if is_main:
-                    self._write(log, board, dict(update=update, images=update * self.recipe.batch_size, seconds=round(self.position.seconds), **metrics))
+                    self._write(
+                        log,
+                        board,
+                        dict(update=update, images=update * self.recipe.batch_size, seconds=round(self.position.seconds), **metrics),
+                    )
                     if metrics["top1"] > self.position.best:
                         self.position.best = metrics["top1"]
                         self._save_best(metrics | {"update": update, "images": update * self.recipe.batch_size})

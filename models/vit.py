@@ -40,7 +40,9 @@ class StepCache(ActivationCache):
             steps = range(min(last + 1, self.model.config.n_layers))
             embeddings = torch.stack([self.model.step_embedding(t) for t in steps]).to(parts)
             if kwargs.get("apply_ln"):
-                raise InputError("decompose_resid: apply_ln is not offered for a model with a step embedding; divide by ln scale after the call")
+                raise InputError(
+                    "decompose_resid: apply_ln is not offered for a model with a step embedding; divide by ln scale after the call"
+                )
             parts = torch.cat([parts, embeddings.reshape(len(steps), *[1] * (parts.ndim - 2), -1).expand(-1, *parts.shape[1:])])
             labels += [f"{t}_step_embed" for t in steps]
         return (parts, labels) if return_labels else parts
@@ -127,7 +129,9 @@ class BViT(HookedRootModule):
         """z_0: CLS, registers and patches plus the position embedding."""
         size = self.config.image_size
         if images.shape[-3:] != (3, size, size):
-            raise InputError(f"the model takes images [batch 3 {size} {size}], it was given {list(images.shape)}; open the data with like=model")
+            raise InputError(
+                f"the model takes images [batch 3 {size} {size}], it was given {list(images.shape)}; open the data with like=model"
+            )
         patches = self.patch_embed(images)
         prefix = [self.cls_token, self.reg_token] if self.config.n_registers else [self.cls_token]
         tokens = torch.cat([*(token.expand(len(patches), -1, -1).to(patches.dtype) for token in prefix), patches], dim=1)

@@ -260,7 +260,9 @@ def chance(table: Table, n_patches: int) -> Tensor:
     share = table.share.mean(-1)
     inside = 0.6 * share
     nothing = torch.full_like(share, torch.nan)
-    return torch.stack([share, share / table.area.clamp(min=1e-12), inside / (0.6 + share - inside), torch.ones_like(share), nothing, nothing])
+    return torch.stack(
+        [share, share / table.area.clamp(min=1e-12), inside / (0.6 + share - inside), torch.ones_like(share), nothing, nothing]
+    )
 
 
 def add_thumbnails(result: xr.Dataset, model: BViT, data: Any, position: np.ndarray, seed: int) -> None:

@@ -148,7 +148,8 @@ def refuse_nonfinite(per_step: Tensor) -> None:
 
 def attributes(model: BViT, data: Any, *, seed: int, started: float, **more: Any) -> dict[str, Any]:
     """What a result says of where it comes from; plain strings and numbers."""
-    from models import checkpoint, data as data_module
+    from models import checkpoint
+    from models import data as data_module
 
     about, origin = data_module.describe(data), model.origin
     provenance = checkpoint.provenance(seed)

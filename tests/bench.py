@@ -31,11 +31,16 @@ def ratio(name: str, ours: Callable[[], object], theirs: Callable[[], object]) -
             side.append(time.perf_counter() - started)
     mine, other = map(statistics.median, times)
     spread = [b / a for a, b in zip(*times, strict=True)]
-    print(f"{name:66} {other / mine:5.2f}x   ({min(spread):.2f} to {max(spread):.2f}; {1000 * mine:.0f} against {1000 * other:.0f} ms)", flush=True)
+    print(
+        f"{name:66} {other / mine:5.2f}x   ({min(spread):.2f} to {max(spread):.2f}; {1000 * mine:.0f} against {1000 * other:.0f} ms)",
+        flush=True,
+    )
 
 
 def main() -> None:
-    print(f"torch {torch.__version__}, timm {timm.__version__}, {torch.get_num_threads()} threads; speed as a multiple of the other side's\n")
+    print(
+        f"torch {torch.__version__}, timm {timm.__version__}, {torch.get_num_threads()} threads; speed as a multiple of the other side's\n"
+    )
     shape = dict(image_size=96, patch_size=8, d_model=192, n_heads=3, n_classes=10)
     model = fresh(ViTConfig(**shape), 0)
     vit = VisionTransformer(img_size=96, patch_size=8, embed_dim=192, depth=12, num_heads=3, num_classes=10)
@@ -75,7 +80,11 @@ def main() -> None:
     ratio("forward, bViT / timm's ViT of its size", forward(model), forward(vit))
     ratio("forward, hook points idle / no hook points", forward(model), bare)
     ratio("run_with_cache of every pattern / plain forward", cached("blocks.*.attn.hook_pattern"), forward(model))
-    ratio("run_with_cache of CLS rows alone / plain forward", cached({"blocks.*.attn.hook_pattern": lambda p: p[:, :, 0].clone()}), forward(model))
+    ratio(
+        "run_with_cache of CLS rows alone / plain forward",
+        cached({"blocks.*.attn.hook_pattern": lambda p: p[:, :, 0].clone()}),
+        forward(model),
+    )
 
     small = fresh(ViTConfig.preset("bvit_shapes", n_classes=20), 0).eval()
     small.origin = Origin("untrained")

@@ -20,7 +20,9 @@ def run(tmp_path) -> Path:
     for parameter in model.parameters():
         parameter.data.add_(1.0)
     ema = {name: value + 1 for name, value in model.state_dict().items()}
-    checkpoint.save(tmp_path / "ckpt.pt", model, ema=ema, data="shapes-easy", metrics={"top1": 0.5}, init_sha256=first, provenance={"seed": 5})
+    checkpoint.save(
+        tmp_path / "ckpt.pt", model, ema=ema, data="shapes-easy", metrics={"top1": 0.5}, init_sha256=first, provenance={"seed": 5}
+    )
     return tmp_path
 
 
@@ -72,7 +74,12 @@ def test_a_pickle_that_would_run_code_does_not(tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"version": 99}, "version 99"), ({"format": "other"}, "not a checkpoint of this toolkit"), ({"config": {"widht": 3}}, "no field widht"), ({"weights": {}, "ema": None}, "do not fit")],
+    [
+        ({"version": 99}, "version 99"),
+        ({"format": "other"}, "not a checkpoint of this toolkit"),
+        ({"config": {"widht": 3}}, "no field widht"),
+        ({"weights": {}, "ema": None}, "do not fit"),
+    ],
 )
 def test_a_wrong_checkpoint_is_one_sentence(run, change, message) -> None:
     torch.save(torch.load(run / "ckpt.pt", weights_only=True) | change, run / "ckpt.pt")

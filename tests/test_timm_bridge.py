@@ -22,7 +22,15 @@ def vit(**fields) -> VisionTransformer:
 
 @pytest.mark.parametrize(
     "fields",
-    [{}, dict(reg_tokens=4, no_embed_class=True, init_values=0.1), dict(global_pool="avg"), dict(qkv_bias=False), dict(num_classes=0), dict(reg_tokens=2), dict(mlp_ratio=2)],
+    [
+        {},
+        dict(reg_tokens=4, no_embed_class=True, init_values=0.1),
+        dict(global_pool="avg"),
+        dict(qkv_bias=False),
+        dict(num_classes=0),
+        dict(reg_tokens=2),
+        dict(mlp_ratio=2),
+    ],
     ids=str,
 )
 def test_timms_logits_there_and_back(fields) -> None:

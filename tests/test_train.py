@@ -108,7 +108,10 @@ def test_the_stacked_baseline_trains_with_the_same_command(tmp_path: Path) -> No
 def test_growing_runs_from_two_steps_to_all(tmp_path: Path) -> None:
     options = TINY | {"fields": ("n_steps=6", "d_model=16", "n_heads=2"), "grow": 0.5}
     trainer = Trainer(
-        {k: v for k, v in options.items() if k not in ("workers", "device")} | dict(recipe=None, lr=None, seed=0, precision="auto"), tmp_path, "cpu", 0
+        {k: v for k, v in options.items() if k not in ("workers", "device")} | dict(recipe=None, lr=None, seed=0, precision="auto"),
+        tmp_path,
+        "cpu",
+        0,
     )
     steps = [trainer.n_steps(update) for update in range(trainer.updates)]
     assert steps[0] == 2 and steps == sorted(steps) and set(steps[trainer.updates // 2 :]) == {6}
@@ -146,7 +149,17 @@ def test_photographs_train_with_mixing_and_randaugment(tmp_path: Path) -> None:
     for recipe in ("small", "deit"):
         run = tmp_path / recipe
         fields = ("d_model=16", "n_heads=2", "n_steps=2")
-        train(data=f"folder:{tmp_path / 'photos'}", model="bvit_easy", fields=fields, recipe=recipe, epochs=1.0, batch_size=16, out=run, workers=0, device="cpu")
+        train(
+            data=f"folder:{tmp_path / 'photos'}",
+            model="bvit_easy",
+            fields=fields,
+            recipe=recipe,
+            epochs=1.0,
+            batch_size=16,
+            out=run,
+            workers=0,
+            device="cpu",
+        )
         assert load(run).config.classes == ("n01", "n02")
         assert load(run).config.drop_path == 0.1
 

@@ -82,7 +82,9 @@ def test_the_table_of_hook_points_is_true() -> None:
     """Every name and shape in the docstring of models.hooks, against a running model; and no point that the table lacks."""
     model = make(step_embedding="learned", n_registers=2)
     c = model.config
-    sizes = dict(batch=3, pos=c.n_tokens, d_model=c.d_model, head=c.n_heads, d_head=c.d_head, query=c.n_tokens, key=c.n_tokens, d_mlp=c.d_mlp)
+    sizes = dict(
+        batch=3, pos=c.n_tokens, d_model=c.d_model, head=c.n_heads, d_head=c.d_head, query=c.n_tokens, key=c.n_tokens, d_mlp=c.d_mlp
+    )
     _, cache = model.run_with_cache(torch.randn(3, 3, 32, 32), names_filter="*")
     told = {}
     for row in re.findall(r"^\| (.*hook_.*) \| \[(.*)\] \|$", hooks.__doc__, re.M):
@@ -195,13 +197,18 @@ def slow_states(image, w, c, n):
 
 def test_reducing_filters_keep_only_what_they_return(images) -> None:
     model = make()
-    _, cache = model.run_with_cache(images, names_filter={"blocks.*.attn.hook_pattern": lambda p: p[:, :, 0].argmax(-1), "ln_final.hook_scale": torch.mean})
+    _, cache = model.run_with_cache(
+        images, names_filter={"blocks.*.attn.hook_pattern": lambda p: p[:, :, 0].argmax(-1), "ln_final.hook_scale": torch.mean}
+    )
     _, whole = model.run_with_cache(images)
     assert set(cache.keys()) == {f"blocks.{t}.attn.hook_pattern" for t in range(4)} | {"ln_final.hook_scale"}
     assert torch.equal(cache["pattern", 3], whole["pattern", 3][:, :, 0].argmax(-1))
 
 
-@pytest.mark.parametrize("names", ["blocks.1.hook_resid_post", ("blocks.1.hook_resid_post",), {"blocks.1.hook_resid_post"}, lambda n: n == "blocks.1.hook_resid_post"])
+@pytest.mark.parametrize(
+    "names",
+    ["blocks.1.hook_resid_post", ("blocks.1.hook_resid_post",), {"blocks.1.hook_resid_post"}, lambda n: n == "blocks.1.hook_resid_post"],
+)
 def test_names_may_be_given_in_any_way(names, images) -> None:
     assert list(make().run_with_cache(images, names_filter=names)[1].keys()) == ["blocks.1.hook_resid_post"]
 
@@ -284,7 +291,13 @@ def test_gradients_flow_through_backward_hooks(images) -> None:
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [(dict(d_model=25), "multiple of n_heads"), (dict(patch_size=7), "patch_size"), (dict(n_blocks=9), "cannot exceed"), (dict(norm="bn"), "norm"), (dict(drop_path=1.0), "drop_path")],
+    [
+        (dict(d_model=25), "multiple of n_heads"),
+        (dict(patch_size=7), "patch_size"),
+        (dict(n_blocks=9), "cannot exceed"),
+        (dict(norm="bn"), "norm"),
+        (dict(drop_path=1.0), "drop_path"),
+    ],
 )
 def test_a_bad_config_is_one_sentence(fields, message) -> None:
     with pytest.raises(InputError, match=message):

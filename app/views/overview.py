@@ -34,7 +34,9 @@ if model is not None:
     columns[2].metric("width × heads", f"{about['width']} × {about['heads']}")
     columns[3].metric("parameters", f"{about['parameters'] / 1e6:.3f} M")
     ratio = about["parameters_stacked"] / about["parameters"]
-    columns[4].metric("stacked ViT", f"{about['parameters_stacked'] / 1e6:.3f} M", f"{ratio:.1f}× as many", delta_color="off", delta_arrow="off")
+    columns[4].metric(
+        "stacked ViT", f"{about['parameters_stacked'] / 1e6:.3f} M", f"{ratio:.1f}× as many", delta_color="off", delta_arrow="off"
+    )
     left, right = st.columns(2)
     with left:
         st.subheader("Accuracy after each step")

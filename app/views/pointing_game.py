@@ -84,13 +84,25 @@ if "control_hit_ratio" in result:
     columns[1].metric("untrained", f"{100 * float(result['control_hit_ratio'].sel(here)):.1f} %")
 columns[2].metric("random patch", f"{levels['uniform']:.1f} %")
 mass = float(result["mass"].sel(dict(step=step, head=head)))
-columns[3].metric("attention mass on the object", f"{100 * mass:.1f} %", f"chance {100 * float(result['chance'].sel(companion='mass')):.1f} %", delta_color="off", delta_arrow="off")
+columns[3].metric(
+    "attention mass on the object",
+    f"{100 * mass:.1f} %",
+    f"chance {100 * float(result['chance'].sel(companion='mass')):.1f} %",
+    delta_color="off",
+    delta_arrow="off",
+)
 columns[4].metric("attention to CLS itself", f"{100 * float(result['to_cls'].sel(dict(step=step, head=head))):.1f} %")
 if "thumbnail" not in result:
     st.info(f"This result was made without pixels; its images are those of `{result.attrs['data']}`, split {result.attrs['split']}.")
     st.stop()
-st.caption("Attention over the image, the object outlined, the cross at the maximum; below each the share of the attention inside the object.")
-for kind, title in (("best", "Images on which most heads point at the object"), ("random", "Drawn at random"), ("worst", "On which fewest do")):
+st.caption(
+    "Attention over the image, the object outlined, the cross at the maximum; below each the share of the attention inside the object."
+)
+for kind, title in (
+    ("best", "Images on which most heads point at the object"),
+    ("random", "Drawn at random"),
+    ("worst", "On which fewest do"),
+):
     st.markdown(f"**{title}**")
     places = [i for i, name in enumerate(result["shown_as"].values) if name == kind][:8]
     for column, place in zip(st.columns(8), places, strict=False):

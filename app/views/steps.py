@@ -82,7 +82,9 @@ def ablate(image: np.ndarray, key: str, before: np.ndarray, step: int) -> None:
     if head >= 0:
         after = live.without_head(model, key, image, step, head)
         best, now = int(before.argmax()), int(after.argmax())
-        st.write(f"{names()[best]}: {100 * before[best]:.1f} % → {100 * after[best]:.1f} %; the answer is now **{names()[now]}** ({100 * after[now]:.1f} %)")
+        st.write(
+            f"{names()[best]}: {100 * before[best]:.1f} % → {100 * after[best]:.1f} %; the answer is now **{names()[now]}** ({100 * after[now]:.1f} %)"
+        )
 
 
 if model is not None:

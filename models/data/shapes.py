@@ -79,11 +79,58 @@ def uniforms(key: int, indices: np.ndarray, columns: np.ndarray) -> np.ndarray:
     return (hashes(key, indices, columns) >> np.uint64(11)) * 2.0**-53
 
 
-DRAWS = """
-label clutter scale x y rotation hue chroma light dark swap period phase_u phase_v shade_angle
-ground_hue ground_light ground_chroma ground_turn gradient gradient_angle bar bar_width bar_offset bar_angle bar_hue bar_light count
-""".split()
-DISTRACTOR_DRAWS = "label scale rotation hue chroma light dark swap period phase_u phase_v shade_angle x0 y0 x1 y1 x2 y2 x3 y3".split()
+DRAWS = [
+    "label",
+    "clutter",
+    "scale",
+    "x",
+    "y",
+    "rotation",
+    "hue",
+    "chroma",
+    "light",
+    "dark",
+    "swap",
+    "period",
+    "phase_u",
+    "phase_v",
+    "shade_angle",
+    "ground_hue",
+    "ground_light",
+    "ground_chroma",
+    "ground_turn",
+    "gradient",
+    "gradient_angle",
+    "bar",
+    "bar_width",
+    "bar_offset",
+    "bar_angle",
+    "bar_hue",
+    "bar_light",
+    "count",
+]
+DISTRACTOR_DRAWS = [
+    "label",
+    "scale",
+    "rotation",
+    "hue",
+    "chroma",
+    "light",
+    "dark",
+    "swap",
+    "period",
+    "phase_u",
+    "phase_v",
+    "shade_angle",
+    "x0",
+    "y0",
+    "x1",
+    "y1",
+    "x2",
+    "y2",
+    "x3",
+    "y3",
+]
 DRAWS += [f"{name}/{slot}" for slot in range(MAX_DISTRACTORS) for name in DISTRACTOR_DRAWS]
 GRID_COLUMN, PIXEL_COLUMN = 1 << 16, 1 << 20  # where the numbers of the background's grids and of the pixels start
 

@@ -78,7 +78,7 @@ def test_of_several_lists_the_shortest_that_fits_is_taken(imagenet_s):
     (imagenet_s / "ImageNetS_categories_im919.txt").write_text("\n".join(f"n{k:08d}" for k in range(919)))
     assert len(open_data(f"imagenet-s:{imagenet_s}", like=LIKE).classes) == 300
     (imagenet_s / "validation" / "n99999999").mkdir()
-    with pytest.raises(InputError, match="n99999999 is not in .*919 classes"):
+    with pytest.raises(InputError, match=r"n99999999 is not in .*919 classes"):
         open_data(f"imagenet-s:{imagenet_s}", like=LIKE)
 
 
@@ -93,7 +93,7 @@ def test_a_mask_of_another_size_or_damaged_is_named(imagenet_s):
     folder = imagenet_s / "validation-segmentation" / "n00000000"
     rgb_mask(folder / "validation_0_0.png", np.zeros((SIZE, SIZE + 1), dtype=int))
     (folder / "validation_0_1.png").write_bytes(b"nothing")
-    with pytest.raises(InputError, match=r"n00000000/validation_0_0.JPEG: the mask is 33 x 32 pixels, its image as stored 32 x 32"):
+    with pytest.raises(InputError, match=r"n00000000/validation_0_0.JPEG: the mask is 33 x 32 pixels, its image 32 x 32 \(as stored\)"):
         data[0]
     with pytest.raises(InputError, match=r"n00000000/validation_0_1.JPEG: the mask validation_0_1.png cannot be read"):
         data[1]
@@ -103,9 +103,7 @@ def test_a_missing_split_says_what_is_there(imagenet_s):
     with pytest.raises(InputError, match=r"no split 'test'; it has val \(validation\) and train \(train-semi\)"):
         open_data(f"imagenet-s:{imagenet_s}", "test")
     (imagenet_s / "train-semi").rename(imagenet_s / "more")
-    with pytest.raises(
-        InputError, match="no split 'train': it lacks the folder train-semi and holds more, train-semi-segmentation, validation"
-    ):
+    with pytest.raises(InputError, match="no split 'train': it lacks the folder train-semi and holds more, train-semi-seg"):
         open_data(f"imagenet-s:{imagenet_s}", "train")
 
 
@@ -146,7 +144,7 @@ def test_voc_takes_its_own_class_names(voc):
 
 
 def test_bad_voc_folders_are_named(voc):
-    with pytest.raises(InputError, match="no split 'test': ImageSets/Segmentation holds train, val"):
+    with pytest.raises(InputError, match=r"no ImageSets/Segmentation/test.txt; that folder holds train, val"):
         open_data(f"voc:{voc}", "test")
     rgb_mask(voc / "SegmentationClass" / "2007_2.png", random_ids([0, 1]))
     with pytest.raises(InputError, match=r"2007_2.jpg: a VOC mask has one channel"):
@@ -196,7 +194,7 @@ def test_box_files_may_lie_in_folders_of_splits(tmp_path):
         assert sorted(str(item.path.relative_to(tmp_path)) for item in data.items) == sorted(
             [f"{split}/n01/same.JPEG", f"{split}/n01/{split}.JPEG"]
         )
-    with pytest.raises(InputError, match="no split 'other': .* holds train, val"):
+    with pytest.raises(InputError, match="no split 'other'; it holds train, val"):
         open_data(f"boxes:{tmp_path}", "other")
 
 
@@ -206,8 +204,8 @@ def test_box_files_may_lie_in_folders_of_splits(tmp_path):
         (HEADER, "val,n01,gone.JPEG,32,32,0,0,8,8,x", "gone.JPEG of boxes.csv is nowhere below"),
         (HEADER, "val,n01,a.JPEG,32,32,0,0,wide,8,x", "line 2 of boxes.csv has a value that is not a number"),
         (HEADER, "val,n01,a.JPEG,32,32,0,0,8", "line 2 of boxes.csv has a value that is not a number"),
-        (HEADER, "val,n01,a.JPEG,32,32,8,0,8,8,x", "line 2 of boxes.csv has a box that is empty or outside"),
-        (HEADER, "val,n01,a.JPEG,32,32,0,0,50,8,x", "line 2 of boxes.csv has a box that is empty or outside its image of 32 x 32"),
+        (HEADER, "val,n01,a.JPEG,32,32,8,0,8,8,x", "line 2 of boxes.csv has a box outside its image of 32 x 32 pixels, or an empty one"),
+        (HEADER, "val,n01,a.JPEG,32,32,0,0,50,8,x", "line 2 of boxes.csv has a box outside its image of 32 x 32"),
         (HEADER.replace("wnid", "class").replace("x1", "right"), "", "boxes.csv lacks the columns wnid or label, x1"),
         (HEADER, "", "holds no images"),
     ],
@@ -222,7 +220,7 @@ def test_bad_boxes_are_named(tmp_path, header, row, message):
 def test_boxes_of_another_picture_are_named(tmp_path):
     photo(tmp_path / "a.JPEG", 64, 32)
     (tmp_path / "boxes.csv").write_text(HEADER + "val,n01,a.JPEG,32,64,0,0,8,8,x\n")
-    with pytest.raises(InputError, match="a.JPEG: its boxes are for an image of 32 x 64 pixels, but the file stores 64 x 32"):
+    with pytest.raises(InputError, match=r"a.JPEG: its boxes are for an image of 32 x 64 pixels, but the file stores 64 x 32"):
         open_data(f"boxes:{tmp_path}")[0]
     with pytest.raises(InputError, match="no split 'train'"):
         open_data(f"boxes:{tmp_path}", "train")

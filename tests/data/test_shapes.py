@@ -201,7 +201,7 @@ def test_a_loader_and_a_subset_work():
 
 @pytest.mark.parametrize("options", [{"split": "test"}, {"n": 0}, {"image_size": 4}])
 def test_bad_input_is_named(options):
-    with pytest.raises(InputError, match="train and val|at least"):
+    with pytest.raises(InputError, match=r"train and val|at least"):
         Shapes(**options)
     with pytest.raises(IndexError):
         Shapes(n=3)[3]

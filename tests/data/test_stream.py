@@ -49,7 +49,7 @@ def test_batches_are_the_items_in_order(workers):
 def test_shards_cover_each_index_once_in_the_same_batches(world, batch_size, n):
     data = open_data(f"shapes-easy:{n}", "train")
     shards = [indices(Stream(data, batch_size, shard=(rank, world))) for rank in range(world)]
-    assert sorted(sum(shards, [])) == list(range(n))
+    assert sorted(index for shard in shards for index in shard) == list(range(n))
     together = {tuple(batch.index) for batch in Stream(data, batch_size)}
     assert {tuple(batch.index) for rank in range(world) for batch in Stream(data, batch_size, shard=(rank, world))} == together
 

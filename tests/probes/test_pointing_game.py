@@ -45,7 +45,13 @@ def test_everything_equals_the_slow_reference(model, data, result) -> None:
     for step, head, tolerance, radius in ((0, 0, 0, 0.0), (1, 1, 15, 15 * 64 / 224), (2, 0, 15, 15 * 64 / 224)):
         for target in ("class", "any"):
             hits = [
-                slow.hit(attention[i, step, head], masks[i], (lambda v, i=i: v == labels[i] + 1) if target == "class" else (lambda v: v > 0), 8, radius)
+                slow.hit(
+                    attention[i, step, head],
+                    masks[i],
+                    (lambda v, i=i: v == labels[i] + 1) if target == "class" else (lambda v: v > 0),
+                    8,
+                    radius,
+                )
                 for i in range(len(items))
             ]
             cell = result["hit_ratio"].sel(dict(step=step, head=head, tolerance=tolerance, target=target))
@@ -61,8 +67,12 @@ def test_baselines_equal_their_definitions(data, result) -> None:
     masks, labels = [data[i][2].numpy() for i in range(len(data))], [data[i][1] for i in range(len(data))]
     cell = result["baseline"].sel(dict(tolerance=0, target="class", average="micro"))
     assert float(cell.sel(kind="centre")) == pytest.approx(np.mean([m[32, 32] == c + 1 for m, c in zip(masks, labels, strict=True)]))
-    assert float(cell.sel(kind="uniform")) == pytest.approx(np.mean([(m[4::8, 4::8] == c + 1).mean() for m, c in zip(masks, labels, strict=True)]))
-    assert float(cell.sel(kind="area")) == pytest.approx(np.mean([(m == c + 1).mean() for m, c in zip(masks, labels, strict=True)]), rel=1e-5)
+    assert float(cell.sel(kind="uniform")) == pytest.approx(
+        np.mean([(m[4::8, 4::8] == c + 1).mean() for m, c in zip(masks, labels, strict=True)])
+    )
+    assert float(cell.sel(kind="area")) == pytest.approx(
+        np.mean([(m == c + 1).mean() for m, c in zip(masks, labels, strict=True)]), rel=1e-5
+    )
     assert float(result["chance"].sel(companion="mass")) == pytest.approx(float(cell.sel(kind="area")), rel=1e-5)
 
 
@@ -171,7 +181,10 @@ def test_thumbnails_are_the_images_themselves(data, result) -> None:
 def test_nan_activations_name_their_step(data) -> None:
     model = fresh(CONFIG, 0).eval()
     model.origin = Origin("planted")
-    with model.hooks(fwd_hooks=[("blocks.1.hook_resid_pre", lambda x, hook: x * torch.nan)]), pytest.raises(InputError, match=r"step 2 \(blocks.1\)"):
+    with (
+        model.hooks(fwd_hooks=[("blocks.1.hook_resid_pre", lambda x, hook: x * torch.nan)]),
+        pytest.raises(InputError, match=r"step 2 \(blocks.1\)"),
+    ):
         game.measure(model, data, thumbnails=False)
 
 
