@@ -1,4 +1,4 @@
-"""What every test stands on: offline, two threads at most, seeded, and a headless browser where there is one."""
+"""What every test stands on: offline, one thread, seeded, and a headless browser where there is one."""
 
 import os
 import random
