@@ -173,13 +173,17 @@ def attributes(model: BViT, data: Any, *, seed: int, started: float, **more: Any
 
 
 def save(result: xr.Dataset, path: Path) -> None:
-    """Write a result as NetCDF-4, compressed and atomically, from the main process."""
+    """Write a result as NetCDF-4, compressed and atomically, from the main process.
+
+    It is made in memory first: HDF5 may crash the interpreter when the disk is full.
+    """
     from models.run_folder import atomic
 
     if processes()[0] == 0:
+        encoding = {name: {"zlib": True} for name in result.data_vars if result[name].ndim}
+        content = result.to_netcdf(engine="h5netcdf", encoding=encoding)
         with atomic(path) as temporary:
-            encoding = {name: {"zlib": True} for name in result.data_vars if result[name].ndim}
-            result.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
+            temporary.write_bytes(content)
         print(f"wrote {path}", file=sys.stderr)
 
 

@@ -118,7 +118,10 @@ def test_growing_runs_from_two_steps_to_all(tmp_path: Path) -> None:
 
 
 def test_two_processes_train_with_the_same_loss(tmp_path: Path) -> None:
-    """DDP under torchrun: the logged losses equal those of one process to rounding (no drop path, which is random per process)."""
+    """DDP under torchrun: the logged losses equal those of one process to rounding (no drop path, which is random per process).
+
+    Muon orthogonalises its updates in bfloat16, which amplifies the rounding of gradients summed in another order: 1e-4 of the loss.
+    """
     options = ["--data", "shapes-easy:256", "--model", "bvit_easy", "--fields", "d_model=16", "n_heads=2", "n_steps=2", "--epochs", "1"]
     options += ["--batch-size", "32", "--val-limit", "64", "--workers", "0", "--device", "cpu"]
     losses = []
@@ -131,7 +134,7 @@ def test_two_processes_train_with_the_same_loss(tmp_path: Path) -> None:
         assert one["update"] == two["update"]
         for name in ("loss", "val_loss"):
             if name in one:
-                assert one[name] == pytest.approx(two[name], abs=2e-5)
+                assert one[name] == pytest.approx(two[name], rel=1e-4)
 
 
 def test_photographs_train_with_mixing_and_randaugment(tmp_path: Path) -> None:

@@ -1,10 +1,15 @@
 """Run with: pytest tests/probes/test_pointing_game.py"""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
-from models import ViTConfig, open_data
+from models import ViTConfig, checkpoint, open_data
 from models.checkpoint import Origin, fresh
 from models.errors import InputError
 from probes import pointing_game as game
@@ -166,6 +171,34 @@ def test_same_seed_same_result_and_any_batch_size(model, data, result) -> None:
     assert {k: v for k, v in again.attrs.items() if k not in changing} == {k: v for k, v in result.attrs.items() if k not in changing}
     other = game.measure(model, data, batch_size=7, thumbnails=False)
     assert np.allclose(other["hit_ratio"], result["hit_ratio"], atol=1e-6)
+
+
+def saved(model, path: Path) -> Path:
+    checkpoint.save(path, model, ema=None, data="shapes", metrics={}, init_sha256=checkpoint.state_sha256(model.state_dict()), provenance={"seed": 0})
+    return path
+
+
+def test_two_processes_give_the_result_of_one(model, tmp_path: Path) -> None:
+    source = saved(model, tmp_path / "ckpt.pt")
+    results = []
+    for name, launch in (("one", []), ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"])):
+        command = [sys.executable, *launch, "-m", "probes.pointing_game", str(source), "--limit", "70", "--batch-size", "16", "--device", "cpu"]
+        done = subprocess.run([*command, "--out", str(tmp_path / f"{name}.nc")], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        results.append(xr.load_dataset(tmp_path / f"{name}.nc", engine="h5netcdf"))
+    assert results[0].sizes["image"] == 70
+    assert results[0].drop_attrs().identical(results[1].drop_attrs())
+
+
+def test_a_full_disk_is_one_sentence_and_the_old_result_stays(model, tmp_path: Path) -> None:
+    """A limit on the size of files stands for the full disk: writing fails in the middle of the file."""
+    source, out = saved(model, tmp_path / "ckpt.pt"), tmp_path / "pointing_game.nc"
+    out.write_bytes(b"the old result")
+    command = f"{sys.executable} -m probes.pointing_game {source} --limit 8 --device cpu --no-control --out {out}"
+    done = subprocess.run(["bash", "-c", f"trap '' XFSZ; ulimit -f 20; exec {command}"], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr and "already written is intact" in done.stderr.splitlines()[-1]
+    assert out.read_bytes() == b"the old result" and len(list(tmp_path.iterdir())) == 2
 
 
 def test_thumbnails_are_the_images_themselves(data, result) -> None:
