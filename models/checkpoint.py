@@ -1,8 +1,8 @@
 """Save, load and describe a model. Loading never unpickles code.
 
 A checkpoint is one dict that ``torch.load(weights_only=True)`` reads: format and version, config,
-weights, EMA weights, data spec, metrics, the hash of the initialisation, provenance. It is enough
-for every probe, wherever it is copied.
+weights, EMA weights, data spec, metrics, the hash of the initialisation, provenance; a pruned model's
+also the masks of its steps. It is enough for every probe, wherever it is copied.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from models import run_folder
+from models import masks, run_folder
 from models.config import ViTConfig
 from models.errors import InputError, brief
 from models.vit import BViT
@@ -105,8 +105,10 @@ def save(
         "init_sha256": init_sha256,
         "provenance": provenance or {},
     }
-    with run_folder.atomic(path) as temporary:
-        torch.save(content, temporary)
+    found = masks.taken_from(model)
+    if found is not None:
+        content["masks"] = masks.packed(found)
+    run_folder.write_tensors(path, content)
 
 
 def _stored(state: State, dtype: torch.dtype | None) -> State:
@@ -149,6 +151,8 @@ def load_file(path: Path, weights: Weights = "ema", *, run: Path | None = None) 
         state = content["weights"] if weights == "raw" or content["ema"] is None else content["ema"]
         _fill(model, state, path)
         weights = "raw" if content["ema"] is None else weights
+    if "masks" in content:
+        masks.put_on(model, masks.unpacked(content["masks"], config))
     model.origin = Origin(
         str(path), weights, _file_sha256(path), run or path.parent, content["data"], content["metrics"], content["provenance"]
     )

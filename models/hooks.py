@@ -58,6 +58,8 @@ class AttentionHooks(nn.Module):
     def __init__(self, core: nn.Module):
         super().__init__()
         self.__dict__["core"] = core  # seen, not owned: the weights are registered once, in the block
+        for name in ("mask_qkv", "mask_proj"):  # of a pruned model, see `models.masks`
+            self.register_buffer(name, None, persistent=False)
         for name in ("q", "k", "v", "z", "attn_scores", "pattern", "result"):
             setattr(self, f"hook_{name}", HookPoint())
 
@@ -67,7 +69,7 @@ class AttentionHooks(nn.Module):
     @property
     def W_O(self) -> Tensor:
         """What a head's z adds to the stream, LayerScale included: [head d_head d_model]."""
-        weight = _scaled(self.core.attn.proj.weight.T, self.core.gamma1)
+        weight = _scaled(_masked(self.core.attn.proj.weight, self.mask_proj).T, self.core.gamma1)
         return weight.unflatten(0, (self.core.attn.n_heads, -1))
 
     @property
@@ -81,6 +83,8 @@ class MlpHooks(nn.Module):
     def __init__(self, core: nn.Module):
         super().__init__()
         self.__dict__["core"] = core
+        for name in ("mask_fc1", "mask_fc2"):
+            self.register_buffer(name, None, persistent=False)
         self.hook_pre, self.hook_post = HookPoint(), HookPoint()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,7 +93,7 @@ class MlpHooks(nn.Module):
     @property
     def W_out(self) -> Tensor:
         """What a neuron adds to the stream, LayerScale included: [d_mlp d_model]."""
-        return _scaled(self.core.mlp.fc2.weight.T, self.core.gamma2)
+        return _scaled(_masked(self.core.mlp.fc2.weight, self.mask_fc2).T, self.core.gamma2)
 
     @property
     def b_out(self) -> Tensor:
@@ -110,11 +114,27 @@ class Step(nn.Module):
         self.attn, self.mlp = AttentionHooks(core), MlpHooks(core)
 
     def forward(self, x: Tensor, step_embedding: Tensor | None = None) -> Tensor:
-        return self.core(x, self, step_embedding)
+        if self.attn.mask_qkv is None:
+            return self.core(x, self, step_embedding)
+        return torch.func.functional_call(self.core, self.masked_weights(), (x, self, step_embedding))
+
+    def masked_weights(self) -> dict[str, Tensor]:
+        """What this step of a pruned model runs with in the block's place: its matrices times the step's masks."""
+        attn, mlp, core = self.attn, self.mlp, self.core
+        return {
+            "attn.qkv.weight": core.attn.qkv.weight * attn.mask_qkv,
+            "attn.proj.weight": core.attn.proj.weight * attn.mask_proj,
+            "mlp.fc1.weight": core.mlp.fc1.weight * mlp.mask_fc1,
+            "mlp.fc2.weight": core.mlp.fc2.weight * mlp.mask_fc2,
+        }
 
     @property
     def is_watched(self) -> bool:
         return listening(*self.modules())
+
+
+def _masked(weight: Tensor, mask: Tensor | None) -> Tensor:
+    return weight if mask is None else weight * mask
 
 
 def _scaled(tensor: Tensor, gamma: Tensor | None) -> Tensor:

@@ -2,10 +2,13 @@
 
 import errno
 import fcntl
+import io
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from models.errors import InputError
 
@@ -27,6 +30,11 @@ def result(run: Path, probe: str) -> Path:
     return run / f"{probe}.nc"
 
 
+def pruning_round(run: Path, number: int) -> Path:
+    """What a finished round of pruning leaves: a folder that is never rewritten."""
+    return run / "rounds" / f"{number:02d}"
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """A temporary name to write to; on success it is synced and renamed to `path`, else removed."""
@@ -41,6 +49,27 @@ def atomic(path: Path) -> Iterator[Path]:
         raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_tensors(path: Path, content: dict[str, Any]) -> None:
+    """A dict of tensors and plain values as a torch file, serialised first: torch hides a full disk behind an error of its own."""
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with atomic(path) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+
+
+@contextmanager
+def owned(run: Path, *, resume: bool, force: bool) -> Iterator[None]:
+    """The run folder, claimed and locked by the first process of a long command."""
+    if int(os.environ.get("RANK", 0)) > 0:
+        yield
+        return
+    with locked(run):
+        claim(run, resume=resume, force=force)
+        yield
 
 
 @contextmanager
@@ -58,7 +87,8 @@ def locked(run: Path) -> Iterator[None]:
 def claim(run: Path, *, resume: bool, force: bool) -> None:
     """Refuse a folder that already holds a run, unless it is to be continued or started over."""
     if force:
-        for path in (checkpoint(run), last(run), log(run), *run.glob("events.out.tfevents.*")):
+        shutil.rmtree(run / "rounds", ignore_errors=True)
+        for path in (checkpoint(run), last(run), log(run), *run.glob("events.out.tfevents.*"), *run.glob("prune*")):
             path.unlink(missing_ok=True)
     elif not resume and run.exists() and any(path.name != "lock" for path in run.iterdir()):
         raise InputError(f"{run} is not empty; pass --resume to continue it, --force to start over, or another --out")

@@ -13,10 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -76,21 +73,10 @@ def train(
         force: start over in a folder that holds a run.
     """
     options = {name: value for name, value in locals().items() if name not in ("out", "resume", "force", "stop_after", "workers", "device")}
-    with owned(out, resume, force):
-        Trainer(options, out, device, workers).run(stop_after)
-
-
-@contextmanager
-def owned(out: Path, resume: bool, force: bool) -> Iterator[None]:
-    """The run folder, claimed and locked by the first process of a run."""
     from models import run_folder
 
-    if int(os.environ.get("RANK", 0)) > 0:
-        yield
-        return
-    with run_folder.locked(out):
-        run_folder.claim(out, resume=resume, force=force)
-        yield
+    with run_folder.owned(out, resume=resume, force=force):
+        Trainer(options, out, device, workers).run(stop_after)
 
 
 @dataclass
@@ -153,8 +139,6 @@ class Trainer:
         self.position = Position(**state["position"])
 
     def _save_last(self) -> None:
-        import torch
-
         from models import run_folder
 
         state = {
@@ -164,8 +148,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "position": asdict(self.position),
         }
-        with run_folder.atomic(run_folder.last(self.out)) as temporary:
-            torch.save(state, temporary)
+        run_folder.write_tensors(run_folder.last(self.out), state)
 
     def _save_best(self, metrics: dict[str, Any]) -> None:
         from models import checkpoint, run_folder
@@ -355,22 +338,11 @@ class Log:
 
 def open_all(options: dict[str, Any]) -> tuple[Any, Any, Recipe, ViTConfig]:
     """Training and validation data, the recipe and the config that the options ask for."""
-    import ast
-
     from models.config import ViTConfig
     from models.data import open_data
     from models.recipe import RECIPES, default_recipe
 
-    def literal(pair: str) -> tuple[str, Any]:
-        name, separator, value = pair.partition("=")
-        if not separator:
-            raise InputError(f"--fields takes name=value, not {pair!r}")
-        try:
-            return name, ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            return name, value
-
-    fields = dict(map(literal, options["fields"]))
+    fields = parsed(options["fields"])
     plan = ViTConfig.preset(options["model"], **{k: v for k, v in fields.items() if k != "n_classes"})
     train_data, val_data = (open_data(options["data"], split, like=plan) for split in ("train", "val"))
     if tuple(train_data.classes) != tuple(val_data.classes):
@@ -381,6 +353,22 @@ def open_all(options: dict[str, Any]) -> tuple[Any, Any, Recipe, ViTConfig]:
     drop_path = {} if "drop_path" in fields else {"drop_path": chosen.drop_path}
     config = replace(plan, n_classes=len(train_data.classes), classes=tuple(train_data.classes), **drop_path)
     return train_data, val_data, chosen, config
+
+
+def parsed(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """``--fields`` name=value as a dict; values are Python literals or plain words."""
+    import ast
+
+    fields: dict[str, Any] = {}
+    for pair in pairs:
+        name, separator, value = pair.partition("=")
+        if not separator:
+            raise InputError(f"--fields takes name=value, not {pair!r}")
+        try:
+            fields[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            fields[name] = value
+    return fields
 
 
 def accelerator(precision: str, device: str) -> Accelerator:

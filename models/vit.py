@@ -98,7 +98,13 @@ class BViT(HookedRootModule):
 
     def _new_step(self, t: int) -> Step:
         c = self.trained
-        return Step(self.core[c.block_of(t)], is_centred=c.norm == "ln", eps=c.norm_eps, has_step_embedding=c.step_embedding != "none")
+        step = Step(self.core[c.block_of(t)], is_centred=c.norm == "ln", eps=c.norm_eps, has_step_embedding=c.step_embedding != "none")
+        if "blocks" in self._modules:  # a pruned model keeps its masks, the last one beyond T
+            before = self.blocks[min(t, len(self.blocks) - 1)]
+            for new, old in ((step.attn, before.attn), (step.mlp, before.mlp)):
+                for name, mask in old.named_buffers(recurse=False):
+                    new.register_buffer(name, mask, persistent=False)
+        return step
 
     def _initialise(self) -> None:
         """Truncated normal 0.02 (or Xavier uniform for narrow models) and zero biases, as timm's."""

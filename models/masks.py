@@ -1,0 +1,82 @@
+"""Step-specific masks: step t runs with the shared block's weights times M_t (lottery pruning of a model that runs in steps).
+
+The prunable weights of a block are its four matrices; biases, norms, embeddings and head stay whole. Masks live beside a
+step's hook points, so hooks, caches and probes see the pruned model, and gradients reach the shared weights through them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from models.config import ViTConfig
+from models.errors import InputError
+
+if TYPE_CHECKING:
+    from models.vit import BViT
+
+WEIGHTS = {"qkv": "attn.qkv.weight", "proj": "attn.proj.weight", "fc1": "mlp.fc1.weight", "fc2": "mlp.fc2.weight"}
+Masks = Bool[Tensor, "step weight"]  # one row a step: the matrices of WEIGHTS, flattened in this order
+
+
+def shapes(config: ViTConfig) -> dict[str, tuple[int, int]]:
+    """Rows and columns of each prunable matrix of a block."""
+    d, hidden = config.d_model, config.d_mlp
+    return {"qkv": (3 * d, d), "proj": (d, d), "fc1": (hidden, d), "fc2": (d, hidden)}
+
+
+def sizes(config: ViTConfig) -> dict[str, int]:
+    """Number of weights of each prunable matrix."""
+    return {name: rows * columns for name, (rows, columns) in shapes(config).items()}
+
+
+def split(flat: Tensor, config: ViTConfig) -> dict[str, Tensor]:
+    """Rows of all prunable weights [... weight] as matrices [... out in], by name."""
+    parts = flat.split(list(sizes(config).values()), -1)
+    return {name: part.unflatten(-1, shape) for (name, shape), part in zip(shapes(config).items(), parts, strict=True)}
+
+
+def joined(matrices: dict[str, Tensor]) -> Tensor:
+    """The inverse of `split`: matrices [... out in] by name, or by parameter name, as rows [... weight]."""
+    return torch.cat([matrices[name if name in matrices else WEIGHTS[name]].flatten(-2) for name in WEIGHTS], -1)
+
+
+def put_on(model: BViT, masks: Masks) -> BViT:
+    """Let every step of `model` run under its own mask (in place, and returned); the masks move with the model."""
+    expected = (model.config.n_steps, sum(sizes(model.config).values()))
+    if tuple(masks.shape) != expected:
+        raise InputError(f"masks are [step weight] = {list(expected)} for this model, they were given as {list(masks.shape)}")
+    for step, row in zip(model.blocks, masks, strict=True):
+        for name, mask in split(row, model.config).items():
+            hooks_of(step, name).register_buffer(f"mask_{name}", mask.to(model.pos_embed.device), persistent=False)
+    return model
+
+
+def taken_from(model: BViT) -> Masks | None:
+    """The masks [step weight] a model runs under, or None."""
+    if not is_masked(model.blocks[0]):
+        return None
+    return torch.stack([joined({name: getattr(hooks_of(step, name), f"mask_{name}") for name in WEIGHTS}) for step in model.blocks])
+
+
+def is_masked(step: nn.Module) -> bool:
+    return step.attn.mask_qkv is not None
+
+
+def hooks_of(step: nn.Module, weight: str) -> nn.Module:
+    """The part of a step that a matrix belongs to."""
+    return step.attn if weight in ("qkv", "proj") else step.mlp
+
+
+def packed(masks: Masks) -> Tensor:
+    """Eight weights a byte, as `numpy.packbits`: uint8 [step byte]."""
+    return torch.from_numpy(np.packbits(masks.cpu().numpy(), axis=-1))
+
+
+def unpacked(content: Tensor, config: ViTConfig) -> Masks:
+    n = sum(sizes(config).values())
+    return torch.from_numpy(np.unpackbits(content.numpy(), axis=-1, count=n).astype(bool))
