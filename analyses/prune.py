@@ -158,7 +158,8 @@ def draw_categories(ax: Axes, result: xr.Dataset) -> None:
             bottom = bottom + share
     ax.set(xlabel="pruning round", ylabel="weights (%)", title="")
     ax.set_title("weights by use (thin: random masks)", fontsize=9)
-    ax.legend(fontsize=6, frameon=False, loc="lower left")
+    ax.set_xticks(result["round"].values)
+    ax.legend(fontsize=6, loc="lower left", framealpha=0.8)
 
 
 def draw_map(fig: Figure, ax: Axes, result: xr.Dataset, round: int) -> None:
@@ -190,6 +191,8 @@ def draw_accuracy(ax: Axes, result: xr.Dataset, controls: Mapping[str, xr.Datase
     ax.axhline(100 * result.attrs["chance"], ls=":", color=style.CHANCE, lw=1, label="chance")
     ax.set_xscale("log")
     ax.invert_xaxis()
+    ax.set_xticks(density, [f"{d:.0f}" if d >= 10 else f"{d:.1g}" for d in density])
+    ax.minorticks_off()
     ax.set(xlabel="weights kept by a step (%)", ylabel="top-1 (%)")
     ax.set_title("accuracy against sparsity", fontsize=9)
     ax.legend(fontsize=6, frameon=False)
@@ -206,14 +209,14 @@ def specialization_figure(result: xr.Dataset) -> Figure:
         null = 100 * result["specialization_random"].sel(weight=weight).mean("step")
         ax.plot(rounds, null, "k--", lw=1.2, label="random masks")
         ax.set_title(str(weight), fontsize=9)
-        ax.set(xlabel="pruning round", ylabel="specialization (%)")
+        ax.set(xlabel="pruning round", ylabel="specialization (%)", xticks=rounds)
     axes[0].legend(fontsize=5, frameon=False, ncol=2)
     ax = axes[-1]
     ax.plot(rounds, mean_jaccard(result), "o-", color=style.MAIN, markersize=3, label="between steps")
     ax.plot(rounds, mean_jaccard(result, "jaccard_random"), "k--", lw=1.2, label="random masks")
     if result.sizes.get("pair"):
         ax.plot(rounds, result["replicate_jaccard"].sel(weight="all").mean("pair"), "s-", color=style.SECOND, markersize=3, label="replicates of one step")
-    ax.set(xlabel="pruning round", ylabel="mean Jaccard", ylim=(0, 1.02))
+    ax.set(xlabel="pruning round", ylabel="mean Jaccard", ylim=(0, 1.02), xticks=rounds)
     ax.legend(fontsize=6, frameon=False)
     return fig
 
@@ -269,4 +272,16 @@ def shares(result: xr.Dataset, *, weight: str = "all") -> go.Figure:
                 name=str(category), marker=dict(color=colour, pattern_shape=pattern), showlegend=not pattern,
             )  # fmt: skip
     figure.update_layout(barmode="stack", yaxis_title="weights (%)", xaxis_title="pruning round", height=380, margin=dict(l=10, r=10, t=10, b=10))
+    return figure
+
+
+def specialization_curves(result: xr.Dataset, *, weight: str = "all") -> go.Figure:
+    """Specialisation of every step over the rounds, beside random masks of the same densities."""
+    figure = go.Figure()
+    for t in result["step"].values:
+        values = 100 * result["specialization"].sel(weight=weight, step=t).values
+        figure.add_scatter(x=result["round"].values, y=values, mode="lines", name=f"step {t + 1}")
+    null = 100 * result["specialization_random"].sel(weight=weight).mean("step").values
+    figure.add_scatter(x=result["round"].values, y=null, mode="lines", name="random masks", line=dict(dash="dash", color=style.CHANCE))
+    figure.update_layout(xaxis_title="pruning round", yaxis_title="specialization (%)", height=380, margin=dict(l=10, r=10, t=10, b=10))
     return figure
