@@ -131,6 +131,36 @@ def pixels(model: Any, image: np.ndarray) -> np.ndarray:
     return (shown.clip(0, 1) * 255).round().astype(np.uint8)
 
 
+def pictures(run: Path, result: xr.Dataset) -> dict[int, str]:
+    """Data URIs of a result's images by their place along `image`: all where the run's data is at hand, else the stored thumbnails."""
+    try:
+        model = load(run)
+        if (model.origin.data, "val") == (result.attrs["data"], result.attrs["split"]):
+            return _pictures(model, images_of(model), model.origin.sha256, tuple(result["index"].values.tolist()))
+    except InputError:
+        pass  # the page says which pictures are missing
+    if "thumbnail" not in result:
+        return {}
+    return {int(place): data_uri(shown) for place, shown in zip(result["shown"].values, result["thumbnail"].values, strict=True)}
+
+
+@st.cache_data(max_entries=4, show_spinner="drawing the images")
+def _pictures(_model: Any, _data: Any, key: str, indices: tuple[int, ...]) -> dict[int, str]:
+    return {place: data_uri(pixels(_model, _data[index][0].numpy())) for place, index in enumerate(indices)}
+
+
+def data_uri(shown: np.ndarray) -> str:
+    """A picture [y x channel], at most 64 px wide, as an address that holds it."""
+    from base64 import b64encode
+
+    from PIL import Image
+
+    picture, buffer = Image.fromarray(shown), BytesIO()
+    picture.thumbnail((64, 64))
+    picture.save(buffer, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{b64encode(buffer.getvalue()).decode()}"
+
+
 @st.cache_data(max_entries=64, show_spinner="running the model")
 def trace(_model: Any, key: str, image: np.ndarray) -> dict[str, np.ndarray]:
     """Everything the Steps page shows of one image, from one run.

@@ -316,25 +316,12 @@ def command(
 
     model = probe.open_model(common)
     data = probe.open_images(common, model)
-    untrained = untrained_of(common) if control and common.weights != "init" else None
+    untrained = probe.untrained_of(common) if control and common.weights != "init" else None
     options = dict(batch_size=common.batch_size, workers=common.workers, seed=common.seed)
     result = measure(model, data, control=untrained, upsample=upsample, thumbnails=thumbnails, **options)
     probe.save(result, probe.result_path(common, model, "pointing_game"))
     if probe.processes()[0] == 0:
         print(analysis.table(result))
-
-
-def untrained_of(common: Common) -> BViT | None:
-    """The untrained control, or None with a word where it cannot be rebuilt."""
-    import sys
-
-    from probes.probe import open_model
-
-    try:
-        return open_model(common, "init")
-    except InputError as error:
-        print(f"no untrained control: {error}", file=sys.stderr)
-        return None
 
 
 if __name__ == "__main__":

@@ -55,6 +55,15 @@ def open_model(common: Common, weights: str | None = None) -> BViT:
     return load(common.source, weights or common.weights).to(device(common.device))
 
 
+def untrained_of(common: Common) -> BViT | None:
+    """The untrained control, or None with a word where it cannot be rebuilt."""
+    try:
+        return open_model(common, "init")
+    except InputError as error:
+        print(f"no untrained control: {error}", file=sys.stderr)
+        return None
+
+
 def open_images(common: Common, model: BViT) -> Any:
     """The data set, at most `limit` images of it spread evenly (so that all classes of a sorted folder stay in)."""
     from models import open_data

@@ -27,7 +27,7 @@ if result is None:
 
 neurons, methods, steps = (result[name].values.tolist() for name in ("neuron", "method", "step"))
 live.linked("neuron", neurons[0], neurons)
-live.linked("method", methods[0], methods)
+live.linked("method", analysis.best_method(result), methods)
 left, right = st.columns(2)
 neuron = left.selectbox("Neuron", neurons, key="neuron", on_change=live.remember("neuron"))
 method = right.selectbox(

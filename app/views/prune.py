@@ -66,7 +66,8 @@ with right:
     st.subheader("Accuracy over the rounds")
     figure = analysis.curves(result, controls, round=place)
     live.chart(figure, "prune accuracy")
-    st.caption("Every round is trained from the initialisation under its masks." + ("" if controls else " Controls: `python -m probes.prune --control random`."))
+    how_to = "" if controls else " Controls: `python -m probes.prune --control random`."
+    st.caption("Every round is trained from the initialisation under its masks." + how_to)
     live.export(figure, "prune accuracy")
 left, right = st.columns(2)
 with left:
