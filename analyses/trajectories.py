@@ -161,10 +161,7 @@ def interactive(result: xr.Dataset, picture: str = "pacmap", colour: str = "clas
         """The points of the chosen states."""
         xy = points[:, chosen].reshape(-1, 2)
         state, image = np.tile(states[chosen], len(points)), np.repeat(np.arange(len(points)), len(chosen))
-        if colour == "class":
-            marks = np.array(shades, dtype=object)[labels[image]]
-        else:
-            marks = np.array(shades, dtype=object)[state]
+        marks = np.array(shades, dtype=object)[labels[image] if colour == "class" else state]
         hover = np.stack([image, result["index"].values[image], names[image], state], 1).astype(object)
         return go.Scattergl(
             x=xy[:, 0], y=xy[:, 1], customdata=hover, mode="markers", marker=dict(size=5, color=marks, opacity=0.35 if len(chosen) > 1 else 0.8),
@@ -188,11 +185,13 @@ def interactive(result: xr.Dataset, picture: str = "pacmap", colour: str = "clas
     frames = [go.Frame(name=state_label(k), data=[cloud(np.array([k])), means(k), one(k)]) for k in range(last + 1)]
     frames.append(go.Frame(name="all", data=[cloud(np.arange(last + 1)), means(last), one(last)]))
     figure = go.Figure(data=frames[-1].data, frames=frames)
+    for name, shade in zip(classes if colour == "class" else map(state_label, states), shades, strict=True) if len(shades) <= MANY else ():
+        figure.add_scatter(x=[None], y=[None], mode="markers", marker=dict(size=7, color=shade), name=name)
     jump = dict(mode="immediate", frame=dict(duration=0, redraw=True), transition=dict(duration=0))
     play = dict(fromcurrent=False, mode="immediate", frame=dict(duration=700, redraw=True), transition=dict(duration=0))
     figure.update_layout(
         height=640, margin=dict(l=10, r=10, t=10, b=10), xaxis=span(points[..., 0]), yaxis=span(points[..., 1]), template="plotly_white",
-        legend=dict(x=0, y=1), hovermode="closest",
+        hovermode="closest",
         updatemenus=[dict(type="buttons", direction="left", x=0, y=0, xanchor="left", yanchor="top", pad=dict(t=45), showactive=False, buttons=[
             dict(label="▶ play", method="animate", args=[[frame.name for frame in frames], play]),
             dict(label="❚❚", method="animate", args=[[None], jump]),

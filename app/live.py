@@ -135,8 +135,9 @@ def pictures(run: Path, result: xr.Dataset) -> dict[int, str]:
     """Data URIs of a result's images by their place along `image`: all where the run's data is at hand, else the stored thumbnails."""
     try:
         model = load(run)
-        if (model.origin.data, "val") == (result.attrs["data"], result.attrs["split"]):
-            return _pictures(model, images_of(model), model.origin.sha256, tuple(result["index"].values.tolist()))
+        data = images_of(model)
+        if (data.spec, data.split) == (result.attrs["data"], result.attrs["split"]):
+            return _pictures(model, data, model.origin.sha256, tuple(result["index"].values.tolist()))
     except InputError:
         pass  # the page says which pictures are missing
     if "thumbnail" not in result:

@@ -50,7 +50,7 @@ with left:
     st.download_button("Table as CSV", lambda: result[list(NAMES)].to_dataframe().to_csv(), "recurrence.csv", "text/csv")
 with right:
     st.subheader("Leaving when sure")
-    st.caption("Each image leaves at the first step whose confidence (or certainty, 1 - entropy / log classes) passes a threshold; dotted: the same step for all.")
+    st.caption("Each image leaves at the first step whose confidence (or 1 - entropy / log classes) passes a threshold; dotted: the same step for all.")
     figure = analysis.exits(result)
     live.chart(figure, "recurrence exits")
     live.export(figure, "recurrence exits")

@@ -48,7 +48,8 @@ with columns[-1]:
     st.download_button("Save as HTML", lambda: analysis.page(drawn, pictures), "trajectories.html", "text/html")
     st.download_button("Table as CSV", lambda: result[["pacmap", "pca"]].to_dataframe().to_csv(), "trajectories.csv", "text/csv")
 if len(pictures) < len(indices):
-    st.caption(f"Pictures of {len(pictures)} of the {len(indices)} images are at hand; the others are in `{result.attrs['data']}`, split {result.attrs['split']}.")
+    here = f"Pictures of {len(pictures)} of the {len(indices)} images are at hand"
+    st.caption(f"{here}; the others are in `{result.attrs['data']}`, split {result.attrs['split']}.")
 
 st.subheader("Are the nearest images of the same class?")
 last = result.isel(state=-1)

@@ -1,0 +1,165 @@
+"""Run with: pytest tests/probes/test_recurrence.py"""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from models import ViTConfig, checkpoint, open_data
+from models.checkpoint import Origin, fresh
+from models.errors import InputError
+from probes import recurrence as probe
+from tests.reference import slow_vit
+
+CONFIG = ViTConfig.preset("bvit_easy", n_steps=3, d_model=16, n_heads=2)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return torch.utils.data.Subset(open_data("shapes-easy", like=CONFIG), range(0, 60, 2))
+
+
+def made(data, **changes: object):
+    """A model whose answers change from step to step."""
+    classes = tuple(data.dataset.classes)
+    model = fresh(dataclasses.replace(CONFIG, n_classes=len(classes), classes=classes, **changes), 0).eval()
+    with torch.no_grad():
+        model.head.weight.normal_()
+        for block in model.core:
+            block.mlp.fc2.weight.mul_(8)
+            block.mlp.fc2.bias.normal_()
+    model.origin = Origin("planted")
+    return model
+
+
+@pytest.fixture(scope="module")
+def model(data):
+    torch.manual_seed(0)
+    return made(data)
+
+
+@pytest.fixture(scope="module")
+def result(model, data):
+    return probe.measure(model, data, control=model, batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def logits(model, data) -> torch.Tensor:
+    """[image state class] from the reference model, each number of steps run anew, in float64."""
+    weights = {name: value.double() for name, value in model.state_dict().items()}
+    images = [data[i][0].double() for i in range(len(data))]
+    return torch.stack([torch.stack([slow_vit.forward(image, weights, model.config, k) for k in range(13)]) for image in images])
+
+
+def test_every_curve_equals_running_a_slow_model_anew_for_every_number_of_steps(result, logits, data) -> None:
+    labels = torch.tensor([data[i][1] for i in range(len(data))])
+    logp = logits.log_softmax(-1)
+    correct = logits.argmax(-1) == labels[:, None]
+    assert np.allclose(result["accuracy"], correct.double().mean(0))
+    assert np.allclose(result["loss"], -logp[torch.arange(len(labels)), :, labels].mean(0), rtol=1e-4)
+    assert np.allclose(result["confidence"], logp.exp().amax(-1).mean(0), rtol=1e-4)
+    assert np.allclose(result["entropy"], -(logp.exp() * logp).sum(-1).mean(0), rtol=1e-3)
+    for label in labels.unique().tolist():
+        assert np.allclose(result["class_accuracy"].sel(label=label), correct[labels == label].double().mean(0))
+    assert (result["control_accuracy"].values == result["accuracy"].values).all()
+
+
+def test_k_equal_to_t_is_the_plain_forward(result, model, data) -> None:
+    images, labels = torch.stack([data[i][0] for i in range(len(data))]), torch.tensor([data[i][1] for i in range(len(data))])
+    with torch.no_grad():
+        answer = model(images).argmax(-1)
+    assert float(result["accuracy"].sel(state=3)) == pytest.approx((answer == labels).double().mean().item())
+
+
+def test_the_update_is_that_of_the_residual_stream(result, model, data) -> None:
+    images = torch.stack([data[i][0] for i in range(len(data))])
+    with torch.no_grad():
+        _, cache = model.run_with_cache(images)
+    for t in range(3):
+        before, after = cache["resid_pre", t].flatten(1), cache["resid_post", t].flatten(1)
+        expected = ((after - before).norm(dim=1) / before.norm(dim=1)).mean()
+        assert float(result["update"].sel(state=t + 1)) == pytest.approx(expected.item(), rel=1e-4)
+    assert np.isnan(result["update"].sel(state=0))
+
+
+def test_answers_settle_where_a_search_by_hand_finds_it(result, logits) -> None:
+    for name, last in (("settled", 3), ("settled_by_max", 12)):
+        for answers, found in zip(logits.argmax(-1).tolist(), result[name].values, strict=True):
+            assert found == min(k for k in range(last + 1) if len(set(answers[k : last + 1])) == 1)
+
+
+def test_leaving_early_equals_a_loop_over_images_and_steps(result, logits, data) -> None:
+    p = logits[:, 1:4].softmax(-1)
+    sure = {"confidence": p.amax(-1), "entropy": 1 + (p * p.log()).sum(-1) / np.log(p.shape[-1])}
+    for criterion, certainty in sure.items():
+        row = result.sel(criterion=criterion)
+        for threshold in (0.0, 0.3, 0.7, 1.0):
+            place = int(np.abs(row["threshold"].values - threshold).argmin())
+            limit = float(row["threshold"][place])
+            at = [next((k for k in range(3) if certainty[i, k] >= limit), 2) for i in range(len(data))]
+            correct = [logits[i, 1 + k].argmax().item() == data[i][1] for i, k in enumerate(at)]
+            assert float(row["exit_steps"][place]) == pytest.approx(np.mean(at) + 1)
+            assert float(row["exit_accuracy"][place]) == pytest.approx(np.mean(correct))
+
+
+def test_batches_change_nothing(result, model, data) -> None:
+    other = probe.measure(model, data, batch_size=7)
+    for name in probe.CURVES:
+        assert np.allclose(other[name], result[name], rtol=1e-5, equal_nan=True)
+
+
+def test_states_that_overflow_are_counted_and_the_first_is_named(data) -> None:
+    model = made(data)
+    with torch.no_grad():
+        model.core[0].mlp.fc2.bias[0] = 1e38
+        expected = [model(data[0][0][None], n_steps=k).isfinite().all().item() for k in range(13)]
+    assert any(expected) and not all(expected)
+    found = probe.measure(model, data, batch_size=16)
+    assert found.attrs["overflow_state"] == expected.index(False)
+    assert ((found["n_finite"] == len(data)).values == expected).all()
+    assert (found["accuracy"].values[~np.array(expected)] == 0).all() and np.isnan(found["loss"].values[-1])
+
+
+def test_a_stacked_model_stops_at_its_last_block_and_refuses_more(data) -> None:
+    model = made(data, n_blocks=3)
+    assert probe.measure(model, data).sizes["state"] == 4
+    with pytest.raises(InputError, match="3"):
+        probe.measure(model, data, max_steps=4)
+
+
+def test_bad_input_is_one_sentence(model, data) -> None:
+    with pytest.raises(InputError, match="--max-steps is 2, it must be at least the model's 3 steps"):
+        probe.measure(model, data, max_steps=2)
+    with pytest.raises(InputError, match="no classifier"):
+        probe.measure(made_headless(), data)
+    strange = made(data)
+    strange.config = dataclasses.replace(strange.config, classes=tuple(f"other {i}" for i in range(strange.config.n_classes)))
+    with pytest.raises(InputError, match="has no class"):
+        probe.measure(strange, data)
+
+
+def made_headless():
+    model = fresh(dataclasses.replace(CONFIG, n_classes=0), 0).eval()
+    model.origin = Origin("planted")
+    return model
+
+
+def test_the_command_writes_its_result_and_a_second_run_the_same(model, tmp_path: Path) -> None:
+    source = tmp_path / "ckpt.pt"
+    checkpoint.save(source, model, data="shapes-easy", provenance={"seed": 0})
+    results = []
+    for launch in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]):
+        command = [sys.executable, *launch, "-m", "probes.recurrence", str(source), "--limit", "70", "--batch-size", "16", "--device", "cpu"]
+        done = subprocess.run([*command, "--max-steps", "5", "--no-control"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "recurrence: 70 images, chance 5.0 %, trained for 3 steps" in done.stdout and "step 5 " in done.stdout
+        results.append(xr.load_dataset(tmp_path / "recurrence.nc", engine="h5netcdf"))
+    for name in results[0]:
+        assert np.allclose(results[0][name], results[1][name], rtol=1e-12, equal_nan=True), name
+    refused = subprocess.run([sys.executable, "-m", "probes.recurrence", str(source), "--max-steps", "2"], capture_output=True, text=True)
+    assert refused.returncode == 2 and "--max-steps is 2" in refused.stderr and "Traceback" not in refused.stderr
