@@ -3,44 +3,52 @@
 Nothing here is a test: times depend on what else the machine does, so only the ratio of medians is of interest.
 """
 
+import io
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr
 
 import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch.nn.functional import cross_entropy
+from torch.utils.data import Subset
 
-from models import ViTConfig, open_data
+from models import BViT, ViTConfig, masks, open_data
 from models.checkpoint import Origin, fresh
 from models.data import Stream
-from probes import pointing_game
+from probes import grafts, pointing_game, rank, recurrence, trajectories, visualise
 
 ROUNDS = 7
 
 
-def ratio(name: str, ours: Callable[[], object], theirs: Callable[[], object]) -> None:
+def ratio(name: str, ours: Callable[[], object], theirs: Callable[[], object], rounds: int = ROUNDS) -> None:
     """Print median time of `theirs` over that of `ours`: above 1 is faster than the other side."""
-    ours(), theirs()
     times = ([], [])
-    for _ in range(ROUNDS):
-        for side, run in zip(times, (ours, theirs), strict=True):
-            started = time.perf_counter()
-            run()
-            side.append(time.perf_counter() - started)
+    with redirect_stderr(io.StringIO()):  # progress bars
+        ours(), theirs()
+        for _ in range(rounds):
+            for side, run in zip(times, (ours, theirs), strict=True):
+                started = time.perf_counter()
+                run()
+                side.append(time.perf_counter() - started)
     mine, other = map(statistics.median, times)
     spread = [b / a for a, b in zip(*times, strict=True)]
-    print(
-        f"{name:66} {other / mine:5.2f}x   ({min(spread):.2f} to {max(spread):.2f}; {1000 * mine:.0f} against {1000 * other:.0f} ms)",
-        flush=True,
-    )
+    line = f"{name:74} {other / mine:5.2f}x   ({min(spread):.2f} to {max(spread):.2f}; {1000 * mine:.0f} against {1000 * other:.0f} ms)"
+    print(line, flush=True)
 
 
-def main() -> None:
-    print(
-        f"torch {torch.__version__}, timm {timm.__version__}, {torch.get_num_threads()} threads; speed as a multiple of the other side's\n"
-    )
+def without_gradient(function: Callable[..., object], *args: object, **kwargs: object) -> Callable[[], None]:
+    def run() -> None:
+        with torch.inference_mode():
+            function(*args, **kwargs)
+
+    return run
+
+
+def against_timm() -> None:
+    """The model and its hooks, against timm's ViT of the same size and against the same arithmetic without hook points."""
     shape = dict(image_size=96, patch_size=8, d_model=192, n_heads=3, n_classes=10)
     model = fresh(ViTConfig(**shape), 0)
     vit = VisionTransformer(img_size=96, patch_size=8, embed_dim=192, depth=12, num_heads=3, num_classes=10)
@@ -49,53 +57,110 @@ def main() -> None:
     def training(net: torch.nn.Module) -> Callable[[], None]:
         return lambda: cross_entropy(net(images), labels).backward()
 
-    def forward(net: torch.nn.Module, **kwargs) -> Callable[[], None]:
-        def run() -> None:
-            with torch.inference_mode():
-                net(images, **kwargs)
-
-        return run
-
-    def cached(names: object) -> Callable[[], None]:
-        def run() -> None:
-            with torch.inference_mode():
-                model.run_with_cache(images, names_filter=names)
-
-        return run
-
     def bare() -> None:
-        """The same arithmetic without hook points."""
-        with torch.inference_mode():
-            z, block = model.embed(images), model.core[0]
-            for _ in range(12):
-                h = torch.nn.functional.layer_norm(z, (192,), block.norm1.weight, block.norm1.bias, 1e-6)
-                q, k, v = block.attn.qkv(h).unflatten(-1, (3, 3, 64)).permute(2, 0, 3, 1, 4)
-                z = z + block.attn.proj(torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-                h = torch.nn.functional.layer_norm(z, (192,), block.norm2.weight, block.norm2.bias, 1e-6)
-                z = z + block.mlp.fc2(torch.nn.functional.gelu(block.mlp.fc1(h)))
-            model.read_out(z)
+        z, block = model.embed(images), model.core[0]
+        for _ in range(12):
+            h = torch.nn.functional.layer_norm(z, (192,), block.norm1.weight, block.norm1.bias, 1e-6)
+            q, k, v = block.attn.qkv(h).unflatten(-1, (3, 3, 64)).permute(2, 0, 3, 1, 4)
+            z = z + block.attn.proj(torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+            h = torch.nn.functional.layer_norm(z, (192,), block.norm2.weight, block.norm2.bias, 1e-6)
+            z = z + block.mlp.fc2(torch.nn.functional.gelu(block.mlp.fc1(h)))
+        model.read_out(z)
 
     ratio("training step (forward + backward), bViT / timm's ViT of its size", training(model), training(vit))
     model.eval(), vit.eval()
-    ratio("forward, bViT / timm's ViT of its size", forward(model), forward(vit))
-    ratio("forward, hook points idle / no hook points", forward(model), bare)
-    ratio("run_with_cache of every pattern / plain forward", cached("blocks.*.attn.hook_pattern"), forward(model))
-    ratio(
-        "run_with_cache of CLS rows alone / plain forward",
-        cached({"blocks.*.attn.hook_pattern": lambda p: p[:, :, 0].clone()}),
-        forward(model),
-    )
+    plain = without_gradient(model, images)
+    cached = without_gradient(model.run_with_cache, images, names_filter="blocks.*.attn.hook_pattern")
+    rows = without_gradient(model.run_with_cache, images, names_filter={"blocks.*.attn.hook_pattern": lambda p: p[:, :, 0].clone()})
+    ratio("forward, bViT / timm's ViT of its size", plain, without_gradient(vit, images))
+    ratio("forward, hook points idle / no hook points", plain, without_gradient(bare))
+    ratio("run_with_cache of every pattern / plain forward", cached, plain)
+    ratio("run_with_cache of CLS rows alone / plain forward", rows, plain)
 
-    small = fresh(ViTConfig.preset("bvit_shapes", n_classes=20), 0).eval()
-    small.origin = Origin("untrained")
-    data = torch.utils.data.Subset(open_data("shapes", like=small), range(256))
 
-    def plain() -> None:
-        with torch.inference_mode():
+def passes() -> None:
+    """What a probe's pass over the data costs, against a plain forward over the same images."""
+    classes = tuple(open_data("shapes").classes)
+    model = fresh(ViTConfig.preset("bvit_shapes", n_classes=len(classes), classes=classes), 0).eval()
+    model.origin = Origin("untrained")
+    data = Subset(open_data("shapes", like=model), range(256))
+
+    def forwards(n_steps: int | None = None) -> Callable[[], None]:
+        def run() -> None:
             for batch in Stream(data, 64):
-                small(batch.images)
+                model(batch.images, n_steps=n_steps)
 
-    ratio("pointing game on shapes / plain forward over the same images", lambda: pointing_game.watch(small, data, batch_size=64), plain)
+        return without_gradient(run)
+
+    options = dict(batch_size=64, workers=0, label="")
+    ratio("pointing game / plain forward", lambda: pointing_game.watch(model, data, batch_size=64), forwards())
+    ratio("rank, 5 tokens an image / plain forward", lambda: rank.watch(model, data, tokens=5, seed=0, **options), forwards())
+    ratio("trajectories / plain forward", lambda: trajectories.watch(model, data, "cls", **options), forwards())
+    ratio("recurrence to 48 steps / plain forward of 48 steps", lambda: recurrence.watch(model, data, 48, **options), forwards(48), rounds=3)
+
+
+def whole_model(model: BViT, pairs: list[tuple[int, int]]) -> visualise.Objective:
+    """The objective of a single (step, neuron) pair, read while the whole model runs."""
+    ((step, neuron),) = pairs
+
+    def objective(inputs: torch.Tensor, rows: slice, left: float) -> torch.Tensor:
+        found = []
+        with model.hooks([(f"blocks.{step}.mlp.hook_post", lambda post, hook: found.append(post[:, 1:, neuron].mean(1)))]):
+            model(inputs)
+        return found[0]
+
+    return objective
+
+
+def pictures_of_neurons(n_neurons: int = 2, iterations: int = 2) -> None:
+    """Pictures of neurons at all steps in one batch, against one at a time through the whole model."""
+    model = fresh(ViTConfig.preset("bvit_shapes", n_classes=20), 0).eval()
+    images = torch.rand(64, 3, 64, 64).cumsum(-1).tanh()
+    canvas = visualise.measured(model, lambda: iter([images]))
+    pairs = [(t, f) for t in range(model.config.n_steps) for f in range(n_neurons)]
+    options = dict(iterations=iterations, copies=4)
+
+    def one_at_a_time() -> None:
+        for pair in pairs:
+            visualise.optimised(method, [pair], whole_model(model, [pair]), canvas, **options)
+
+    def all_at_once() -> None:
+        with visualise.frozen(model):
+            visualise.optimised(method, pairs, visualise.of_neurons(model, pairs), canvas, **options)
+
+    for method in visualise.METHODS:
+        what = f"pictures of {n_neurons} neurons at 12 steps, {method}, one batch / one at a time"
+        ratio(what, all_at_once, one_at_a_time, rounds=3)
+        with visualise.frozen(model):
+            ratio(f"{what}, frozen weights", all_at_once, one_at_a_time, rounds=3)
+
+
+def training_of_grafts() -> None:
+    """A training step of all grafts in one pass, against one graft after the other."""
+    model = fresh(ViTConfig.preset("bvit_easy", n_classes=20), 0).requires_grad_(False)
+    steps, config = range(model.config.n_steps), model.config
+    kept = torch.rand(config.n_steps, sum(masks.sizes(config).values())) < 0.5
+    masks.put_on(model, kept)
+    images, labels = torch.randn(64, 3, config.image_size, config.image_size), torch.randint(0, 20, (64,))
+    stack = grafts.stack(model, steps, kept)
+
+    def together() -> None:
+        grafts.losses(model, stack, kept, steps, images, labels).sum().backward()
+
+    def one_after_the_other() -> None:
+        for t in steps:
+            own = {name: value[t : t + 1].detach().requires_grad_() for name, value in stack.items()}
+            grafts.losses(model, own, kept[t : t + 1], [t], images, labels).sum().backward()
+
+    ratio("training step of all grafts, one pass / one after the other", together, one_after_the_other)
+
+
+def main() -> None:
+    print(f"torch {torch.__version__}, timm {timm.__version__}, {torch.get_num_threads()} threads; speed as a multiple of the other side's\n")
+    against_timm()
+    passes()
+    pictures_of_neurons()
+    training_of_grafts()
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from models import ViTConfig, checkpoint, open_data
 from models.checkpoint import Origin, fresh
 from models.errors import InputError
 from probes import rank as probe
+from probes import truncation
 
 CONFIG = ViTConfig.preset("bvit_shapes", n_steps=3, d_model=16, n_heads=2, d_mlp=40, n_classes=20)
 FULL = 16
@@ -131,7 +132,7 @@ def test_chance_of_hidden_activations_knows_that_one_matrix_makes_them(data, res
     assert stacked["overlap_chance"].sel(dict(site="mlp_pre", step=0, other_step=1)) == pytest.approx(max(k[0], k[1]) / 40)
 
 
-@pytest.mark.parametrize("method", [probe.plain, probe.utilised, probe.sparse])
+@pytest.mark.parametrize("method", [truncation.plain, truncation.utilised, truncation.sparse])
 @pytest.mark.parametrize("shape", [(40, 16), (16, 40)])
 def test_full_rank_is_the_matrix_itself(method, shape) -> None:
     weight = torch.randn(shape)
@@ -145,7 +146,7 @@ def test_truncated_svd_is_the_nearest_matrix_of_its_rank() -> None:
     weight = torch.randn(40, 16, dtype=torch.float64)
     singular = torch.linalg.svdvals(weight)
     for rank in (1, 5, 12):
-        cut = probe.plain(weight, torch.eye(16))(rank)
+        cut = truncation.plain(weight, torch.eye(16))(rank)
         assert torch.linalg.matrix_rank(cut) == rank
         assert (weight - cut).square().sum() == pytest.approx(float(singular[rank:].square().sum()))
 
@@ -156,10 +157,10 @@ def test_the_activation_aware_matrix_is_exact_on_inputs_of_its_rank() -> None:
         weight = torch.randn(shape, dtype=torch.float64)
         rows = torch.randn(500, 4, dtype=torch.float64) @ torch.randn(4, shape[1], dtype=torch.float64)
         second = rows.T @ rows
-        cut = probe.utilised(weight, second)
+        cut = truncation.utilised(weight, second)
         assert torch.allclose(rows @ cut(4).T, rows @ weight.T)
         assert torch.linalg.matrix_rank(cut(2), rtol=1e-9) == 2
-        lost = (rows @ (probe.plain(weight, second)(4) - weight).T).square().sum() / (rows @ weight.T).square().sum()
+        lost = (rows @ (truncation.plain(weight, second)(4) - weight).T).square().sum() / (rows @ weight.T).square().sum()
         assert lost > 0.1
 
 
@@ -169,8 +170,8 @@ def test_low_rank_and_sparse_recovers_both_parts() -> None:
     spikes[torch.randperm(6000)[:300]] = 5.0
     weight = low + spikes.view(100, 60)
     eye = torch.eye(60, dtype=torch.float64)
-    assert (probe.sparse(weight, eye)(2) - weight).norm() < 1e-3 * weight.norm()
-    assert (probe.plain(weight, eye)(2) - weight).norm() > 0.3 * weight.norm()
+    assert (truncation.sparse(weight, eye)(2) - weight).norm() < 1e-3 * weight.norm()
+    assert (truncation.plain(weight, eye)(2) - weight).norm() > 0.3 * weight.norm()
 
 
 def test_accuracy_at_full_rank_is_the_unharmed_one_and_low_ranks_equal_a_changed_copy(model, data, result) -> None:
