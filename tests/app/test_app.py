@@ -9,42 +9,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from PIL import Image
 from streamlit.testing.v1 import AppTest
-from torch.utils.data import Subset
 
 from app import live
-from models import ViTConfig, open_data
-from models.checkpoint import fresh, load, save
+from models import open_data
+from models.checkpoint import load, save
 from models.errors import InputError
 from models.vit import BViT
-from probes import pointing_game, probe
 
 MAIN = Path(live.__file__).with_name("main.py")
 PAGES = ("views/overview.py", "views/steps.py", "views/pointing_game.py")
+NEEDED = {"pointing_game": "hit_ratio", "neurons": "picture", "rank": "k95", "trajectories": "pacmap", "recurrence": "accuracy", "prune": "jaccard"}
+ALL_PAGES = (*PAGES[:2], *(f"views/{name}.py" for name in NEEDED))
 
 # altair, which streamlit imports, still speaks to narwhals and jsonschema in words that warn; plotly's export to numpy's
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:altair", "ignore::DeprecationWarning:streamlit")
 
 
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory) -> Path:
-    """A folder of runs that holds one: an untrained model of 3 steps and 2 heads, its log, and its pointing game on 40 images."""
-    run = tmp_path_factory.mktemp("runs") / "tiny"
-    data = open_data("shapes-easy")
-    config = ViTConfig.preset("bvit_easy", n_steps=3, d_model=32, n_heads=2, n_classes=len(data.classes), classes=tuple(data.classes))
-    save(run / "ckpt.pt", fresh(config, 0), data="shapes-easy", metrics={"top1": 0.05}, provenance={"seed": 0})
-    (run / "train.jsonl").write_text('{"update": 1, "images": 64, "loss": 3.0}\n{"update": 2, "images": 128, "top1": 0.1}\n')
-    model = load(run)
-    images = Subset(open_data("shapes-easy", like=model), range(40))
-    probe.save(pointing_game.measure(model, images, control=model, batch_size=20), run / "pointing_game.nc")
-    return run.parent
-
-
 @pytest.fixture
-def runs(planted, tmp_path) -> Path:
-    """A copy of it to break."""
-    return Path(shutil.copytree(planted, tmp_path / "runs"))
+def runs(tiny_runs, tmp_path) -> Path:
+    """A copy of the tiny run to break."""
+    return Path(shutil.copytree(tiny_runs, tmp_path / "runs"))
 
 
 @pytest.fixture
@@ -82,17 +69,17 @@ def complaint(app: AppTest) -> str:
     return app.error[0].value
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_a_page_shows_a_whole_run_without_a_complaint(page, planted, opened):
-    app = opened(planted, page)
+@pytest.mark.parametrize("page", ALL_PAGES)
+def test_a_page_shows_a_whole_run_without_a_complaint(page, tiny_runs, opened):
+    app = opened(tiny_runs, page)
     assert not app.exception and not app.error
     assert app.title[0].value
     assert app.get("plotly_chart")
 
 
-def test_the_overview_counts_parameters_and_scores_every_state(planted, opened):
-    app = opened(planted, PAGES[0])
-    model, data = load(planted / "tiny"), open_data("shapes-easy", like=load(planted / "tiny"))
+def test_the_overview_counts_parameters_and_scores_every_state(tiny_runs, opened):
+    app = opened(tiny_runs, PAGES[0])
+    model, data = load(tiny_runs / "tiny"), open_data("shapes-easy", like=load(tiny_runs / "tiny"))
     assert f"{sum(p.numel() for p in model.parameters()) / 1e6:.3f} M" in [metric.value for metric in app.metric]
     chart = json.loads(next(c.proto.spec for c in app.get("plotly_chart") if "read out" in c.proto.spec))
     chosen = [i * len(data) // 500 for i in range(500)]
@@ -111,21 +98,21 @@ def numbers(values: object) -> list[float]:
     return np.frombuffer(base64.b64decode(values["bdata"]), values["dtype"]).tolist()
 
 
-def test_a_link_opens_the_image_and_the_step_it_names(planted, opened):
-    app = opened(planted, PAGES[1], image=7, step=1)
+def test_a_link_opens_the_image_and_the_step_it_names(tiny_runs, opened):
+    app = opened(tiny_runs, PAGES[1], image=7, step=1)
     assert app.number_input(key="image").value == 7
     assert "step 2 (blocks.1)" in words(app)
 
 
 @pytest.mark.parametrize("link", [dict(image=10**9), dict(image=-1), dict(step=99), dict(step="x"), dict(head=77)])
-def test_a_link_to_what_is_not_there_opens_the_page_all_the_same(link, planted, opened):
+def test_a_link_to_what_is_not_there_opens_the_page_all_the_same(link, tiny_runs, opened):
     for page in PAGES[1:]:
-        app = opened(planted, page, **link)
+        app = opened(tiny_runs, page, **link)
         assert not app.exception and not app.error
 
 
-def test_moving_the_slider_runs_no_forward(planted, opened, monkeypatch):
-    app = opened(planted, PAGES[1], image=11)
+def test_moving_the_slider_runs_no_forward(tiny_runs, opened, monkeypatch):
+    app = opened(tiny_runs, PAGES[1], image=11)
     assert not app.exception
     calls = []
     monkeypatch.setattr(BViT, "forward", lambda self, *a, **k: calls.append(a))
@@ -138,25 +125,63 @@ def test_moving_the_slider_runs_no_forward(planted, opened, monkeypatch):
     assert calls == []
 
 
-def test_without_a_result_the_page_names_the_command(runs, opened):
-    (runs / "tiny" / "pointing_game.nc").unlink()
-    app = opened(runs, PAGES[2])
+@pytest.mark.parametrize("probe", NEEDED)
+def test_without_a_result_the_page_names_the_command(probe, runs, opened):
+    (runs / "tiny" / f"{probe}.nc").unlink()
+    app = opened(runs, f"views/{probe}.py")
     assert not app.exception and not app.error
-    assert any(code.value.startswith("python -m probes.pointing_game ") for code in app.code)
+    assert any(code.value.startswith(f"python -m probes.{probe} ") for code in app.code)
 
 
+@pytest.mark.parametrize("probe", NEEDED)
 @pytest.mark.parametrize("content", [b"", b"not a result", None], ids=["empty", "text", "truncated"])
-def test_a_broken_result_is_one_sentence(content, runs, opened):
-    path = runs / "tiny" / "pointing_game.nc"
+def test_a_broken_result_is_one_sentence(content, probe, runs, opened):
+    path = runs / "tiny" / f"{probe}.nc"
     path.write_bytes(path.read_bytes()[:2000] if content is None else content)
-    assert "pointing_game.nc" in complaint(opened(runs, PAGES[2]))
+    assert f"{probe}.nc" in complaint(opened(runs, f"views/{probe}.py"))
 
 
-def test_a_result_without_what_the_page_needs_is_one_sentence(runs, opened):
-    import xarray as xr
+@pytest.mark.parametrize("probe", NEEDED)
+def test_a_result_without_what_the_page_needs_is_one_sentence(probe, runs, opened):
+    xr.Dataset({"other": ("x", [1.0])}).to_netcdf(runs / "tiny" / f"{probe}.nc", engine="h5netcdf")
+    said = complaint(opened(runs, f"views/{probe}.py"))
+    assert f"{probe}.nc has no variable {NEEDED[probe]}" in said and f"python -m probes.{probe}" in said
 
-    xr.Dataset({"other": ("x", [1.0])}).to_netcdf(runs / "tiny" / "pointing_game.nc", engine="h5netcdf")
-    assert "pointing_game.nc" in complaint(opened(runs, PAGES[2]))
+
+@pytest.mark.parametrize("probe", ["neurons", "trajectories"])
+def test_a_result_made_without_pixels_says_where_the_images_are(probe, runs, opened):
+    path = runs / "tiny" / f"{probe}.nc"
+    result = xr.load_dataset(path, engine="h5netcdf").drop_vars(["shown", "thumbnail"]).assign_attrs(data="elsewhere")
+    result.to_netcdf(path, engine="h5netcdf")
+    app = opened(runs, f"views/{probe}.py")
+    assert not app.exception and not app.error
+    assert "`elsewhere`, split val" in words(app)
+
+
+def test_an_older_result_without_controls_is_shown_all_the_same(runs, opened):
+    for probe in NEEDED:
+        path = runs / "tiny" / f"{probe}.nc"
+        result = xr.load_dataset(path, engine="h5netcdf")
+        result.drop_vars([name for name in result if name.startswith("control_")]).to_netcdf(path, engine="h5netcdf")
+    for path in (runs / "tiny").glob("prune_*.nc"):
+        path.unlink()
+    for probe in NEEDED:
+        app = opened(runs, f"views/{probe}.py")
+        assert not app.exception and not app.error, probe
+
+
+def test_the_pruning_page_follows_its_slider(tiny_runs, opened):
+    result = xr.load_dataset(tiny_runs / "tiny" / "prune.nc", engine="h5netcdf")
+    for number in (0, 2):
+        app = opened(tiny_runs, "views/prune.py", round=number)
+        kept = f"{100 * float(result['density'].sel({'round': number}).mean()):.1f} %"
+        assert kept in [metric.value for metric in app.metric]
+
+
+def test_a_link_follows_one_image_through_the_picture(tiny_runs, opened):
+    app = opened(tiny_runs, "views/trajectories.py", follow=7, picture="pca", colour="step")
+    assert not app.exception and not app.error
+    assert app.selectbox(key="follow").value == 7 and app.selectbox(key="picture").value == "pca"
 
 
 @pytest.mark.parametrize("page", PAGES[:2])
@@ -182,8 +207,8 @@ def test_a_half_written_line_of_the_log_is_left_out(runs, opened):
     assert not app.exception and not app.error
 
 
-def test_a_link_to_a_run_that_is_not_there_opens_one_that_is(planted, opened):
-    app = opened(planted, PAGES[0], run="nowhere")
+def test_a_link_to_a_run_that_is_not_there_opens_one_that_is(tiny_runs, opened):
+    app = opened(tiny_runs, PAGES[0], run="nowhere")
     assert not app.exception and not app.error
     assert app.selectbox(key="run").value == "tiny"
 
@@ -218,20 +243,20 @@ def encoded(mode: str) -> bytes:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "CMYK", "I;16"])
-def test_an_upload_of_any_kind_becomes_the_model_s_input(mode, planted):
-    model = load(planted / "tiny")
+def test_an_upload_of_any_kind_becomes_the_model_s_input(mode, tiny_runs):
+    model = load(tiny_runs / "tiny")
     image = np.asarray(live.from_upload(model, encoded(mode), "mine"))
     assert image.shape == (3, 32, 32) and np.isfinite(image).all()
 
 
-def test_an_unreadable_upload_is_one_sentence_that_names_it(planted):
+def test_an_unreadable_upload_is_one_sentence_that_names_it(tiny_runs):
     with pytest.raises(InputError, match=r"mine\.png cannot be read as an image"):
-        live.from_upload(load(planted / "tiny"), b"no picture", "mine.png")
+        live.from_upload(load(tiny_runs / "tiny"), b"no picture", "mine.png")
 
 
-def test_without_head_equals_the_plain_forward_with_that_head_s_columns_zeroed(planted):
+def test_without_head_equals_the_plain_forward_with_that_head_s_columns_zeroed(tiny_runs):
     """A head's output reaches the stream through its columns of the output projection: zeroed there at a single step."""
-    model = load(planted / "tiny")
+    model = load(tiny_runs / "tiny")
     image = open_data("shapes-easy", like=model)[3][0]
     got = live.without_head(model, "planted", image.numpy(), 1, 0)
     with torch.no_grad():

@@ -7,27 +7,17 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from torch.utils.data import Subset
 
 from app.demo import free_port, streamlit_arguments
-from models import ViTConfig, open_data
-from models.checkpoint import fresh, load, save
-from probes import pointing_game, probe
 
 PATIENCE = 15_000  # milliseconds for a page on a slow machine
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
-    """A dashboard on a run with one untrained model of 3 steps and 2 heads."""
-    run = tmp_path_factory.mktemp("runs") / "tiny"
-    classes = tuple(open_data("shapes-easy").classes)
-    config = ViTConfig.preset("bvit_easy", n_steps=3, d_model=32, n_heads=2, n_classes=len(classes), classes=classes)
-    save(run / "ckpt.pt", fresh(config, 0), data="shapes-easy", provenance={"seed": 0})
-    model = load(run)
-    probe.save(pointing_game.measure(model, Subset(open_data("shapes-easy", like=model), range(30))), run / "pointing_game.nc")
+def address(tiny_runs):
+    """A dashboard on a run with every result."""
     port = free_port(8650)
-    command = [sys.executable, *streamlit_arguments(port, True, run.parent)]
+    command = [sys.executable, *streamlit_arguments(port, True, tiny_runs)]
     server = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_for(f"http://127.0.0.1:{port}/_stcore/health")
@@ -80,13 +70,33 @@ def test_every_page_opens_from_the_menu(visit):
     page = visit()
     settled(page)
     titles = {page.locator("h1").first.inner_text()}
-    for name in ("Steps", "Pointing game"):
+    for name in ("Steps", "Pointing game", "Neurons", "Rank", "Trajectories", "Recurrence", "Pruning"):
         before = page.locator("h1").first.inner_text()
         page.locator("[data-testid=stSidebarNav]").get_by_text(name, exact=True).click()
         page.wait_for_function("before => document.querySelector('h1') && document.querySelector('h1').innerText !== before", arg=before)
         settled(page)
         titles.add(page.locator("h1").first.inner_text())
-    assert len(titles) == 3
+    assert len(titles) == 8
+
+
+def test_the_mouse_on_a_point_shows_its_image_and_play_walks_on(visit):
+    page = visit("trajectories")
+    settled(page)
+    frame = page.frame_locator("iframe").first
+    frame.locator(".js-plotly-plot .main-svg").first.wait_for()
+    drawn = page.frames[-1]
+    x, y = drawn.evaluate(
+        """() => {
+            const plot = document.querySelector('.js-plotly-plot'), {xaxis, yaxis} = plot._fullLayout, box = plot.getBoundingClientRect();
+            return [box.left + xaxis._offset + xaxis.d2p(plot._fullData[0].x[5]), box.top + yaxis._offset + yaxis.d2p(plot._fullData[0].y[5])];
+        }"""
+    )
+    outer = page.locator("iframe").first.bounding_box()
+    page.mouse.move(outer["x"] + x - 5, outer["y"] + y)
+    page.mouse.move(outer["x"] + x, outer["y"] + y)
+    drawn.wait_for_function("() => [...document.querySelectorAll('body > img')].some(i => i.style.display === 'block' && i.src.startsWith('data:image'))")
+    frame.get_by_text("play", exact=False).first.click()
+    drawn.wait_for_function("() => document.querySelector('.js-plotly-plot')._fullLayout.sliders[0].active === 2")
 
 
 def test_the_slider_moves_the_page_and_its_link(visit):
