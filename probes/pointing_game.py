@@ -137,18 +137,22 @@ def dilate(masks: Tensor, radius: float) -> Tensor:
     """Pixels closer than `radius` to a True pixel of masks [... h w]; the masks themselves at radius 0."""
     import math
 
+    import torch
     import torch.nn.functional as F
 
     reach = math.ceil(radius) - 1
     if reach < 1:
         return masks
-    rows, out = masks.flatten(0, -3).float(), None
-    for dy in range(-reach, reach + 1):  # a disc is a stack of rows, and a row a one-dimensional maximum
+    height, width = masks.shape[-2:]
+    rows = F.pad(masks.flatten(0, -3).to(torch.int16), (reach + 1, reach, reach, reach))
+    so_far = rows.cumsum(-1, dtype=torch.int16)
+    count = torch.zeros_like(so_far[:, :height, :width])
+    for dy in range(-reach, reach + 1):  # a disc is a stack of rows, and what a row holds is a difference of two running sums
         half = math.ceil(math.sqrt(radius**2 - dy**2)) - 1
-        wide = F.max_pool2d(rows, (1, 2 * half + 1), stride=1, padding=(0, half)) if half else rows
-        moved = F.pad(wide, (0, 0, max(dy, 0), max(-dy, 0)))[:, max(-dy, 0) : max(-dy, 0) + rows.shape[1]]
-        out = moved if out is None else out.maximum(moved)
-    return (out > 0).unflatten(0, masks.shape[:-2])
+        row = so_far[:, reach + dy : reach + dy + height]
+        count += row[..., reach + 1 + half :][..., :width]
+        count -= row[..., reach - half :][..., :width]
+    return (count > 0).unflatten(0, masks.shape[:-2])
 
 
 def hits(attention: Tensor, table: Table) -> Tensor:
