@@ -11,6 +11,7 @@ from itertools import combinations
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -159,7 +160,7 @@ def draw_categories(ax: Axes, result: xr.Dataset) -> None:
     ax.set(xlabel="pruning round", ylabel="weights (%)", title="")
     ax.set_title("weights by use (thin: random masks)", fontsize=9)
     ax.set_xticks(result["round"].values)
-    ax.legend(fontsize=6, loc="lower left", framealpha=0.8)
+    ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncol=4, frameon=False, columnspacing=0.8, handlelength=1)
 
 
 def draw_map(fig: Figure, ax: Axes, result: xr.Dataset, round: int) -> None:
@@ -195,13 +196,13 @@ def draw_accuracy(ax: Axes, result: xr.Dataset, controls: Mapping[str, xr.Datase
     ax.minorticks_off()
     ax.set(xlabel="weights kept by a step (%)", ylabel="top-1 (%)")
     ax.set_title("accuracy against sparsity", fontsize=9)
-    ax.legend(fontsize=6, frameon=False)
+    ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncol=3, frameon=False)
 
 
 def specialization_figure(result: xr.Dataset) -> Figure:
     """Figure 14: specialisation of every step against the round, by matrix; and the mean Jaccard beside both nulls."""
     fig, axes = style.panels(2, 3, width=3.6, height=2.8)
-    colours = [f"C{t % 10}" for t in range(result.sizes["step"])]
+    colours = colormaps[style.MAP](np.linspace(0, 0.95, result.sizes["step"]))
     rounds = result["round"].values
     for ax, weight in zip(axes, result["weight"].values, strict=False):
         for t, colour in enumerate(colours):
