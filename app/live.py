@@ -133,10 +133,12 @@ def pixels(model: Any, image: np.ndarray) -> np.ndarray:
 
 def pictures(run: Path, result: xr.Dataset) -> dict[int, str]:
     """Data URIs of a result's images by their place along `image`: all where the run's data is at hand, else the stored thumbnails."""
+    from models.checkpoint import relative
+
     try:
         model = load(run)
         data = images_of(model)
-        if (data.spec, data.split) == (result.attrs["data"], result.attrs["split"]):
+        if (relative(data.spec), data.split) == (result.attrs["data"], result.attrs["split"]):
             return _pictures(model, data, model.origin.sha256, tuple(result["index"].values.tolist()))
     except InputError:
         pass  # the page says which pictures are missing

@@ -167,7 +167,7 @@ def attributes(model: BViT, data: Any, *, seed: int, started: float, **more: Any
         "weights": origin.weights,
         "checkpoint_sha256": origin.sha256,
         "config": json.dumps(model.trained.to_dict()),
-        "data": about.spec,
+        "data": checkpoint.relative(about.spec),
         "split": about.split,
         "data_fingerprint": about.fingerprint,
         "n_images": len(data),

@@ -110,7 +110,7 @@ def test_a_full_disk_leaves_what_was_there(run, monkeypatch) -> None:
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left") as error:
         checkpoint.save(run / "ckpt.pt", checkpoint.fresh(CONFIG, 0))
     assert error.value.filename == str(run / "ckpt.pt")

@@ -25,7 +25,11 @@ except InputError as error:
     st.error(str(error))
     st.stop()
 if result is None:
-    st.info("This run was not pruned. Pruning makes a run of its own; this takes about half an hour on two quiet cores:")
+    pruned = [name for name in live.runs(live.runs_root()) if (live.runs_root() / name / "prune.nc").exists()]
+    if pruned:
+        st.info(f"This run was not pruned. Choose one that was in the sidebar: {', '.join(pruned)}. Pruning makes a run of its own:")
+    else:
+        st.info("This run was not pruned. Pruning makes a run of its own; an hour on one core, with the default of 8 rounds:")
     st.code("python -m probes.prune --steps 8 --out runs/prune", language="bash")
     st.stop()
 controls = {name: control for name, control in found.items() if control is not None}
