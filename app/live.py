@@ -94,6 +94,15 @@ def images_of(model: Any) -> Any:
     return dataset(model, model.origin.data, model.origin.sha256)
 
 
+def images_at_hand(model: Any) -> Any:
+    """The same, or None with a word where they are not on this machine, as those of a run that came from elsewhere."""
+    try:
+        return images_of(model)
+    except InputError as error:
+        st.info(f"The images this model was trained beside are not here ({error}).")
+        return None
+
+
 def result(run: Path, probe: str, needed: str) -> xr.Dataset | None:
     """A probe's result, or None where there is none; a broken file, or one without the variable `needed`, is an `InputError`."""
     path = run / f"{probe}.nc"
@@ -236,6 +245,14 @@ def accuracy(_model: Any, _data: Any, key: str) -> tuple[np.ndarray, int]:
         bar.progress(done / n)
     bar.empty()
     return (correct / max(done, 1)).numpy(), done
+
+
+def measured_accuracy(run: Path, model: Any) -> tuple[np.ndarray, int] | None:
+    """The same as `accuracy` from the stored recurrence sweep, if this model made it."""
+    found = result(run, "recurrence", "accuracy")
+    if found is None or found.attrs["checkpoint_sha256"] != model.origin.sha256:
+        return None
+    return found["accuracy"].values[: model.config.n_steps + 1], found.sizes["image"]
 
 
 def log(run: Path) -> list[dict]:

@@ -83,7 +83,7 @@ def passes() -> None:
     classes = tuple(open_data("shapes").classes)
     model = fresh(ViTConfig.preset("bvit_shapes", n_classes=len(classes), classes=classes), 0).eval()
     model.origin = Origin("untrained")
-    data = Subset(open_data("shapes", like=model), range(256))
+    data = Subset(open_data("shapes", like=model), range(640))
 
     def forwards(n_steps: int | None = None) -> Callable[[], None]:
         def run() -> None:
@@ -93,10 +93,10 @@ def passes() -> None:
         return without_gradient(run)
 
     options = dict(batch_size=64, workers=0, label="")
-    ratio("pointing game / plain forward", lambda: pointing_game.watch(model, data, batch_size=64), forwards())
-    ratio("rank, 5 tokens an image / plain forward", lambda: rank.watch(model, data, tokens=5, seed=0, **options), forwards())
-    ratio("trajectories / plain forward", lambda: trajectories.watch(model, data, "cls", **options), forwards())
-    ratio("recurrence to 48 steps / plain forward of 48 steps", lambda: recurrence.watch(model, data, 48, **options), forwards(48), rounds=3)
+    ratio("pointing game / plain forward", lambda: pointing_game.watch(model, data, batch_size=64), forwards(), rounds=5)
+    ratio("rank, 5 tokens an image / plain forward", lambda: rank.watch(model, data, tokens=5, seed=0, **options), forwards(), rounds=5)
+    ratio("trajectories / plain forward", lambda: trajectories.watch(model, data, "cls", **options), forwards(), rounds=5)
+    ratio("recurrence to 24 steps / plain forward of 24 steps", lambda: recurrence.watch(model, data, 24, **options), forwards(24), rounds=3)
 
 
 def whole_model(model: BViT, pairs: list[tuple[int, int]]) -> visualise.Objective:

@@ -41,17 +41,17 @@ if model is not None:
     with left:
         st.subheader("Accuracy after each step")
         if about["data"] and model.config.n_classes:
-            data = live.guarded(live.images_of, model)
-            if data is not None:
-                found = live.guarded(live.accuracy, model, data, model.origin.sha256)
-                if found is not None:
-                    ratio, n = found
-                    figure = steps.accuracy(ratio, 1.96 * np.sqrt(ratio * (1 - ratio) / n), model.config.n_classes, n)
-                    live.chart(figure, "accuracy after each step")
-                    st.caption(
-                        "The final norm and head read out the CLS token after every step, though they were trained for the last one only. "
-                        f"Bars: 95 % interval over {n} images of `{about['data']}`, split val."
-                    )
+            data = live.images_at_hand(model)
+            measured = (live.measured_accuracy, run, model) if data is None else (live.accuracy, model, data, model.origin.sha256)
+            found = live.guarded(*measured)
+            if found is not None:
+                ratio, n = found
+                figure = steps.accuracy(ratio, 1.96 * np.sqrt(ratio * (1 - ratio) / n), model.config.n_classes, n)
+                live.chart(figure, "accuracy after each step")
+                st.caption(
+                    "The final norm and head read out the CLS token after every step, though they were trained for the last one only. "
+                    f"Bars: 95 % interval over {n} images of `{about['data']}`, split val."
+                )
         else:
             st.info("This model names no data of its own or has no head, so there is no accuracy to show.")
     with right:

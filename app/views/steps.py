@@ -19,9 +19,9 @@ def choose() -> tuple[np.ndarray, np.ndarray | None, int | None, str] | None:
     if upload is not None:
         image = live.guarded(live.from_upload, model, upload.getvalue(), upload.name)
         return None if image is None else (image, None, None, upload.name)
-    data = live.guarded(live.images_of, model) if model.origin.data else None
+    data = live.images_at_hand(model) if model.origin.data else None
     if data is None:
-        st.info("Upload a picture in the sidebar: this model names no data of its own that is here.")
+        st.info("Upload a picture in the sidebar: photographs of any size will do.")
         return None
     live.linked("image", 0, range(len(data)))
     st.sidebar.number_input("Image of the validation split", 0, len(data) - 1, key="image", on_change=live.remember("image"))

@@ -268,3 +268,18 @@ def test_without_head_equals_the_plain_forward_with_that_head_s_columns_zeroed(t
         weight.copy_(kept)
         expected = model.read_out(model.run_steps(z, 2, 3))[0].softmax(-1)
     assert got == pytest.approx(expected.numpy(), abs=1e-6)
+
+
+def test_a_run_whose_images_are_elsewhere_is_shown_from_its_results(runs, opened):
+    save(runs / "tiny" / "ckpt.pt", load(runs / "tiny"), data="folder:nowhere", provenance={"seed": 0})
+    changed = load(runs / "tiny").origin.sha256
+    path = runs / "tiny" / "recurrence.nc"
+    xr.load_dataset(path, engine="h5netcdf").assign_attrs(checkpoint_sha256=changed).to_netcdf(path, engine="h5netcdf")
+    for page in ALL_PAGES:
+        app = opened(runs, page)
+        assert not app.exception and not app.error
+        if page in PAGES[:2]:
+            assert "not here (folder:nowhere" in words(app)
+    overview = opened(runs, PAGES[0])
+    chart = json.loads(next(c.proto.spec for c in overview.get("plotly_chart") if "read out" in c.proto.spec))
+    assert len(numbers(chart["data"][0]["y"])) == 4
