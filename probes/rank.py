@@ -166,7 +166,7 @@ class Moments:
 
 
 def watch(model: BViT, data: Any, *, tokens: int, batch_size: int, workers: int, seed: int, label: str) -> dict[str, Moments]:
-    """One pass: the moments of every site, and of `mlp_in`, what fc1 is given."""
+    """One pass: the moments of every site, and of `mlp_in`, what fc1 is given (those of its output follow from them)."""
     import torch
     from torch.utils.data import Subset
 
@@ -174,7 +174,7 @@ def watch(model: BViT, data: Any, *, tokens: int, batch_size: int, workers: int,
     from probes.probe import processes, progress, refuse_nonfinite
 
     config, device, indices = model.config, model.pos_embed.device, describe(data).indices
-    widths = {"mlp_in": config.d_model, "mlp_pre": config.d_mlp, "mlp_post": config.d_mlp, "mlp_out": config.d_model, "cls": config.d_model}
+    widths = {"mlp_in": config.d_model, "mlp_post": config.d_mlp, "mlp_out": config.d_model, "cls": config.d_model}
 
     def collect(batch: Any, moments: dict[str, Moments]) -> None:
         chosen = sampled_tokens(indices[batch.index], tokens, config.n_tokens, seed)
@@ -188,7 +188,18 @@ def watch(model: BViT, data: Any, *, tokens: int, batch_size: int, workers: int,
         collect(batch, moments)
     moments = {site: seen.reduced() for site, seen in moments.items()}
     refuse_nonfinite(sum(seen.total.sum(1) + seen.gram.sum((1, 2)) for seen in moments.values()))
-    return moments
+    return moments | {"mlp_pre": through_fc1(model, moments["mlp_in"])}
+
+
+def through_fc1(model: BViT, given: Moments) -> Moments:
+    """The moments of fc1's output, exactly, from those of its input: a linear map of the rows is one of their moments."""
+    import torch
+
+    steps = range(model.config.n_steps)
+    weight = torch.stack([truncation.weight_at(model, t, "fc1") for t in steps])
+    bias = torch.stack([model.blocks[t].core.mlp.fc1.bias.detach().double() for t in steps])
+    shift = (weight @ given.shift.double()[..., None])[..., 0] + bias
+    return Moments(shift, given.count, (weight @ given.total[..., None])[..., 0], weight @ given.gram @ weight.mT)
 
 
 def sampled_tokens(indices: np.ndarray, tokens: int, n_tokens: int, seed: int) -> np.ndarray:
@@ -215,7 +226,7 @@ def add_batch(model: BViT, images: Tensor, chosen: Tensor, moments: dict[str, Mo
         return lambda x, hook: moments[site].add(hook.layer(), rows(x, hook.layer()))
 
     rows = dict.fromkeys(SITES, sampled) | {"cls": lambda x, step: x[:, 0]}
-    hooks = [(name, keep(site, rows[site])) for site, name in SITES.items()] + [("blocks.*.hook_resid_mid", keep("mlp_in", normalised))]
+    hooks = [(name, keep(site, rows[site])) for site, name in SITES.items() if site in moments] + [("blocks.*.hook_resid_mid", keep("mlp_in", normalised))]
     with torch.inference_mode():
         model.run_with_hooks(images, fwd_hooks=hooks)
 

@@ -155,6 +155,7 @@ def as_points(states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def pacmap_of(states: np.ndarray, neighbors: int, seed: int) -> np.ndarray:
     """One joint PaCMAP fit of all states: [image state axis]."""
+    import logging
     import sys
     import warnings
 
@@ -162,6 +163,7 @@ def pacmap_of(states: np.ndarray, neighbors: int, seed: int) -> np.ndarray:
         warnings.simplefilter("ignore")  # its dependencies' deprecations, and that a seed is set
         import pacmap
 
+        logging.getLogger("pacmap").setLevel(logging.ERROR)
         rows, where = as_points(states)
         print(f"fitting PaCMAP to {len(rows)} points", file=sys.stderr)
         found = pacmap.PaCMAP(n_components=2, n_neighbors=neighbors, random_state=seed).fit_transform(rows, init="pca")
