@@ -647,6 +647,7 @@ def command(
     if quick:
         data, fields = data or QUICK_DATA, fields or QUICK_FIELDS
     with run_folder.owned(out, resume=resume or control is not None, force=force):
+        refuse_without_rounds(out)
         options = {"source": source, "preset": preset, "fields": list(fields), "data": data, "val_limit": val_limit, "plan": asdict(plan)}
         if control is not None:
             options = kept_options(out)
@@ -711,11 +712,20 @@ def keep_options(out: Path, options: dict[str, Any]) -> None:
         before = json.loads(path.read_text())
         changed = sorted(name for name in options if before.get(name) != json.loads(json.dumps(options[name])))
         if changed:
-            started = ", ".join(f"{name}={before.get(name)!r}" for name in changed)
+            started = ", ".join(f"{name}={before.get(name)!r}" for name in changed if name != "plan")
+            if "plan" in changed:
+                plan = {name: value for name, value in before["plan"].items() if options["plan"].get(name) != value}
+                started = ", ".join(filter(None, [started, *(f"{name}={value!r}" for name, value in plan.items())]))
             raise InputError(f"{out} was started with {started}; resume it with the same options, or start over with --force")
     elif int(os.environ.get("RANK", 0)) == 0:
         with atomic(path) as temporary:
             temporary.write_text(json.dumps(options, indent=1))
+
+
+def refuse_without_rounds(out: Path) -> None:
+    """A result that was copied without its rounds can be looked at, but neither continued nor controlled, and must not be written over."""
+    if (out / "prune.nc").exists() and not (out / "rounds").is_dir():
+        raise InputError(f"{out} holds a pruning result without its rounds; make a run of your own with python -m probes.prune --out elsewhere, then go on")
 
 
 def kept_options(out: Path) -> dict[str, Any]:

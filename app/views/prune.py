@@ -30,7 +30,7 @@ if result is None:
         st.info(f"This run was not pruned. Choose one that was in the sidebar: {', '.join(pruned)}. Pruning makes a run of its own:")
     else:
         st.info("This run was not pruned. Pruning makes a run of its own; an hour on one core, with the default of 8 rounds:")
-    st.code("python -m probes.prune --steps 8 --out runs/prune", language="bash")
+    st.code("python -m probes.prune --steps 8", language="bash")
     st.stop()
 controls = {name: control for name, control in found.items() if control is not None}
 if result.attrs.get("note"):

@@ -279,3 +279,21 @@ def test_rewinding_to_a_checkpoints_initialisation(tmp_path: Path) -> None:
     rewound, train_data, _ = prune.opened(options, 0, torch.device("cpu"))
     assert all(torch.equal(value, init[name]) for name, value in rewound.state_dict().items())
     assert len(train_data) == 64
+
+
+def test_a_result_without_its_rounds_is_neither_continued_nor_written_over(tmp_path: Path) -> None:
+    (tmp_path / "prune.nc").write_bytes(b"a result")
+    for more in (["--resume"], ["--control", "random"]):
+        done = subprocess.run([sys.executable, "-m", "probes.prune", "--out", str(tmp_path), *more], capture_output=True, text=True)
+        assert done.returncode == 2 and "without its rounds" in done.stderr and "Traceback" not in done.stderr
+    assert (tmp_path / "prune.nc").read_bytes() == b"a result"
+
+
+def test_other_options_are_named_one_by_one(tmp_path: Path) -> None:
+    plan = dict(rounds=8, rate=0.2, seed=0)
+    prune.keep_options(tmp_path, {"data": None, "plan": plan})
+    prune.keep_options(tmp_path, {"data": None, "plan": plan})
+    with pytest.raises(InputError, match=r"was started with rounds=8; resume"):
+        prune.keep_options(tmp_path, {"data": None, "plan": plan | {"rounds": 5}})
+    with pytest.raises(InputError, match=r"was started with data=None, rate=0.2; resume"):
+        prune.keep_options(tmp_path, {"data": "shapes", "plan": plan | {"rate": 0.5}})
