@@ -114,6 +114,20 @@ def result(run: Path, probe: str, needed: str) -> xr.Dataset | None:
     return found
 
 
+def result_or_stop(run: Path, probe: str, needed: str, missing: str) -> xr.Dataset:
+    """A probe's result; where there is none the page ends with the word `missing` and the command that makes it."""
+    try:
+        found = result(run, probe, needed)
+    except InputError as error:
+        st.error(str(error))
+        st.stop()
+    if found is None:
+        st.info(missing)
+        st.code(f"python -m probes.{probe} {run}", language="bash")
+        st.stop()
+    return found
+
+
 @st.cache_resource(max_entries=8)
 def _result(path: str, changed: int) -> xr.Dataset:
     try:

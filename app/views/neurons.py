@@ -6,7 +6,6 @@ import streamlit as st
 from analyses import neurons as analysis
 from analyses import style
 from app import live
-from models.errors import InputError
 
 run = live.run()
 st.title("What does a neuron look for at each step?")
@@ -15,15 +14,7 @@ st.markdown(
     "real images that do. A picture is worth something if it activates the neuron more than the **best real image**; real images of two steps overlap "
     "only as far as they do beyond random sets and beyond the untrained model."
 )
-try:
-    result = live.result(run, "neurons", "picture")
-except InputError as error:
-    st.error(str(error))
-    st.stop()
-if result is None:
-    st.info("There are no pictures of this run's neurons yet. This makes them:")
-    st.code(f"python -m probes.neurons {run}", language="bash")
-    st.stop()
+result = live.result_or_stop(run, "neurons", "picture", "There are no pictures of this run's neurons yet. This makes them:")
 
 neurons, methods, steps = (result[name].values.tolist() for name in ("neuron", "method", "step"))
 live.linked("neuron", neurons[0], neurons)

@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 from analyses import pointing_game as analysis
 from analyses import style
 from app import live
-from models.errors import InputError
 
 run = live.run()
 st.title("Pointing game")
@@ -16,15 +15,7 @@ st.markdown(
     "For every image, head and step, take the patch that CLS attends to most: does it lie on the object? The **hit ratio** is the share of images where "
     "it does. It means something only beside its chance levels: the image centre, a random patch, and the same model untrained."
 )
-try:
-    result = live.result(run, "pointing_game", "hit_ratio")
-except InputError as error:
-    st.error(str(error))
-    st.stop()
-if result is None:
-    st.info("There is no pointing game of this run yet. This makes it:")
-    st.code(f"python -m probes.pointing_game {run}", language="bash")
-    st.stop()
+result = live.result_or_stop(run, "pointing_game", "hit_ratio", "There is no pointing game of this run yet. This makes it:")
 
 left, middle, right = st.columns(3)
 tolerance = left.segmented_control("Tolerance", result.tolerance.values.tolist(), default=0, format_func=lambda t: f"{t} px at 224") or 0

@@ -5,7 +5,6 @@ import streamlit as st
 from analyses import capacity, style
 from analyses import rank as analysis
 from app import live
-from models.errors import InputError
 
 MEASURES = {"k95": "95 % of the energy", "participation_ratio": "participation ratio", "stable_rank": "stable rank"}
 
@@ -16,15 +15,7 @@ st.markdown(
     "the energy, drawn as a share of the width there is and beside that of the same model **untrained** (dotted). Steps may use the same directions or "
     "different ones: their **overlap** means something only beside that of random subspaces of the same dimensions."
 )
-try:
-    result = live.result(run, "rank", "k95")
-except InputError as error:
-    st.error(str(error))
-    st.stop()
-if result is None:
-    st.info("There are no ranks of this run yet. This makes them:")
-    st.code(f"python -m probes.rank {run}", language="bash")
-    st.stop()
+result = live.result_or_stop(run, "rank", "k95", "There are no ranks of this run yet. This makes them:")
 if result.attrs["note"]:
     st.caption(f"Note: {result.attrs['note']}.")
 

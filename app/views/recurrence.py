@@ -4,7 +4,6 @@ import streamlit as st
 
 from analyses import recurrence as analysis
 from app import live
-from models.errors import InputError
 
 NAMES = {"accuracy": "top-1", "loss": "loss", "confidence": "confidence", "entropy": "entropy (nats)", "update": "relative update"}
 
@@ -14,15 +13,7 @@ st.markdown(
     "One block can be applied any number of times: fewer than it was trained for, or more. The same head reads out every state. A model that has settled "
     "on its answer keeps it when it runs on; one that was only timed for its last step loses it."
 )
-try:
-    result = live.result(run, "recurrence", "accuracy")
-except InputError as error:
-    st.error(str(error))
-    st.stop()
-if result is None:
-    st.info("This run was not run on yet. This does it:")
-    st.code(f"python -m probes.recurrence {run}", language="bash")
-    st.stop()
+result = live.result_or_stop(run, "recurrence", "accuracy", "This run was not run on yet. This does it:")
 if result.attrs["note"]:
     st.caption(f"Note: {result.attrs['note']}.")
 if result.attrs["overflow_state"] >= 0:

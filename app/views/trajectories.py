@@ -5,7 +5,6 @@ import streamlit as st
 
 from analyses import trajectories as analysis
 from app import live
-from models.errors import InputError
 
 run = live.run()
 st.title("Where do images travel?")
@@ -14,15 +13,7 @@ st.markdown(
     "**Play** walks through the steps; the lines are the classes' mean paths; rest the mouse on a point to see its image. A picture in two dimensions "
     "leaves things out, so the numbers below say how far to trust it."
 )
-try:
-    result = live.result(run, "trajectories", "pacmap")
-except InputError as error:
-    st.error(str(error))
-    st.stop()
-if result is None:
-    st.info("There are no trajectories of this run yet. This makes them:")
-    st.code(f"python -m probes.trajectories {run}", language="bash")
-    st.stop()
+result = live.result_or_stop(run, "trajectories", "pacmap", "There are no trajectories of this run yet. This makes them:")
 
 indices = [int(index) for index in result["index"].values]
 live.linked("picture", "pacmap", list(analysis.PICTURES))
