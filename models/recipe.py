@@ -79,12 +79,14 @@ def optimizer(model: BViT, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, updates: int, updates_per_epoch: int) -> CosineLRScheduler:
-    """Linear warm-up, then cosine to `min_lr`, counted in updates."""
+    """Linear warm-up to the peak, then cosine; update ``updates - 1``, the last one, runs at `min_lr` (at the peak, where that is lower)."""
     from timm.scheduler import CosineLRScheduler
 
     warmup = min(round(recipe.warmup_epochs * updates_per_epoch), max(updates // 5, 1))
+    start, floor = min(1e-6, recipe.lr), min(recipe.min_lr, recipe.lr)
+    decay = max(updates - 1 - warmup, 1)  # timm counts the cosine from the end of the warm-up
     return CosineLRScheduler(
-        optimizer, updates, lr_min=recipe.min_lr, warmup_t=warmup, warmup_lr_init=1e-6, warmup_prefix=True, t_in_epochs=False
+        optimizer, decay, lr_min=floor, warmup_t=warmup, warmup_lr_init=start, warmup_prefix=True, t_in_epochs=False
     )
 
 

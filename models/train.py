@@ -250,7 +250,8 @@ class Trainer:
         accelerator, batch = self.accelerator, max(256, self.recipe.batch_size)
         n = min(len(self.val_data), self.options["val_limit"])
         sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
-        order = [range(i, min(i + batch, n)) for i in range(0, n, batch)][accelerator.process_index :: accelerator.num_processes]
+        spread = [i * len(self.val_data) // n for i in range(n)]  # so that all classes of a sorted folder are scored
+        order = [spread[i : i + batch] for i in range(0, n, batch)][accelerator.process_index :: accelerator.num_processes]
         self.model.eval()
         with torch.inference_mode(), accelerator.autocast():
             for images, labels in loader(self.val_data, order, self.workers):
@@ -270,11 +271,13 @@ class Trainer:
         for images, labels in loader(augmented, order, self.workers):
             yield images.to(self.accelerator.device), labels.to(self.accelerator.device)
 
-    def _indices(self, update: int) -> list[tuple[int, int]]:
-        """(epoch, index) of every image of this process at one update."""
+    def _indices(self, update: int) -> list[tuple[int, ...]]:
+        """The key of every image of this process at one update: (epoch, index), and which of its repeats it is."""
         epoch, place = divmod(update, self.updates_per_epoch)
-        batch = self._order(epoch)[place * self.recipe.batch_size : (place + 1) * self.recipe.batch_size]
-        return [(epoch, i) for i in batch[self.accelerator.process_index :: self.accelerator.num_processes]]
+        first, size, repeats = place * self.recipe.batch_size, self.recipe.batch_size, self.recipe.repeats
+        order = self._order(epoch)
+        keys = [(epoch, order[i], i % repeats) if repeats > 1 else (epoch, order[i]) for i in range(first, first + size)]
+        return keys[self.accelerator.process_index :: self.accelerator.num_processes]
 
     def _order(self, epoch: int) -> list[int]:
         """The epoch's order, a function of seed and epoch; with repeated augmentation each image stands `repeats` times in a row."""
@@ -299,23 +302,26 @@ class Trainer:
 
 
 class Augmented:
-    """The training images, each augmented by a generator seeded with (seed, epoch, index): the same in any process."""
+    """The training images, each augmented by a generator seeded with (seed, epoch, index): the same in any process.
+
+    With repeated augmentation a key holds the number of the repeat too, so that each repeat is drawn anew.
+    """
 
     def __init__(self, data: Any, recipe: Recipe, config: ViTConfig, seed: int):
         from models import recipe as recipes
 
         self.data, self.seed, self.transform = data, seed, recipes.augmentation(recipe, config)
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> list[tuple[Tensor, int]]:
+    def __getitems__(self, keys: list[tuple[int, ...]]) -> list[tuple[Tensor, int]]:
         if self.transform is None:
-            items = getattr(self.data, "__getitems__", lambda indices: [self.data[i] for i in indices])([i for _, i in keys])
+            items = getattr(self.data, "__getitems__", lambda indices: [self.data[i] for i in indices])([i for _, i, *_ in keys])
             return [(self._flipped(item[0], key), item[1]) for item, key in zip(items, keys, strict=True)]
         return [self._augmented(key) for key in keys]
 
-    def _flipped(self, image: Tensor, key: tuple[int, int]) -> Tensor:
+    def _flipped(self, image: Tensor, key: tuple[int, ...]) -> Tensor:
         return image.flip(-1) if hash_of(self.seed, *key) % 2 else image
 
-    def _augmented(self, key: tuple[int, int]) -> tuple[Tensor, int]:
+    def _augmented(self, key: tuple[int, ...]) -> tuple[Tensor, int]:
         seed_all(self.seed, *key)
         return self.transform(self.data.pil(key[1])), int(self.data.labels[key[1]])
 

@@ -1,16 +1,22 @@
 """Run with: pytest tests/test_train.py"""
 
 import json
+import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from models import load
+from models import recipe as recipes
 from models.errors import InputError
-from models.train import Trainer, train
+from models.recipe import RECIPES
+from models.train import Augmented, Trainer, train
 
 TINY = dict(
     data="shapes-easy:256", model="bvit_easy", fields=("d_model=16", "n_heads=2", "n_steps=2", "drop_path=0.1"), epochs=2.0, batch_size=32, val_limit=64,
@@ -137,34 +143,45 @@ def test_two_processes_train_with_the_same_loss(tmp_path: Path) -> None:
                 assert one[name] == pytest.approx(two[name], rel=1e-4)
 
 
-def test_photographs_train_with_mixing_and_randaugment(tmp_path: Path) -> None:
-    """The `small` and `deit` recipes on class folders of tiny pictures."""
-    import numpy as np
-    from PIL import Image
-
+def photographs(folder: Path) -> Path:
+    """Class folders of tiny pictures: two classes, 16 pictures each, train and val."""
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
         for name in ("n01", "n02"):
-            folder = tmp_path / "photos" / split / name
-            folder.mkdir(parents=True)
+            (folder / split / name).mkdir(parents=True)
             for i in range(16):
-                Image.fromarray(rng.integers(0, 255, (40, 48, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+                Image.fromarray(rng.integers(0, 255, (40, 48, 3), dtype=np.uint8)).save(folder / split / name / f"{i}.png")
+    return folder
+
+
+PHOTOS = dict(
+    model="bvit_easy", fields=("d_model=16", "n_heads=2", "n_steps=2"), recipe="small", epochs=1.0, batch_size=16, lr=None, grow=0.0, seed=0,
+    val_limit=64, precision="auto",
+)  # fmt: skip
+
+
+def test_photographs_train_with_mixing_and_randaugment(tmp_path: Path) -> None:
+    """The `small` and `deit` recipes on class folders of tiny pictures."""
+    folder = photographs(tmp_path / "photos")
     for recipe in ("small", "deit"):
         run = tmp_path / recipe
-        fields = ("d_model=16", "n_heads=2", "n_steps=2")
-        train(
-            data=f"folder:{tmp_path / 'photos'}",
-            model="bvit_easy",
-            fields=fields,
-            recipe=recipe,
-            epochs=1.0,
-            batch_size=16,
-            out=run,
-            workers=0,
-            device="cpu",
-        )
+        train(**(PHOTOS | dict(data=f"folder:{folder}", recipe=recipe, out=run, workers=0, device="cpu")))
         assert load(run).config.classes == ("n01", "n02")
         assert load(run).config.drop_path == 0.1
+
+
+class Watched(torch.utils.data.Dataset):
+    """A data set that notes which items are asked for."""
+
+    def __init__(self, data, seen: list[int]):
+        self.data, self.labels, self.seen = data, data.labels, seen
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int):
+        self.seen.append(index)
+        return self.data[index]
 
 
 @pytest.mark.parametrize(
@@ -183,3 +200,46 @@ def test_bad_options_are_one_sentence(tmp_path: Path, change: dict, message: str
         pytest.skip("this machine has a CUDA device")
     with pytest.raises(InputError, match=message):
         train(out=tmp_path / "run", **(TINY | change))
+
+
+@pytest.mark.parametrize(("updates", "per_epoch", "lr"), [(9372, 1562, 4e-3), (20, 10, 4e-3), (2, 1, 4e-3), (1, 1, 1e-3), (50, 10, 1e-6)])
+def test_the_schedule_ends_at_its_floor_and_never_exceeds_its_peak(updates: int, per_epoch: int, lr: float) -> None:
+    recipe = replace(RECIPES["plain"], lr=lr)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=recipe.lr)
+    schedule = recipes.schedule(optimizer, recipe, updates, per_epoch)
+    rates = []
+    for update in range(updates):
+        schedule.step_update(update)
+        rates.append(optimizer.param_groups[0]["lr"])
+    warmup = min(round(recipe.warmup_epochs * per_epoch), max(updates // 5, 1))
+    assert max(rates) <= lr * (1 + 1e-12)
+    if updates > 2:
+        assert rates[-1] == pytest.approx(min(recipe.min_lr, lr), rel=1e-9)
+        assert rates[warmup] == pytest.approx(lr)
+        middle = warmup + (updates - 1 - warmup) // 2
+        share = (middle - warmup) / (updates - 1 - warmup)
+        assert rates[middle] == pytest.approx(min(1e-5, lr) + (lr - min(1e-5, lr)) * (1 + math.cos(math.pi * share)) / 2)
+
+
+def test_each_repeat_of_an_image_is_augmented_anew(tmp_path: Path) -> None:
+    """Repeated augmentation: three draws of each image in a batch, and the same three in any process and sitting."""
+    folder = photographs(tmp_path / "photos")
+    run = Trainer(dict(PHOTOS, data=f"folder:{folder}"), tmp_path / "run", "cpu", 0)
+    run.recipe = replace(run.recipe, repeats=3, auto_augment=None, erasing=0.0)
+    keys = run._indices(0)
+    assert len(set(keys)) == len(keys) == run.recipe.batch_size and len({key[:2] for key in keys}) < len(keys)
+    augmented = Augmented(run.train_data, run.recipe, run.model.config, 0)
+    images = [image for image, _ in augmented.__getitems__(keys[:3])]
+    assert keys[0][:2] == keys[1][:2] == keys[2][:2]
+    assert not any(torch.equal(images[i], images[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+    assert torch.equal(augmented.__getitems__(keys[1:2])[0][0], images[1])
+
+
+def test_a_part_of_the_validation_split_holds_all_classes(tmp_path: Path) -> None:
+    """val_limit images of sorted class folders: spread over the split, not its first classes."""
+    folder = photographs(tmp_path / "photos")
+    run = Trainer(dict(PHOTOS, data=f"folder:{folder}", val_limit=4), tmp_path / "run", "cpu", 0)
+    seen = []
+    run.val_data = Watched(run.val_data, seen)
+    run.evaluate()
+    assert len(seen) == 4 and {run.val_data.labels[i] for i in seen} == {0, 1}
