@@ -7,12 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from models.checkpoint import load
     from models.config import ViTConfig
     from models.data import open_data
+    from models.source import load
     from models.vit import BViT
 
-_HOME = {"BViT": "models.vit", "ViTConfig": "models.config", "load": "models.checkpoint", "open_data": "models.data"}
+_HOME = {"BViT": "models.vit", "ViTConfig": "models.config", "load": "models.source", "open_data": "models.data"}
 __all__ = ["BViT", "ViTConfig", "load", "open_data"]
 
 

@@ -45,7 +45,9 @@ class Attention(nn.Module):
         self.proj = nn.Linear(config.d_model, config.d_model)
 
     def forward(self, x: Stream, hooks: AttentionHooks, gamma: Gamma) -> Stream:
-        q, k, v = rearrange(self.qkv(x), "batch pos (three head d_head) -> three batch pos head d_head", three=3, head=self.n_heads)
+        q, k, v = rearrange(
+            self.qkv(x), "batch pos (three head d_head) -> three batch pos head d_head", three=3, head=self.n_heads
+        )
         q, k, v = hooks.hook_q(q), hooks.hook_k(k), hooks.hook_v(v)
         if listening(hooks.hook_attn_scores, hooks.hook_pattern):
             scores = einsum(q, k, "batch query head d, batch key head d -> batch head query key") * q.shape[-1] ** -0.5
@@ -55,7 +57,12 @@ class Attention(nn.Module):
             z = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
         z = hooks.hook_z(z)
         if listening(hooks.hook_result):
-            return hooks.hook_result(einsum(z, hooks.W_O.to(z.dtype), "batch pos head d, head d m -> batch pos head m")).sum(2) + hooks.b_O
+            return (
+                hooks.hook_result(
+                    einsum(z, hooks.W_O.to(z.dtype), "batch pos head d, head d m -> batch pos head m")
+                ).sum(2)
+                + hooks.b_O
+            )
         return scale(self.proj(z.flatten(2)), gamma)
 
 
@@ -103,8 +110,8 @@ class Block(nn.Module):
         if step_embedding is not None:
             h = h + step.hook_step_embed(step_embedding.expand_as(h))
         h = step.hook_resid_pre(h)
-        u = step.hook_resid_mid(h + step.hook_attn_out(self.dropped(step.attn(self.norm1(h, step.ln1)))))
-        return step.hook_resid_post(u + step.hook_mlp_out(self.dropped(step.mlp(self.norm2(u, step.ln2)))))
+        u = step.hook_resid_mid(h + step.hook_attn_out(self.dropped(step.attn(self.norm1(h, step.ln1), self))))
+        return step.hook_resid_post(u + step.hook_mlp_out(self.dropped(step.mlp(self.norm2(u, step.ln2), self))))
 
     def dropped(self, x: Stream) -> Stream:
         """Drop path (stochastic depth): whole images lose this branch while training."""

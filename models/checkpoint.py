@@ -7,22 +7,19 @@ also the masks of its steps. It is enough for every probe, wherever it is copied
 
 import hashlib
 import pickle
-import platform
 import struct
-import sys
 import warnings
 import zipfile
-from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models import masks, run_folder
 from models.config import ViTConfig
 from models.errors import InputError, brief
+from models.origin import Origin
 from models.vit import BViT
 
 FORMAT, VERSION = "bvit-toolkit", 1
@@ -30,24 +27,16 @@ Weights = Literal["ema", "raw", "init"]
 State = dict[str, Tensor]
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Where a loaded model comes from: what a result's attributes say of it."""
-
-    source: str
-    weights: str = "ema"
-    sha256: str = ""
-    run: Path | None = None  # the folder that holds its results
-    data: str | None = None  # the spec it was trained on
-    metrics: dict[str, Any] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-
 def fresh(config: ViTConfig, seed: int) -> BViT:
-    """An untrained model: the same weights for the same config and seed, drawn on the CPU."""
+    """An untrained model: the same float32 weights for the same config and seed, drawn on the CPU."""
+    default = torch.get_default_dtype()
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.manual_seed(seed)
-        return BViT(config)
+        try:
+            torch.set_default_dtype(torch.float32)
+            torch.manual_seed(seed)
+            return BViT(config)
+        finally:
+            torch.set_default_dtype(default)
 
 
 def state_sha256(state: State) -> str:
@@ -56,30 +45,6 @@ def state_sha256(state: State) -> str:
     for name in sorted(state):
         digest.update(name.encode() + state[name].detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def provenance(seed: int, **more: Any) -> dict[str, Any]:
-    """Command, seed, versions and machine, as plain values."""
-    packages = ("torch", "timm", "transformer_lens", "numpy")
-    return {
-        "command": " ".join(["python", *map(relative, sys.orig_argv[1:])]),
-        "seed": seed,
-        "versions": {name: version(name) for name in packages},
-        "machine": f"{platform.machine()} {torch.get_num_threads()} threads"
-        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
-        **more,
-    }
-
-
-def relative(argument: str) -> str:
-    """A command-line argument without absolute paths: from here if it lies below, else its last part."""
-    head, separator, path = (
-        argument.rpartition(":") if ":/" in argument else argument.rpartition("@") if "@/" in argument else ("", "", argument)
-    )
-    if not path.startswith("/"):
-        return argument
-    here = Path.cwd()
-    return head + separator + str(Path(path).relative_to(here) if Path(path).is_relative_to(here) else Path(path).name)
 
 
 def save(
@@ -115,63 +80,53 @@ def _stored(state: State, dtype: torch.dtype | None) -> State:
     return {name: value.detach().to("cpu", dtype or value.dtype).clone() for name, value in state.items()}
 
 
-def load(source: str | Path | nn.Module, weights: Weights = "ema") -> BViT:
-    """A model in eval mode, float32, on the CPU, with ``model.origin`` saying where it comes from.
-
-    `source`: a run folder, a ``ckpt.pt``, ``timm:NAME``, ``timm:NAME@FILE`` (state dict in timm's names),
-    ``hf:REPO``, or a timm VisionTransformer. `weights`: ``ema`` (raw if there is none), ``raw``, or ``init``, the
-    untrained control rebuilt from config and seed. Raises `InputError` for a file that is not a checkpoint.
-    """
-    if weights not in ("ema", "raw", "init"):
-        raise InputError(f"weights is {weights!r}, not ema, raw or init")
-    if isinstance(source, nn.Module) or str(source).startswith(("timm:", "hf:")):
-        from models import timm_bridge
-
-        return timm_bridge.load(source, weights)
-    return load_file(_file(Path(source)), weights)
-
-
-def _file(source: Path) -> Path:
-    path = run_folder.checkpoint(source) if source.is_dir() else source
-    if not path.exists():
-        missing = f"{source} holds no ckpt.pt" if source.is_dir() else f"there is no file or folder {source}"
-        raise InputError(f"{missing}; train one with python -m models.train, or name a run folder, a ckpt.pt, timm:NAME or hf:REPO")
-    return path
-
-
 def load_file(path: Path, weights: Weights = "ema", *, run: Path | None = None) -> BViT:
-    """The model in one checkpoint file."""
+    """The model in one checkpoint file, in eval mode; its results lie in `run`, by default the file's folder."""
     content = read(path)
     config = ViTConfig.from_dict(content["config"])
-    seed = content["provenance"].get("seed", 0)
     if weights == "init":
-        model = _untrained(config, seed, content["init_sha256"], path)
+        model = _untrained(config, content["provenance"].get("seed", 0), content["init_sha256"], path)
     else:
-        model = fresh(config, seed)
-        state = content["weights"] if weights == "raw" or content["ema"] is None else content["ema"]
-        _fill(model, state, path)
-        weights = "raw" if content["ema"] is None else weights
+        state, weights = _chosen(content, weights)
+        model = filled(config, state, path)
     if "masks" in content:
         masks.put_on(model, masks.unpacked(content["masks"], config))
     model.origin = Origin(
-        str(path), weights, _file_sha256(path), run or path.parent, content["data"], content["metrics"], content["provenance"]
+        str(path),
+        weights,
+        _file_sha256(path),
+        run=run or path.parent,
+        data=content["data"],
+        metrics=content["metrics"],
+        provenance=content["provenance"],
     )
     return model.eval()
 
 
-def _fill(model: BViT, state: State, path: Path) -> None:
+def _chosen(content: dict[str, Any], weights: Weights) -> tuple[State, Weights]:
+    """The weights asked for, and which they are: ``raw`` where there is no EMA."""
+    if weights == "raw" or content["ema"] is None:
+        return content["weights"], "raw"
+    return content["ema"], "ema"
+
+
+def filled(config: ViTConfig, state: State, path: Path) -> BViT:
+    """A model with the given weights in float32, made without drawing any of its own."""
+    with torch.device("meta"):
+        model = BViT(config)
     try:
-        model.load_state_dict({name: value.float() for name, value in state.items()})
+        model.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
     except RuntimeError as error:
         raise InputError(f"{path}: the weights do not fit the config stored beside them ({brief(error, -1)})") from None
+    return model
 
 
 def _untrained(config: ViTConfig, seed: int, expected: str, path: Path) -> BViT:
     model = fresh(config, seed)
     if state_sha256(model.state_dict()) != expected:
         raise InputError(
-            f"{path}: its initialisation cannot be rebuilt with this version of torch ({torch.__version__}): the hash differs; "
-            "use the versions in its provenance"
+            f"{path}: its initialisation cannot be rebuilt with this version of torch ({torch.__version__}): the hash "
+            "differs; use the versions in its provenance"
         )
     return model
 
@@ -184,13 +139,24 @@ def load_plain(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a foreign pickle's protocol
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError, zipfile.BadZipFile, struct.error) as error:
+    except (
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        IndexError,
+        TypeError,
+        zipfile.BadZipFile,
+        struct.error,
+    ) as error:
         raise InputError(f"{path} is not readable as a checkpoint, it may be truncated ({brief(error)})") from None
     except pickle.UnpicklingError:
         if not is_torch_file:
             raise InputError(f"{path} is not readable as a checkpoint: it is no file of torch's") from None
         raise InputError(
-            f"{path} holds more than plain tensors (loading it could run code), it was not opened; export its state dict"
+            f"{path} holds more than plain tensors (loading it could run code), it was not opened; export its state "
+            "dict"
         ) from None
 
 
@@ -198,14 +164,19 @@ def read(path: Path) -> dict[str, Any]:
     """The content of a checkpoint file, checked. Nothing in the file is executed."""
     content = load_plain(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise InputError(f"{path} is not a checkpoint of this toolkit; weights in timm's names are loaded with timm:NAME@{path}")
+        raise InputError(
+            f"{path} is not a checkpoint of this toolkit; weights in timm's names are loaded with timm:NAME@{path}"
+        )
     if content.get("version") != VERSION:
         raise InputError(
-            f"{path} has checkpoint version {content.get('version')}, this toolkit reads version {VERSION}; update the toolkit"
+            f"{path} has checkpoint version {content.get('version')}, this toolkit reads version {VERSION}; update "
+            "the toolkit"
         )
     missing = {"config", "weights", "ema", "data", "metrics", "init_sha256", "provenance"} - set(content)
     if missing:
-        raise InputError(f"{path} is a checkpoint without {', '.join(sorted(missing))}; write it with models.checkpoint.save")
+        raise InputError(
+            f"{path} is a checkpoint without {', '.join(sorted(missing))}; write it with models.checkpoint.save"
+        )
     return content
 
 
@@ -216,7 +187,7 @@ def _file_sha256(path: Path) -> str:
 
 def describe(model: BViT) -> dict[str, Any]:
     """What a reader wants to know of a model first, as plain values."""
-    config, origin = model.trained, getattr(model, "origin", None)
+    config, origin = model.trained, model.origin
     stacked = ViTConfig.from_dict(config.to_dict() | {"n_blocks": config.n_steps})
     return {
         "steps": config.n_steps,
@@ -226,8 +197,8 @@ def describe(model: BViT) -> dict[str, Any]:
         "tokens": config.n_tokens,
         "parameters": n_parameters(config),
         "parameters_stacked": n_parameters(stacked),
-        "data": origin and origin.data,
-        "metrics": origin.metrics if origin else {},
+        "data": origin.data,
+        "metrics": origin.metrics,
     }
 
 

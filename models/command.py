@@ -1,34 +1,85 @@
 """Turns a typed function into a command: arguments by tyro, one exit code per kind of end.
 
-0 done, 2 bad input (one sentence on standard error), 130 stopped by the user. Nothing heavy is
-imported here, so ``--help`` answers before torch is loaded.
+0 done, 2 bad input (one sentence on standard error), 130 stopped by Ctrl-C, 143 by SIGTERM. Nothing heavy
+is imported here, so ``--help`` answers before torch is loaded.
 """
 
 import errno
+import functools
+import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, get_type_hints
+
+import tyro
+
+from models.errors import InputError, Stopped
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 
 
-def run(function: Callable[..., object], prog: str) -> None:
+@dataclass(frozen=True)
+class Preset:
+    """A flag such as ``--paper``: other defaults, over which everything else that is typed wins."""
+
+    help: str
+    defaults: Mapping[str, Any]
+
+    @property
+    def flag(self) -> Any:
+        return Annotated[bool, tyro.conf.arg(help=self.help)]
+
+
+Presets = Mapping[str, Preset]  # by the flag's name
+
+
+def run(function: Callable[..., object], prog: str, presets: Presets | None = None) -> None:
     """Parse ``sys.argv`` into the arguments of `function`, call it, exit with the house's codes."""
-    import tyro
-
-    from models.errors import InputError
-
     try:
-        tyro.cli(function, prog=prog)
+        tyro.cli(with_presets(function, presets or {}, sys.argv[1:]), prog=prog)
     except InputError as error:
         _stop(f"{prog}: {error}", 2)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
+        if error.errno not in NO_ROOM:
             raise
         where = f" at {error.filename}" if error.filename else ""
         _stop(f"{prog}: {error.strerror}{where}; what was already written is intact, free or choose another place", 2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
-        _stop(f"\n{prog}: stopped by the user; run it again to go on (long commands: with --resume)", 130)
+    except KeyboardInterrupt as stop:
+        code = 128 + stop.signal if isinstance(stop, Stopped) else 130
+        _stop(f"\n{prog}: stopped; run it again to go on (long commands: with --resume)", code)
+
+
+def with_presets(function: Callable[..., object], presets: Presets, words: Sequence[str]) -> Callable[..., object]:
+    """`function` with a flag for each preset, and with the defaults of the one that `words` of a command line name."""
+    if not presets:
+        return function
+    named = [f"--{name}" for name in presets if f"--{name}" in words]
+    if len(named) > 1:
+        raise InputError(f"{' and '.join(named)} exclude each other")
+    defaults = presets[named[0].removeprefix("--")].defaults if named else {}
+    signature = inspect.signature(function)
+    parameters = [
+        parameter.replace(default=defaults.get(name, parameter.default))
+        for name, parameter in signature.parameters.items()
+    ]
+    flags = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=preset.flag)
+        for name, preset in presets.items()
+    ]
+
+    @functools.wraps(function)
+    def called(*args: Any, **kwargs: Any) -> object:
+        return function(*args, **{name: value for name, value in kwargs.items() if name not in presets})
+
+    called.__signature__ = signature.replace(parameters=[*parameters, *flags])  # type: ignore[attr-defined]
+    hints = get_type_hints(function, include_extras=True)
+    called.__annotations__ = hints | {name: preset.flag for name, preset in presets.items()}
+    del called.__wrapped__  # which tyro would look through
+    return called
 
 
 def _stop(message: str, code: int) -> None:

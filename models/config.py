@@ -19,8 +19,12 @@ SIZES: dict[str, dict[str, Any]] = {
     "base": dict(d_model=768, n_heads=12, n_steps=12),
     "large": dict(d_model=1024, n_heads=16, n_steps=24),
     # small images: the embedded data and photographs of 96 px
-    "shapes": dict(d_model=96, n_heads=3, n_steps=12, image_size=64, patch_size=8, init="xavier", mean=(0.5,) * 3, std=(0.5,) * 3),
-    "easy": dict(d_model=64, n_heads=4, n_steps=12, image_size=32, patch_size=8, init="xavier", mean=(0.5,) * 3, std=(0.5,) * 3),
+    "shapes": dict(
+        d_model=96, n_heads=3, n_steps=12, image_size=64, patch_size=8, init="xavier", mean=(0.5,) * 3, std=(0.5,) * 3
+    ),
+    "easy": dict(
+        d_model=64, n_heads=4, n_steps=12, image_size=32, patch_size=8, init="xavier", mean=(0.5,) * 3, std=(0.5,) * 3
+    ),
     "photos": dict(d_model=192, n_heads=6, n_steps=12, image_size=96, patch_size=8, init="xavier"),
 }
 
@@ -56,10 +60,15 @@ class ViTConfig:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         positive = ("n_steps", "n_blocks", "d_model", "n_heads", "d_mlp", "image_size", "patch_size")
-        checks = [(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, it must be at least 1") for name in positive]
+        checks = [
+            (getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, it must be at least 1") for name in positive
+        ]
         checks += [
             (self.n_blocks <= self.n_steps, f"n_blocks is {self.n_blocks}, it cannot exceed n_steps = {self.n_steps}"),
-            (self.d_model % max(self.n_heads, 1) == 0, f"d_model = {self.d_model} is not a multiple of n_heads = {self.n_heads}"),
+            (
+                self.d_model % max(self.n_heads, 1) == 0,
+                f"d_model = {self.d_model} is not a multiple of n_heads = {self.n_heads}",
+            ),
             (
                 self.image_size % max(self.patch_size, 1) == 0,
                 f"image_size = {self.image_size} is not a multiple of patch_size = {self.patch_size}",
@@ -99,7 +108,8 @@ class ViTConfig:
         unknown = set(values) - {field.name for field in fields(cls)}
         if unknown:
             raise InputError(
-                f"ViTConfig has no field {', '.join(sorted(unknown))}; the fields are {', '.join(f.name for f in fields(cls))}"
+                f"ViTConfig has no field {', '.join(sorted(unknown))}; the fields are "
+                f"{', '.join(f.name for f in fields(cls))}"
             )
         return cls(**values)
 

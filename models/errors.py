@@ -1,4 +1,4 @@
-"""What every command says when it cannot go on: one sentence, exit code 2."""
+"""What every command says when it cannot go on: one sentence, exit code 2; and how it is stopped."""
 
 
 class InputError(ValueError):
@@ -16,7 +16,22 @@ class UnreadableImage(InputError):
         return type(self), (self.name, self.reason)  # so that it survives the way from a loading process
 
 
+class Stopped(KeyboardInterrupt):
+    """Long work was asked to stop by a signal, and has saved its state."""
+
+    def __init__(self, signal: int):
+        super().__init__(signal)
+        self.signal = signal
+
+
 def brief(error: Exception, line: int = 0) -> str:
     """One line of an error's text, or its kind where it says nothing."""
     lines = str(error).strip().splitlines()
     return lines[line].strip()[:120] if lines else type(error).__name__
+
+
+def require(*checks: tuple[bool, str]) -> None:
+    """Raise `InputError` with the complaint of the first check that does not hold."""
+    for holds, complaint in checks:
+        if not holds:
+            raise InputError(complaint)

@@ -1,7 +1,9 @@
-"""Step-specific masks: step t runs with the shared block's weights times M_t (lottery pruning of a model that runs in steps).
+"""Step-specific masks: step t runs with the shared block's weights times M_t (lottery pruning of a model that runs in
+steps).
 
-The prunable weights of a block are its four matrices; biases, norms, embeddings and head stay whole. Masks live beside a
-step's hook points, so hooks, caches and probes see the pruned model, and gradients reach the shared weights through them.
+The prunable weights of a block are its four matrices; biases, norms, embeddings and head stay whole. Masks live beside
+a step's hook points, so hooks, caches and probes see the pruned model, and gradients reach the shared weights through
+them.
 """
 
 from __future__ import annotations
@@ -11,15 +13,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from jaxtyping import Bool
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.config import ViTConfig
 from models.errors import InputError
+from models.hooks import MATRICES
 
 if TYPE_CHECKING:
     from models.vit import BViT
 
-WEIGHTS = {"qkv": "attn.qkv.weight", "proj": "attn.proj.weight", "fc1": "mlp.fc1.weight", "fc2": "mlp.fc2.weight"}
+WEIGHTS = {name: f"{part}.{name}.weight" for part, name in MATRICES}  # matrix -> its parameter's name in the block
 Masks = Bool[Tensor, "step weight"]  # one row a step: the matrices of WEIGHTS, flattened in this order
 
 
@@ -49,27 +52,21 @@ def put_on(model: BViT, masks: Masks) -> BViT:
     """Let every step of `model` run under its own mask (in place, and returned); the masks move with the model."""
     expected = (model.config.n_steps, sum(sizes(model.config).values()))
     if tuple(masks.shape) != expected:
-        raise InputError(f"masks are [step weight] = {list(expected)} for this model, they were given as {list(masks.shape)}")
+        raise InputError(
+            f"masks are [step weight] = {list(expected)} for this model, they were given as {list(masks.shape)}"
+        )
     for step, row in zip(model.blocks, masks, strict=True):
         for name, mask in split(row, model.config).items():
-            hooks_of(step, name).register_buffer(f"mask_{name}", mask.to(model.pos_embed.device), persistent=False)
+            step.part(name).register_buffer(f"mask_{name}", mask.to(model.pos_embed.device), persistent=False)
     return model
 
 
 def taken_from(model: BViT) -> Masks | None:
     """The masks [step weight] a model runs under, or None."""
-    if not is_masked(model.blocks[0]):
+    if not model.blocks[0].is_masked:
         return None
-    return torch.stack([joined({name: getattr(hooks_of(step, name), f"mask_{name}") for name in WEIGHTS}) for step in model.blocks])
-
-
-def is_masked(step: nn.Module) -> bool:
-    return step.attn.mask_qkv is not None
-
-
-def hooks_of(step: nn.Module, weight: str) -> nn.Module:
-    """The part of a step that a matrix belongs to."""
-    return step.attn if weight in ("qkv", "proj") else step.mlp
+    rows = [{name: getattr(step.part(name), f"mask_{name}") for name in WEIGHTS} for step in model.blocks]
+    return torch.stack([joined(row) for row in rows])
 
 
 def packed(masks: Masks) -> Tensor:

@@ -9,17 +9,19 @@ Gradients sum over the T uses of a shared block, so all recipes clip their norm 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
-    from timm.data import Mixup
-    from timm.scheduler import CosineLRScheduler
-    from timm.utils import ModelEmaV3
+import torch
+from timm.data import Mixup, create_transform
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3
+from torchvision import transforms
 
-    from models.config import ViTConfig
-    from models.vit import BViT
+from models.config import ViTConfig
+from models.errors import require
+from models.vit import BViT
 
 
 @dataclass(frozen=True)
@@ -53,15 +55,40 @@ class Recipe:
 
 RECIPES = {
     "deit": Recipe(
-        epochs=300, warmup_epochs=5, batch_size=1024, lr=1e-3, ema_decay=0.9998, drop_path=0.1, auto_augment="rand-m9-mstd0.5-inc1",
-        color_jitter=0.3, erasing=0.25, crop="resized", mixup=0.8, cutmix=1.0, smoothing=0.1, repeats=3,
+        epochs=300,
+        warmup_epochs=5,
+        batch_size=1024,
+        lr=1e-3,
+        ema_decay=0.9998,
+        drop_path=0.1,
+        auto_augment="rand-m9-mstd0.5-inc1",
+        color_jitter=0.3,
+        erasing=0.25,
+        crop="resized",
+        mixup=0.8,
+        cutmix=1.0,
+        smoothing=0.1,
+        repeats=3,
     ),
     "small": Recipe(
-        epochs=100, warmup_epochs=10, batch_size=128, lr=1e-3, ema_decay=0.999, drop_path=0.1, auto_augment="original",
-        erasing=0.25, crop="padded", mixup=0.8, cutmix=1.0, mix_probability=0.5, smoothing=0.1,
+        epochs=100,
+        warmup_epochs=10,
+        batch_size=128,
+        lr=1e-3,
+        ema_decay=0.999,
+        drop_path=0.1,
+        auto_augment="original",
+        erasing=0.25,
+        crop="padded",
+        mixup=0.8,
+        cutmix=1.0,
+        mix_probability=0.5,
+        smoothing=0.1,
     ),
-    "plain": Recipe(epochs=20, warmup_epochs=0.5, batch_size=64, lr=4e-3, optimizer="muon", weight_decay=0.02, ema_decay=0.9995),
-}  # fmt: skip
+    "plain": Recipe(
+        epochs=20, warmup_epochs=0.5, batch_size=64, lr=4e-3, optimizer="muon", weight_decay=0.02, ema_decay=0.9995
+    ),
+}
 
 
 def default_recipe(data_spec: str, n_images: int) -> str:
@@ -71,16 +98,27 @@ def default_recipe(data_spec: str, n_images: int) -> str:
     return "deit" if n_images >= 100_000 else "small"
 
 
+def chosen(name: str | None, data_spec: str, n_images: int, **asked: Any) -> Recipe:
+    """The recipe of that name, or the default for such data, with the fields that are asked for (not None)."""
+    recipe = RECIPES[name or default_recipe(data_spec, n_images)]
+    recipe = replace(recipe, **{field: value for field, value in asked.items() if value is not None})
+    complaint = f"--batch-size is {recipe.batch_size}, this recipe mixes images in pairs; choose an even one"
+    require((not recipe.is_mixed or recipe.batch_size % 2 == 0, complaint))
+    return recipe
+
+
 def optimizer(model: BViT, recipe: Recipe) -> torch.optim.Optimizer:
     """timm's optimiser; biases, norms, embeddings and tokens are not decayed."""
-    from timm.optim import create_optimizer_v2
 
     return create_optimizer_v2(model, recipe.optimizer, recipe.lr, recipe.weight_decay)
 
 
-def schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, updates: int, updates_per_epoch: int) -> CosineLRScheduler:
-    """Linear warm-up to the peak, then cosine; update ``updates - 1``, the last one, runs at `min_lr` (at the peak, where that is lower)."""
-    from timm.scheduler import CosineLRScheduler
+def schedule(
+    optimizer: torch.optim.Optimizer, recipe: Recipe, updates: int, updates_per_epoch: int
+) -> CosineLRScheduler:
+    """Linear warm-up to the peak, then cosine; update ``updates - 1``, the last one, runs at `min_lr` (at the peak,
+    where that is lower).
+    """
 
     warmup = min(round(recipe.warmup_epochs * updates_per_epoch), max(updates // 5, 1))
     start, floor = min(1e-6, recipe.lr), min(recipe.min_lr, recipe.lr)
@@ -92,16 +130,20 @@ def schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, updates: int, upd
 
 def mixing(recipe: Recipe, n_classes: int) -> Mixup | None:
     """timm's mixup and cutmix of a batch, or None."""
-    from timm.data import Mixup
 
     if not recipe.is_mixed:
         return None
-    return Mixup(recipe.mixup, recipe.cutmix, prob=recipe.mix_probability, label_smoothing=recipe.smoothing, num_classes=n_classes)
+    return Mixup(
+        recipe.mixup,
+        recipe.cutmix,
+        prob=recipe.mix_probability,
+        label_smoothing=recipe.smoothing,
+        num_classes=n_classes,
+    )
 
 
 def ema(model: BViT, recipe: Recipe) -> ModelEmaV3:
     """timm's exponential moving average of the weights, warmed up."""
-    from timm.utils import ModelEmaV3
 
     return ModelEmaV3(model, recipe.ema_decay, use_warmup=True)
 
@@ -110,13 +152,17 @@ def augmentation(recipe: Recipe, config: ViTConfig) -> Any:
     """timm's transform of a PIL image into a normalised tensor, or None for flips alone."""
     if recipe.crop == "none":
         return None
-    from timm.data import create_transform
-    from torchvision import transforms
 
     made = create_transform(
-        config.image_size, is_training=True, color_jitter=recipe.color_jitter or None, auto_augment=recipe.auto_augment,
-        re_prob=recipe.erasing, interpolation="bicubic", mean=config.mean, std=config.std,
-    )  # fmt: skip
+        config.image_size,
+        is_training=True,
+        color_jitter=recipe.color_jitter or None,
+        auto_augment=recipe.auto_augment,
+        re_prob=recipe.erasing,
+        interpolation="bicubic",
+        mean=config.mean,
+        std=config.std,
+    )
     if recipe.crop == "padded":
         made.transforms[0] = transforms.Compose(
             [

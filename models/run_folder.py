@@ -1,7 +1,6 @@
 """Where everything in a run's folder lies, and how it is written: whole or not at all, by one process at a time."""
 
 import errno
-import fcntl
 import io
 import os
 import shutil
@@ -9,6 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
 
 from models.errors import InputError
 
@@ -52,9 +54,9 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def write_tensors(path: Path, content: dict[str, Any]) -> None:
-    """A dict of tensors and plain values as a torch file, serialised first: torch hides a full disk behind an error of its own."""
-    import torch
-
+    """A dict of tensors and plain values as a torch file, serialised first: torch hides a full disk behind an error of
+    its own.
+    """
     buffer = io.BytesIO()
     torch.save(content, buffer)
     with atomic(path) as temporary:
@@ -76,12 +78,14 @@ def owned(run: Path, *, resume: bool, force: bool) -> Iterator[None]:
 def locked(run: Path) -> Iterator[None]:
     """Holds `run`/lock while a long command lives; a second one is refused. The lock dies with its process."""
     run.mkdir(parents=True, exist_ok=True)
-    with open(run / "lock", "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{run} is being written by another live process; wait for it or choose another --out") from None
-        yield
+    lock = FileLock(run / "lock", timeout=0)
+    try:
+        with lock:
+            yield
+    except Timeout:
+        raise InputError(
+            f"{run} is being written by another live process; wait for it or choose another --out"
+        ) from None
 
 
 def claim(run: Path, *, resume: bool, force: bool) -> None:

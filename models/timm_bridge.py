@@ -1,24 +1,29 @@
 """timm weights in and out, and bViT in timm's registry.
 
-Any plain ViT of timm (class token, pre-norm, optional registers, LayerScale and mean pooling with fc_norm) becomes a stacked
-`BViT` with timm's logits; one that does not fit is refused with the feature's name. After ``import models.timm_bridge``,
-``timm.create_model("bvit_base_patch16_224")`` works.
+Any plain ViT of timm (class token, pre-norm, optional registers, LayerScale and mean pooling with fc_norm) becomes a
+stacked `BViT` with timm's logits; one that does not fit is refused with the feature's name. After ``import
+models.timm_bridge``, ``timm.create_model("bvit_base_patch16_224")`` works.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file as load_safetensors
 from timm.layers import LayerNorm, LayerScale, Mlp
 from timm.layers.norm import RmsNorm
 from timm.models import generate_default_cfgs, register_model
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from models.checkpoint import Origin, State, fresh, load_file, load_plain, state_sha256
+from models.checkpoint import State, load_plain
 from models.config import IMAGENET_MEAN, IMAGENET_STD, ViTConfig
 from models.errors import InputError, brief
 from models.vit import BViT
@@ -26,27 +31,8 @@ from models.vit import BViT
 # In
 
 
-def load(source: str | nn.Module, weights: str = "ema") -> BViT:
-    """A model from ``timm:NAME``, ``timm:NAME@FILE``, ``hf:REPO`` or a timm VisionTransformer; ``init`` is the same untrained, from seed 0."""
-    if isinstance(source, nn.Module):
-        model, name = from_timm(source), type(source).__name__
-    elif source.startswith("hf:"):
-        return load_file(hub_file(source[3:]), weights, run=Path("runs") / source[3:].replace("/", "--"))
-    else:
-        name, _, file = source[5:].partition("@")
-        model = from_timm(create(name, Path(file) if file else None))
-    if weights == "init":
-        model = fresh(model.config, 0)
-    label = source if isinstance(source, str) else f"timm:{name}"
-    kind = "init" if weights == "init" else "raw"
-    model.origin = Origin(label, kind, state_sha256(model.state_dict()), Path("runs") / name.replace("/", "--"))
-    return model.eval()
-
-
 def create(name: str, file: Path | None = None) -> nn.Module:
     """timm's model of that name with its pretrained weights, or with those of a local state dict in timm's names."""
-    import timm
-
     if not timm.is_model(name.removeprefix("hf_hub:")) and not name.startswith("hf_hub:"):
         near = timm.list_models(f"*{name.split('.')[0][:12]}*")[:3]
         raise InputError(f"timm has no model {name!r}" + (f"; near it are {', '.join(near)}" if near else ""))
@@ -55,24 +41,28 @@ def create(name: str, file: Path | None = None) -> nn.Module:
             return timm.create_model(name, pretrained=True)
         except Exception as error:  # the hub's errors have no common class
             raise InputError(
-                f"timm's weights of {name} cannot be fetched ({type(error).__name__}); download them and name the file: timm:{name}@FILE"
+                f"timm's weights of {name} cannot be fetched ({type(error).__name__}); download them and name the "
+                f"file: timm:{name}@FILE"
             ) from None
     state = state_dict(file)
     head = state.get("head.weight")
     with torch.device("cpu"):
-        made = timm.create_model(name, pretrained=False, num_classes=0 if head is None else len(head), **_geometry(name, state))
+        made = timm.create_model(
+            name, pretrained=False, num_classes=0 if head is None else len(head), **_geometry(name, state)
+        )
     return _filled(made, state, name, file)
 
 
 def _geometry(name: str, state: State) -> dict[str, Any]:
     """The image size that the file's position embedding was made for, where it differs from the model's own."""
-    import timm
-
     if "pos_embed" not in state or "patch_embed.proj.weight" not in state:
         return {}
     with torch.device("meta"):
         plain = timm.create_model(name, pretrained=False, num_classes=0)
-    length, prefix = state["pos_embed"].shape[1], 0 if getattr(plain, "no_embed_class", False) else getattr(plain, "num_prefix_tokens", 1)
+    length, prefix = (
+        state["pos_embed"].shape[1],
+        0 if getattr(plain, "no_embed_class", False) else getattr(plain, "num_prefix_tokens", 1),
+    )
     side = round((length - prefix) ** 0.5)
     return {"img_size": side * state["patch_embed.proj.weight"].shape[-1]} if side**2 == length - prefix else {}
 
@@ -106,23 +96,10 @@ def state_dict(file: Path) -> State:
 
 
 def _safetensors(file: Path) -> State:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file as load_safetensors
-
     try:
         return load_safetensors(file)
     except SafetensorError as error:
         raise InputError(f"{file} is not readable as safetensors, it may be truncated ({brief(error)})") from None
-
-
-def hub_file(repo: str) -> Path:
-    """``ckpt.pt`` of a repository on the Hugging Face hub."""
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(repo, "ckpt.pt"))
-    except Exception as error:  # the hub's errors have no common class
-        raise InputError(f"hf:{repo}: its ckpt.pt cannot be fetched ({type(error).__name__}); download it and name the file") from None
 
 
 def from_timm(vit: nn.Module) -> BViT:
@@ -149,15 +126,20 @@ def from_timm(vit: nn.Module) -> BViT:
         std=tuple(about.get("std", IMAGENET_STD)),
     )
     model = BViT(config)
-    model.load_state_dict(our_names({name: value.detach().float().cpu() for name, value in vit.state_dict().items()}, config))
+    model.load_state_dict(
+        our_names({name: value.detach().float().cpu() for name, value in vit.state_dict().items()}, config)
+    )
     return model.eval()
 
 
 def refuse_unsupported(vit: nn.Module) -> None:
     """Raise `InputError` naming the first feature that `BViT` does not have."""
     if type(vit) is not VisionTransformer:
-        raise InputError(f"{type(vit).__name__} is not timm's plain VisionTransformer, the only kind that loads (distilled, relative-position "
-                         "and hybrid models do not)")  # fmt: skip
+        raise InputError(
+            f"{type(vit).__name__} is not timm's plain VisionTransformer, the only kind that loads (distilled, "
+            "relative-position "
+            "and hybrid models do not)"
+        )
     block = vit.blocks[0]
     norm = vit.norm if not isinstance(vit.norm, nn.Identity) else vit.fc_norm
     patch = vit.patch_embed
@@ -167,16 +149,26 @@ def refuse_unsupported(vit: nn.Module) -> None:
         "a norm before the blocks (pre_norm, as CLIP's)": not isinstance(vit.norm_pre, nn.Identity),
         "a norm in the patch embedding": not isinstance(getattr(patch, "norm", nn.Identity()), nn.Identity),
         f"blocks of type {type(block).__name__}": type(block) is not Block,
-        "normalised queries and keys (qk_norm)": not isinstance(getattr(block.attn, "q_norm", nn.Identity()), nn.Identity),
-        "a norm inside attention (scale_attn_norm)": not isinstance(getattr(block.attn, "norm", nn.Identity()), nn.Identity),
+        "normalised queries and keys (qk_norm)": not isinstance(
+            getattr(block.attn, "q_norm", nn.Identity()), nn.Identity
+        ),
+        "a norm inside attention (scale_attn_norm)": not isinstance(
+            getattr(block.attn, "norm", nn.Identity()), nn.Identity
+        ),
         f"an MLP of type {type(block.mlp).__name__}": type(block.mlp) is not Mlp,
-        "a norm inside the MLP (scale_mlp_norm)": not isinstance(getattr(block.mlp, "norm", nn.Identity()), nn.Identity),
-        f"the activation {type(getattr(block.mlp, 'act', None)).__name__}": not _is_exact_gelu(getattr(block.mlp, "act", None)),
+        "a norm inside the MLP (scale_mlp_norm)": not isinstance(
+            getattr(block.mlp, "norm", nn.Identity()), nn.Identity
+        ),
+        f"the activation {type(getattr(block.mlp, 'act', None)).__name__}": not _is_exact_gelu(
+            getattr(block.mlp, "act", None)
+        ),
         "no final norm": isinstance(norm, nn.Identity),
         f"a norm of type {type(norm).__name__}": not isinstance(norm, nn.LayerNorm | LayerNorm | RmsNorm),
         f"pooling {vit.global_pool!r}": vit.global_pool not in ("token", "avg"),
-        "mean pooling after the final norm (fc_norm=False)": vit.global_pool == "avg" and isinstance(vit.fc_norm, nn.Identity),
-        "a norm after pooling the class token (fc_norm=True)": vit.global_pool == "token" and not isinstance(vit.fc_norm, nn.Identity),
+        "mean pooling after the final norm (fc_norm=False)": vit.global_pool == "avg"
+        and isinstance(vit.fc_norm, nn.Identity),
+        "a norm after pooling the class token (fc_norm=True)": vit.global_pool == "token"
+        and not isinstance(vit.fc_norm, nn.Identity),
         "mean pooling over prefix tokens": vit.global_pool == "avg" and vit.pool_include_prefix,
         "images that are not square": patch.img_size is None or patch.img_size[0] != patch.img_size[1],
         "patches that are not square": patch.patch_size[0] != patch.patch_size[1],
@@ -184,7 +176,10 @@ def refuse_unsupported(vit: nn.Module) -> None:
     }
     for feature, has_it in features.items():
         if has_it:
-            raise InputError(f"this timm model has {feature}, which BViT does not represent; choose a plain ViT, DeiT or DINO-style one")
+            raise InputError(
+                f"this timm model has {feature}, which BViT does not represent; choose a plain ViT, DeiT or "
+                "DINO-style one"
+            )
 
 
 def _is_exact_gelu(act: nn.Module | None) -> bool:
@@ -193,13 +188,17 @@ def _is_exact_gelu(act: nn.Module | None) -> bool:
 
 
 def our_names(state: State, config: ViTConfig) -> State:
-    """timm's state dict under our names: ``blocks.`` is ``core.``; missing biases are zero; the position embedding covers every token."""
+    """timm's state dict under our names: ``blocks.`` is ``core.``; missing biases are zero; the position embedding
+    covers every token.
+    """
     ours = {re.sub(r"^blocks\.", "core.", name).replace("fc_norm.", "norm."): value for name, value in state.items()}
     short = config.n_tokens - ours["pos_embed"].shape[1]
     if short:  # timm's no_embed_class: prefix tokens have no position
         ours["pos_embed"] = torch.cat([torch.zeros(1, short, config.d_model), ours["pos_embed"]], 1)
     for name in [
-        name for name in ours if name.startswith("core.") and name.endswith(("qkv.weight", "proj.weight", "fc1.weight", "fc2.weight"))
+        name
+        for name in ours
+        if name.startswith("core.") and name.endswith(("qkv.weight", "proj.weight", "fc1.weight", "fc2.weight"))
     ]:
         ours.setdefault(name.replace("weight", "bias"), torch.zeros(len(ours[name])))
     ours.setdefault("patch_embed.proj.bias", torch.zeros(config.d_model))
@@ -215,18 +214,23 @@ def to_timm(model: BViT) -> VisionTransformer:
     if config.step_embedding != "none":
         raise InputError("a step embedding has no place in timm's ViT; only models without one can be exported")
     vit = VisionTransformer(
-        img_size=config.image_size, patch_size=config.patch_size, num_classes=config.n_classes, embed_dim=config.d_model,
-        depth=config.n_steps, num_heads=config.n_heads, mlp_ratio=config.d_mlp / config.d_model, init_values=config.layer_scale,
-        reg_tokens=config.n_registers, global_pool="token" if config.pool == "cls" else "avg",
+        img_size=config.image_size,
+        patch_size=config.patch_size,
+        num_classes=config.n_classes,
+        embed_dim=config.d_model,
+        depth=config.n_steps,
+        num_heads=config.n_heads,
+        mlp_ratio=config.d_mlp / config.d_model,
+        init_values=config.layer_scale,
+        reg_tokens=config.n_registers,
+        global_pool="token" if config.pool == "cls" else "avg",
         norm_layer=_norm_layer(config),
-    )  # fmt: skip
+    )
     vit.load_state_dict(timm_names(model))
     return vit.eval()
 
 
 def _norm_layer(config: ViTConfig) -> Any:
-    from functools import partial
-
     return partial(LayerNorm if config.norm == "ln" else RmsNorm, eps=config.norm_eps)
 
 
@@ -236,7 +240,9 @@ def timm_names(model: BViT) -> State:
     out = {name: value for name, value in state.items() if not name.startswith("core.")}
     for t in range(model.config.n_steps):
         block = f"core.{model.trained.block_of(t)}."
-        out |= {f"blocks.{t}.{name.removeprefix(block)}": value for name, value in state.items() if name.startswith(block)}
+        out |= {
+            f"blocks.{t}.{name.removeprefix(block)}": value for name, value in state.items() if name.startswith(block)
+        }
     if model.config.pool == "mean":
         out = {re.sub(r"^norm\.", "fc_norm.", name): value for name, value in out.items()}
     return out
@@ -271,25 +277,35 @@ class TimmBViT(BViT):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new head for `num_classes` classes, 0 for none."""
-        from dataclasses import replace
-
         self.config = self.trained = replace(self.config, n_classes=num_classes, classes=None)
-        self.head = nn.Linear(self.config.d_model, num_classes).to(self.pos_embed.device) if num_classes else nn.Identity()
+        self.head = (
+            nn.Linear(self.config.d_model, num_classes).to(self.pos_embed.device) if num_classes else nn.Identity()
+        )
 
 
 def _registered(size: str) -> None:
     name = f"bvit_{size}_patch16_224"
     about = dict(
-        url="", num_classes=1000, input_size=(3, 224, 224), crop_pct=0.9, interpolation="bicubic", mean=IMAGENET_MEAN, std=IMAGENET_STD,
-        first_conv="patch_embed.proj", classifier="head",
-    )  # fmt: skip
+        url="",
+        num_classes=1000,
+        input_size=(3, 224, 224),
+        crop_pct=0.9,
+        interpolation="bicubic",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        first_conv="patch_embed.proj",
+        classifier="head",
+    )
 
-    def entry(pretrained: bool = False, num_classes: int = 1000, drop_path_rate: float = 0.0, **fields: Any) -> TimmBViT:
+    def entry(
+        pretrained: bool = False, num_classes: int = 1000, drop_path_rate: float = 0.0, **fields: Any
+    ) -> TimmBViT:
         if pretrained:
             raise InputError(f"{name} has no published weights; train some with python -m models.train")
         known = {key: value for key, value in fields.items() if key in ViTConfig.__dataclass_fields__}
         return TimmBViT(
-            ViTConfig.preset(f"bvit_{size}", n_classes=num_classes, drop_path=drop_path_rate, **known), dict(about, architecture=name)
+            ViTConfig.preset(f"bvit_{size}", n_classes=num_classes, drop_path=drop_path_rate, **known),
+            dict(about, architecture=name),
         )
 
     entry.__name__, entry.__module__ = name, __name__

@@ -22,7 +22,8 @@ from transformer_lens.hook_points import HookPoint
 from models.block import Block, Norm, Stream
 from models.config import ViTConfig
 from models.errors import InputError
-from models.hooks import NormHooks, Step
+from models.hooks import NormHooks, Shared, Step
+from models.origin import Origin
 
 Images = Float[Tensor, "batch 3 height width"]
 Logits = Float[Tensor, "batch class"]
@@ -41,9 +42,12 @@ class StepCache(ActivationCache):
             embeddings = torch.stack([self.model.step_embedding(t) for t in steps]).to(parts)
             if kwargs.get("apply_ln"):
                 raise InputError(
-                    "decompose_resid: apply_ln is not offered for a model with a step embedding; divide by ln scale after the call"
+                    "decompose_resid: apply_ln is not offered for a model with a step embedding; divide by ln scale "
+                    "after the call"
                 )
-            parts = torch.cat([parts, embeddings.reshape(len(steps), *[1] * (parts.ndim - 2), -1).expand(-1, *parts.shape[1:])])
+            parts = torch.cat(
+                [parts, embeddings.reshape(len(steps), *[1] * (parts.ndim - 2), -1).expand(-1, *parts.shape[1:])]
+            )
             labels += [f"{t}_step_embed" for t in steps]
         return (parts, labels) if return_labels else parts
 
@@ -79,6 +83,7 @@ class BViT(HookedRootModule):
     def __init__(self, config: ViTConfig):
         super().__init__()
         self.config = self.trained = config  # `trained` stays what the weights were made for, see `at_steps`
+        self.origin = Origin()
         d = config.d_model
         self.patch_embed = PatchEmbed(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, d))
@@ -98,7 +103,12 @@ class BViT(HookedRootModule):
 
     def _new_step(self, t: int) -> Step:
         c = self.trained
-        step = Step(self.core[c.block_of(t)], is_centred=c.norm == "ln", eps=c.norm_eps, has_step_embedding=c.step_embedding != "none")
+        step = Step(
+            Shared(self, c.block_of(t)),
+            is_centred=c.norm == "ln",
+            eps=c.norm_eps,
+            has_step_embedding=c.step_embedding != "none",
+        )
         if "blocks" in self._modules:  # a pruned model keeps its masks, the last one beyond T
             before = self.blocks[min(t, len(self.blocks) - 1)]
             for new, old in ((step.attn, before.attn), (step.mlp, before.mlp)):
@@ -121,7 +131,9 @@ class BViT(HookedRootModule):
 
     # Forward
 
-    def forward(self, images: Images, n_steps: int | None = None, *, stop_at_step: int | None = None) -> Logits | Stream:
+    def forward(
+        self, images: Images, n_steps: int | None = None, *, stop_at_step: int | None = None
+    ) -> Logits | Stream:
         """Logits `[batch class]` after `n_steps` steps (default T); 0 reads out the embedding.
 
         `stop_at_step` = s runs steps 0..s-1 and returns the stream that enters step s; negative counts from the end.
@@ -136,11 +148,14 @@ class BViT(HookedRootModule):
         size = self.config.image_size
         if images.shape[-3:] != (3, size, size):
             raise InputError(
-                f"the model takes images [batch 3 {size} {size}], it was given {list(images.shape)}; open the data with like=model"
+                f"the model takes images [batch 3 {size} {size}], it was given {list(images.shape)}; open the data "
+                "with like=model"
             )
         patches = self.patch_embed(images)
         prefix = [self.cls_token, self.reg_token] if self.config.n_registers else [self.cls_token]
-        tokens = torch.cat([*(token.expand(len(patches), -1, -1).to(patches.dtype) for token in prefix), patches], dim=1)
+        tokens = torch.cat(
+            [*(token.expand(len(patches), -1, -1).to(patches.dtype) for token in prefix), patches], dim=1
+        )
         return self.hook_embed(tokens) + self.hook_pos_embed(self.pos_embed.expand(len(patches), -1, -1))
 
     def run_steps(self, z: Stream, first: int, last: int) -> Stream:
@@ -226,7 +241,13 @@ class BViT(HookedRootModule):
         return f"no hook point matches {name!r}; the nearest is {nearest[0]!r}"
 
     def run_with_cache(  # type: ignore[override]
-        self, images: Images, *, names_filter: Names = None, n_steps: int | None = None, stop_at_step: int | None = None, **kwargs: Any
+        self,
+        images: Images,
+        *,
+        names_filter: Names = None,
+        n_steps: int | None = None,
+        stop_at_step: int | None = None,
+        **kwargs: Any,
     ) -> tuple[Tensor, StepCache]:
         """Output and an `ActivationCache` of the named activations.
 
@@ -243,7 +264,9 @@ class BViT(HookedRootModule):
             output, cache = super().run_with_cache(images, names_filter=wanted.__contains__, **kwargs, **call)
             return output, StepCache(cache, self, has_batch_dim=not kwargs.get("remove_batch_dim", False))
         cache: dict[str, Any] = {}
-        hooks = [(name, _keep(cache, function)) for pattern, function in reducers.items() for name in self.names(pattern)]
+        hooks = [
+            (name, _keep(cache, function)) for pattern, function in reducers.items() for name in self.names(pattern)
+        ]
         output = self.run_with_hooks(images, fwd_hooks=hooks, **call)
         return output, StepCache(cache, self)
 
@@ -259,7 +282,9 @@ class BViT(HookedRootModule):
         return super().hooks(self._spelt_out(fwd_hooks), self._spelt_out(bwd_hooks), *args, **kwargs)
 
     def _spelt_out(self, hooks: Iterable) -> list:
-        return [(point, hook) for name, hook in hooks for point in ([name] if name in self.mod_dict else self.names(name))]
+        return [
+            (point, hook) for name, hook in hooks for point in ([name] if name in self.mod_dict else self.names(name))
+        ]
 
     # What TransformerLens' ActivationCache asks of a model
 
@@ -287,7 +312,9 @@ class BViT(HookedRootModule):
         labels = self.to_single_token(labels) if isinstance(labels, str) else labels
         return self.W_U.T[labels]
 
-    def accumulated_bias(self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True) -> Float[Tensor, " d_model"]:
+    def accumulated_bias(
+        self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
+    ) -> Float[Tensor, " d_model"]:
         """The sum of what biases and step embeddings have added to the stream that enters step `layer`."""
         total = torch.zeros_like(self.norm.weight)
         for t in range(min(layer + 1, self.config.n_steps)):

@@ -1,25 +1,148 @@
-"""What all probes share: open model and data, stream batches over processes, attributes, save."""
+"""What every probe stands on: one pass over the data, the untrained control beside, attributes, and its command.
+
+A probe is a function. This is a whole one, with its command, control, result, table and page:
+
+    from etils import epy
+    from probes import probe
+
+    with epy.lazy_imports():
+        import xarray as xr
+
+    @probe.measurement
+    def measure(model, images, *, scale: float = 1.0) -> xr.Dataset:
+        \"\"\"How long is the CLS state after each step?
+
+        Args:
+            scale: factor on the length.
+        \"\"\"
+        def lengths(batch):
+            _, cache = model.run_with_cache(batch.images, names_filter="blocks.*.hook_resid_post")
+            return {"length": (("step", "image"), scale * cache.stack_activation("resid_post")[:, :, 0].norm(dim=-1))}
+
+        return images.over(lengths).mean("image")
+
+    if __name__ == "__main__":
+        probe.main(measure)
+"""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Annotated, Any, Literal
 
+import tyro
+from etils import epy
 from tyro.conf import Positional
 
-from models.errors import InputError
+from models import command
+from models.errors import InputError, require
+from probes.walk import Pass, Reading, as_pass, limited
 
-if TYPE_CHECKING:
+with epy.lazy_imports():
     import torch
     import xarray as xr
-    from torch import Tensor
 
-    from models.vit import BViT
+    import models
+    from analyses import draw
+    from models import checkpoint, device, origin, run_folder, source
+    from models import data as datasets
+
+__all__ = ["Numbers", "Pass", "Reading", "as_pass", "limited", "main", "measurement"]
+
+Measure = Callable[..., "xr.Dataset"]
+# A measurement
+
+
+def measurement(
+    measure: Measure | None = None,
+    *,
+    control: Sequence[str] | Callable[[xr.Dataset], xr.Dataset] | None = None,
+    lighter: Mapping[str, Any] | None = None,
+) -> Any:
+    """Decorator: a function ``measure(model, images, *, options)`` as a notebook and a command call it.
+
+    `images` may be a plain data set (with ``batch_size``, ``workers``, ``seed`` beside it) or a `Pass`. With
+    ``control=untrained`` the untrained model is measured too and set beside, as ``control_*``: the variables named by
+    `control` here (or what a function makes of its result; by default all that are not per image), with the options in
+    `lighter` in place of those asked for. The result says where it comes from.
+    """
+    if measure is None:
+        return functools.partial(measurement, control=control, lighter=lighter)
+    beside = functools.partial(as_control, kept=control)
+
+    @functools.wraps(measure)
+    def measured(
+        model: models.BViT,
+        images: Any,
+        /,
+        *,
+        control: models.BViT | None = None,
+        batch_size: int | None = None,
+        workers: int | None = None,
+        seed: int | None = None,
+        **options: Any,
+    ) -> xr.Dataset:
+        started = time.time()
+        images = as_pass(images, batch_size=batch_size, workers=workers, seed=seed)
+        result = measure(model, replace(images, label=images.label or name_of(measure).replace("_", " ")), **options)
+        if control is not None:
+            control, images = control.to(model.pos_embed.device), replace(images, label="untrained control")
+            result = result.assign(beside(measure(control, images, **options | dict(lighter or {}))))
+        return result.assign_attrs(attributes(model, images, started=started))
+
+    measured.is_measurement = True  # type: ignore[attr-defined]
+    return measured
+
+
+def as_control(result: xr.Dataset, *, kept: Sequence[str] | Callable[[xr.Dataset], xr.Dataset] | None) -> xr.Dataset:
+    """The untrained model's numbers under the names that `analyses.style.models` reads."""
+    if kept is None:
+        kept = [name for name, values in result.data_vars.items() if "image" not in values.dims]
+    part = kept(result) if callable(kept) else result[list(kept)]
+    return part.rename({name: f"control_{name}" for name in part.data_vars})
+
+
+def attributes(model: models.BViT, images: Pass, *, started: float) -> dict[str, Any]:
+    """What a result says of where it comes from; plain strings and numbers, no absolute path."""
+    about, of_model = images.about, model.origin
+    made = origin.provenance(images.seed)
+    return {
+        "source": origin.relative(of_model.source),
+        "weights": of_model.weights,
+        "checkpoint_sha256": of_model.sha256 or checkpoint.state_sha256(model.state_dict()),
+        "config": json.dumps(model.trained.to_dict()),
+        "data": origin.relative(about.spec),
+        "split": about.split,
+        "data_fingerprint": about.fingerprint,
+        "n_images": len(images),
+        "seed": images.seed,
+        "command": made["command"],
+        "versions": json.dumps(made["versions"]),
+        "machine": made["machine"],
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "seconds": round(time.time() - started, 1),
+    }
+
+
+def refuse_nonfinite(per_step: torch.Tensor) -> None:
+    """Stop with the first step whose number is NaN or infinite: [step]."""
+    bad = (~per_step.isfinite()).nonzero()
+    if len(bad):
+        step = int(bad[0])
+        raise InputError(
+            f"activations are not finite from step {step + 1} (blocks.{step}) on; the checkpoint diverged, "
+            "use an earlier one"
+        )
+
+
+# The command
 
 
 @dataclass(frozen=True)
@@ -36,8 +159,10 @@ class Common:
     """At most this many images, spread evenly over the split."""
     out: Path | None = None
     """Result file; <run>/<probe>.nc by default."""
+    figure: Path | None = None
+    """Also draw the result's figure into this .png, .pdf, .svg or .html."""
     device: str = "auto"
-    """auto, cpu or cuda."""
+    """auto, cpu, cuda or mps."""
     batch_size: int = 64
     """Images per forward pass."""
     workers: int = 0
@@ -46,157 +171,154 @@ class Common:
     """Of everything random in the measurement."""
     weights: Literal["ema", "raw", "init"] = "ema"
     """Which weights of the checkpoint; init is the untrained control."""
+    control: bool = True
+    """Also measure the untrained model (same config and seed), where the checkpoint can rebuild it."""
 
 
-def open_model(common: Common, weights: str | None = None) -> BViT:
-    """The model on its device."""
-    from models import load
+def numbers(text: str) -> list[int] | None:
+    """The numbers of a list such as 3,17; None for all."""
+    if text in ("all", "None"):
+        return None
+    if not all(part.strip().isascii() and part.strip().isdecimal() for part in text.split(",")):
+        raise InputError(f"{text!r} is no list of numbers; write them from 0 with commas between, as in 3,17, or all")
+    return [int(part) for part in text.split(",")]
 
-    return load(common.source, weights or common.weights).to(device(common.device))
+
+# An option that is a list of numbers for a notebook, and 3,17 or all on a command line
+Numbers = Annotated[
+    Sequence[int] | None,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="N,N,...",
+        instance_from_str=lambda words: numbers(words[0]),
+        is_instance=lambda value: value is None or isinstance(value, list | tuple),
+        str_from_instance=lambda value: ["all" if value is None else ",".join(map(str, value))],
+    ),
+]
 
 
-def untrained_of(common: Common) -> BViT | None:
+def main(measure: Measure, *, presets: command.Presets | None = None) -> None:
+    """The command of a probe: its options are the keyword arguments of `measure`, its help is `measure`'s docstring."""
+    spec = sys.modules["__main__"].__spec__
+    prog = f"python -m {spec.name}" if spec and spec.name != "__main__" else f"python {sys.argv[0]}"
+    command.run(as_command(measure), prog, presets)
+
+
+def as_command(measure: Measure) -> Callable[..., None]:
+    """`measure` as tyro takes it: the common options, then its own."""
+    if not hasattr(measure, "is_measurement"):
+        measure = measurement(measure)
+
+    def call(common: Common, **options: Any) -> None:
+        answer(measure, common, options)
+
+    common = inspect.Parameter(
+        "common", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Annotated[Common, tyro.conf.arg(name="")]
+    )
+    parameters = [common, *own_options(measure)]
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    call.__doc__ = inspect.getdoc(measure)
+    return call
+
+
+def own_options(measure: Measure) -> list[inspect.Parameter]:
+    """The keyword-only parameters of a measurement that a command line can give, annotations resolved one by one.
+
+    Those of the model and the data stay as they are written, so that asking for help imports nothing heavy. A parameter
+    whose name starts with an underscore is for callers from Python alone.
+    """
+    function, options = inspect.unwrap(measure), []
+    for option in inspect.signature(function).parameters.values():
+        if option.kind is option.KEYWORD_ONLY and not option.name.startswith("_"):
+            annotation = option.annotation
+            if isinstance(annotation, str):
+                annotation = eval(annotation, function.__globals__)  # as typing.get_type_hints does
+            options.append(option.replace(annotation=annotation))
+    return options
+
+
+def answer(measure: Measure, common: Common, options: dict[str, Any]) -> None:
+    """Everything a probe's command does: open, measure, save, print, draw."""
+    name = name_of(measure)
+    analysis = draw.of(name)
+    refuse_undrawable(common.figure)
+    model = source.load(common.source, common.weights).to(device.device(common.device))
+    out = common.out or run_folder.result(model.origin.run, name)
+    refuse_unwritable(common, out)
+    images = Pass(open_images(common, model), common.batch_size, common.workers, common.seed, out=out)
+    control = untrained_of(common) if common.control and common.weights != "init" else None
+    result = measure(model, images, control=control, **options)
+    if images.is_main:
+        save(result, out)
+        for unfinished in out.parent.glob(f"{out.name}.*.partial"):
+            unfinished.unlink()
+        if result.attrs.get("note"):
+            print(f"note: {result.attrs['note']}", file=sys.stderr)
+        print(analysis.table(result))
+        save_figure(result, analysis, common.figure)
+
+
+def name_of(measure: Measure) -> str:
+    """A probe is named after its file."""
+    return Path(inspect.getfile(inspect.unwrap(measure))).stem
+
+
+def open_images(common: Common, model: models.BViT) -> Any:
+    """The data set, at most `limit` images of it."""
+    spec = common.data or model.origin.data
+    if spec is None:
+        raise InputError(f"{common.source} does not say which data it was trained on; name some with --data")
+    return limited(datasets.open_data(spec, common.split, like=model), common.limit)
+
+
+def untrained_of(common: Common) -> models.BViT | None:
     """The untrained control, or None with a word where it cannot be rebuilt."""
     try:
-        return open_model(common, "init")
+        return source.load(common.source, "init")
     except InputError as error:
         print(f"no untrained control: {error}", file=sys.stderr)
         return None
 
 
-def open_images(common: Common, model: BViT) -> Any:
-    """The data set, at most `limit` images of it spread evenly (so that all classes of a sorted folder stay in)."""
-    from models import open_data
-
-    spec = common.data or model.origin.data
-    if spec is None:
-        raise InputError(f"{common.source} does not say which data it was trained on; name some with --data")
-    return limited(open_data(spec, common.split, like=model), common.limit)
-
-
-def limited(data: Any, limit: int | None) -> Any:
-    """At most `limit` images, evenly spread."""
-    from torch.utils.data import Subset
-
-    if limit is not None and limit < 1:
-        raise InputError(f"--limit is {limit}, it must be at least 1")
-    if limit is None or limit >= len(data):
-        return data
-    return Subset(data, [i * len(data) // limit for i in range(limit)])
+def refuse_unwritable(common: Common, out: Path) -> None:
+    """What would fail after the measurement fails before it."""
+    require(
+        (not out.is_dir(), f"--out is {out}, a folder; name a file, such as {out / 'result.nc'}"),
+        (out.name not in ("ckpt.pt", "last.pt"), f"--out is {out}, which is no result; name another file"),
+        (0 <= common.seed < 2**32, f"--seed is {common.seed}, it must lie between 0 and {2**32 - 1}"),
+    )
 
 
-def device(name: str) -> torch.device:
-    import torch
-    from accelerate import PartialState
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: this machine has no CUDA device; use --device cpu")
-    if name not in ("auto", "cpu", "cuda"):
-        raise InputError(f"--device is {name!r}, not auto, cpu or cuda")
-    return PartialState(cpu=name == "cpu").device
+def refuse_undrawable(figure: Path | None) -> None:
+    """A --figure of a kind that cannot be drawn is an `InputError`."""
+    try:
+        if figure is not None:
+            draw.check(figure)
+    except ValueError as error:
+        raise InputError(f"--figure: {error}") from None
 
 
-def progress(batches: Any, n_images: int, label: str) -> Iterator[Any]:
-    """The batches of a `Stream`, with a bar over this process's share of the images."""
-    from tqdm import tqdm
-
-    rank, world = processes()
-    with tqdm(total=-(-n_images // world), desc=label, unit=" images", disable=rank > 0, mininterval=1, dynamic_ncols=True) as bar:
-        for batch in batches:
-            yield batch
-            bar.update(len(batch.images))
-
-
-def processes() -> tuple[int, int]:
-    """(rank, number) of processes under ``accelerate launch`` or ``torchrun``; (0, 1) otherwise."""
-    from accelerate import PartialState
-
-    state = PartialState()
-    return state.process_index, state.num_processes
-
-
-def gathered(records: list[tuple[int, Any]]) -> list[Any]:
-    """Everybody's (position, record) pairs as one list of records in order of position, on every process."""
-    from accelerate.utils import gather_object
-
-    return [record for _, record in sorted(gather_object(records), key=lambda pair: pair[0])]
-
-
-def cls_attention(model: BViT, images: Tensor) -> Tensor:
-    """Attention of the CLS token at every step and head: [batch step head key], float32.
-
-    Made from q and k while attention stays fused, so it costs no more than the forward itself.
-    Raises `InputError` that names the first step whose activations are not finite.
-    """
-    import torch
-
-    queries: dict[str, Tensor] = {}
-    rows: list[Tensor] = []
-
-    def keep_query(q: Tensor, hook: Any) -> None:
-        queries["cls"] = q[:, 0].float()
-
-    def row(k: Tensor, hook: Any) -> None:
-        scores = torch.einsum("bhd,bkhd->bhk", queries["cls"] * k.shape[-1] ** -0.5, k.float())
-        rows.append(scores.softmax(-1))
-
-    with torch.inference_mode():
-        model.run_with_hooks(images, fwd_hooks=[("blocks.*.attn.hook_q", keep_query), ("blocks.*.attn.hook_k", row)])
-    attention = torch.stack(rows, 1)
-    refuse_nonfinite(attention.flatten(2).sum((0, 2)))
-    return attention
-
-
-def refuse_nonfinite(per_step: Tensor) -> None:
-    """Stop with the first step whose number is NaN or infinite: [step]."""
-    bad = (~per_step.isfinite()).nonzero()
-    if len(bad):
-        step = int(bad[0])
-        raise InputError(f"activations are not finite from step {step + 1} (blocks.{step}) on; the checkpoint diverged, use an earlier one")
-
-
-def attributes(model: BViT, data: Any, *, seed: int, started: float, **more: Any) -> dict[str, Any]:
-    """What a result says of where it comes from; plain strings and numbers."""
-    from models import checkpoint
-    from models import data as data_module
-
-    about, origin = data_module.describe(data), model.origin
-    provenance = checkpoint.provenance(seed)
-    return {
-        "source": checkpoint.relative(origin.source),
-        "weights": origin.weights,
-        "checkpoint_sha256": origin.sha256,
-        "config": json.dumps(model.trained.to_dict()),
-        "data": checkpoint.relative(about.spec),
-        "split": about.split,
-        "data_fingerprint": about.fingerprint,
-        "n_images": len(data),
-        "seed": seed,
-        "command": provenance["command"],
-        "versions": json.dumps(provenance["versions"]),
-        "machine": provenance["machine"],
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "seconds": round(time.time() - started, 1),
-        **more,
-    }
+def save_figure(result: xr.Dataset, analysis: Any, figure: Path | None) -> None:
+    """The analysis' figure of a result, where one is asked for."""
+    if figure is None:
+        return
+    try:
+        content = draw.drawn(result, analysis, figure.suffix, figure.stem)
+    except ValueError as error:
+        raise InputError(f"--figure: {error}") from None
+    with run_folder.atomic(figure) as temporary:
+        temporary.write_bytes(content)
+    print(f"wrote {figure}", file=sys.stderr)
 
 
 def save(result: xr.Dataset, path: Path) -> None:
-    """Write a result as NetCDF-4, compressed and atomically, from the main process.
+    """Write a result as NetCDF-4, compressed and atomically.
 
     It is made in memory first: HDF5 may crash the interpreter when the disk is full.
     """
-    from models.run_folder import atomic
-
-    if processes()[0] == 0:
-        encoding = {name: {"zlib": True} for name in result.data_vars if result[name].ndim}
-        content = result.to_netcdf(engine="h5netcdf", encoding=encoding)
-        with atomic(path) as temporary:
-            temporary.write_bytes(content)
-        print(f"wrote {path}", file=sys.stderr)
-
-
-def result_path(common: Common, model: BViT, probe: str) -> Path:
-    from models.run_folder import result
-
-    return common.out or result(model.origin.run, probe)
+    encoding = {name: {"zlib": True} for name in result.data_vars if result[name].ndim}
+    content = result.to_netcdf(engine="h5netcdf", encoding=encoding)
+    with run_folder.atomic(path) as temporary:
+        temporary.write_bytes(content)
+    print(f"wrote {path}", file=sys.stderr)

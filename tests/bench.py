@@ -16,9 +16,12 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import Subset
 
 from models import BViT, ViTConfig, masks, open_data
-from models.checkpoint import Origin, fresh
+from models.checkpoint import fresh
 from models.data import Stream
-from probes import grafts, pointing_game, rank, recurrence, trajectories, visualise
+from models.origin import Origin
+from probes import pointing_game, recurrence, trajectories
+from probes.methods import grafts, moments, visualise
+from probes.probe import Pass
 
 ROUNDS = 7
 
@@ -48,7 +51,9 @@ def without_gradient(function: Callable[..., object], *args: object, **kwargs: o
 
 
 def against_timm() -> None:
-    """The model and its hooks, against timm's ViT of the same size and against the same arithmetic without hook points."""
+    """The model and its hooks, against timm's ViT of the same size and against the same arithmetic without hook
+    points.
+    """
     shape = dict(image_size=96, patch_size=8, d_model=192, n_heads=3, n_classes=10)
     model = fresh(ViTConfig(**shape), 0)
     vit = VisionTransformer(img_size=96, patch_size=8, embed_dim=192, depth=12, num_heads=3, num_classes=10)
@@ -62,7 +67,9 @@ def against_timm() -> None:
         for _ in range(12):
             h = torch.nn.functional.layer_norm(z, (192,), block.norm1.weight, block.norm1.bias, 1e-6)
             q, k, v = block.attn.qkv(h).unflatten(-1, (3, 3, 64)).permute(2, 0, 3, 1, 4)
-            z = z + block.attn.proj(torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+            z = z + block.attn.proj(
+                torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+            )
             h = torch.nn.functional.layer_norm(z, (192,), block.norm2.weight, block.norm2.bias, 1e-6)
             z = z + block.mlp.fc2(torch.nn.functional.gelu(block.mlp.fc1(h)))
         model.read_out(z)
@@ -71,7 +78,9 @@ def against_timm() -> None:
     model.eval(), vit.eval()
     plain = without_gradient(model, images)
     cached = without_gradient(model.run_with_cache, images, names_filter="blocks.*.attn.hook_pattern")
-    rows = without_gradient(model.run_with_cache, images, names_filter={"blocks.*.attn.hook_pattern": lambda p: p[:, :, 0].clone()})
+    rows = without_gradient(
+        model.run_with_cache, images, names_filter={"blocks.*.attn.hook_pattern": lambda p: p[:, :, 0].clone()}
+    )
     ratio("forward, bViT / timm's ViT of its size", plain, without_gradient(vit, images))
     ratio("forward, hook points idle / no hook points", plain, without_gradient(bare))
     ratio("run_with_cache of every pattern / plain forward", cached, plain)
@@ -92,11 +101,17 @@ def passes() -> None:
 
         return without_gradient(run)
 
-    options = dict(batch_size=64, workers=0, label="")
-    ratio("pointing game / plain forward", lambda: pointing_game.watch(model, data, batch_size=64), forwards(), rounds=5)
-    ratio("rank, 5 tokens an image / plain forward", lambda: rank.watch(model, data, tokens=5, seed=0, **options), forwards(), rounds=5)
-    ratio("trajectories / plain forward", lambda: trajectories.watch(model, data, "cls", **options), forwards(), rounds=5)
-    ratio("recurrence to 24 steps / plain forward of 24 steps", lambda: recurrence.watch(model, data, 24, **options), forwards(24), rounds=3)
+    images, of_model = Pass(data, 64), torch.arange(20)
+    walks = {
+        "pointing game": lambda: images.over(lambda batch: pointing_game.read(model, batch, "none")),
+        "rank, 5 tokens an image": lambda: moments.of_model(model, images, 5),
+        "trajectories": lambda: images.over(lambda batch: trajectories.read(model, batch, "cls")),
+    }
+    for name, walk in walks.items():
+        ratio(f"{name} / plain forward", walk, forwards(), rounds=5)
+    unrolled = model.at_steps(24)
+    further = lambda: images.over(lambda batch: recurrence.read(unrolled, batch, of_model, 24))  # noqa: E731
+    ratio("recurrence to 24 steps / plain forward of 24 steps", further, forwards(24), rounds=3)
 
 
 def whole_model(model: BViT, pairs: list[tuple[int, int]]) -> visualise.Objective:
@@ -105,7 +120,9 @@ def whole_model(model: BViT, pairs: list[tuple[int, int]]) -> visualise.Objectiv
 
     def objective(inputs: torch.Tensor, rows: slice, left: float) -> torch.Tensor:
         found = []
-        with model.hooks([(f"blocks.{step}.mlp.hook_post", lambda post, hook: found.append(post[:, 1:, neuron].mean(1)))]):
+        with model.hooks(
+            [(f"blocks.{step}.mlp.hook_post", lambda post, hook: found.append(post[:, 1:, neuron].mean(1)))]
+        ):
             model(inputs)
         return found[0]
 
@@ -156,7 +173,10 @@ def training_of_grafts() -> None:
 
 
 def main() -> None:
-    print(f"torch {torch.__version__}, timm {timm.__version__}, {torch.get_num_threads()} threads; speed as a multiple of the other side's\n")
+    print(
+        f"torch {torch.__version__}, timm {timm.__version__}, {torch.get_num_threads()} threads; speed as a multiple "
+        "of the other side's\n"
+    )
     against_timm()
     passes()
     pictures_of_neurons()

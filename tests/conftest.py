@@ -2,7 +2,10 @@
 
 import os
 import random
+import runpy
 import shutil
+import sys
+import warnings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["STREAMLIT_BROWSER_GATHER_USAGE_STATS"] = "false"
@@ -24,6 +27,27 @@ def seeded() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs ``python -m module arguments`` in this process: its exit code, what it printed, and what it said beside."""
+
+    def run(module: str, *arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [module, *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "'.*' found in sys.modules", RuntimeWarning)
+                runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            code = end.code or 0
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        return code, said.out, said.err
+
+    return run
 
 
 @pytest.fixture(scope="session")

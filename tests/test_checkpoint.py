@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models import ViTConfig, checkpoint, load
+from models import ViTConfig, checkpoint, load, origin
 from models.errors import InputError
 
 CONFIG = ViTConfig.preset("bvit_easy", n_steps=2, d_model=16, n_heads=2, n_classes=3, classes=("a", "b", "c"))
@@ -21,7 +21,13 @@ def run(tmp_path) -> Path:
         parameter.data.add_(1.0)
     ema = {name: value + 1 for name, value in model.state_dict().items()}
     checkpoint.save(
-        tmp_path / "ckpt.pt", model, ema=ema, data="shapes-easy", metrics={"top1": 0.5}, init_sha256=first, provenance={"seed": 5}
+        tmp_path / "ckpt.pt",
+        model,
+        ema=ema,
+        data="shapes-easy",
+        metrics={"top1": 0.5},
+        init_sha256=first,
+        provenance={"seed": 5},
     )
     return tmp_path
 
@@ -30,9 +36,17 @@ def test_ema_raw_and_init(run) -> None:
     fresh = checkpoint.fresh(CONFIG, 5).state_dict()
     for weights, shift in (("ema", 2.0), ("raw", 1.0), ("init", 0.0)):
         model = load(run, weights)
-        assert all(torch.equal(value, fresh[name] + shift) for name, value in model.state_dict().items() if shift == 0) or shift
+        assert (
+            all(torch.equal(value, fresh[name] + shift) for name, value in model.state_dict().items() if shift == 0)
+            or shift
+        )
         assert torch.allclose(model.head.weight, fresh["head.weight"] + shift, atol=1e-6)
-        assert model.config == CONFIG and not model.training and model.origin.weights == weights and model.origin.data == "shapes-easy"
+        assert (
+            model.config == CONFIG
+            and not model.training
+            and model.origin.weights == weights
+            and model.origin.data == "shapes-easy"
+        )
 
 
 def test_without_ema_the_raw_weights_are_taken_and_said(tmp_path) -> None:
@@ -119,8 +133,8 @@ def test_a_full_disk_leaves_what_was_there(run, monkeypatch) -> None:
 
 def test_no_absolute_path_in_a_command() -> None:
     here = Path.cwd()
-    assert checkpoint.relative(str(here / "runs" / "x")) == "runs/x"
-    assert checkpoint.relative("/elsewhere/data/photos") == "photos"
-    assert checkpoint.relative("folder:/elsewhere/photos") == "folder:photos"
-    assert checkpoint.relative("timm:vit@/elsewhere/file.pth") == "timm:vit@file.pth"
-    assert checkpoint.relative("--epochs") == "--epochs"
+    assert origin.relative(str(here / "runs" / "x")) == "runs/x"
+    assert origin.relative("/elsewhere/data/photos") == "photos"
+    assert origin.relative("folder:/elsewhere/photos") == "folder:photos"
+    assert origin.relative("timm:vit@/elsewhere/file.pth") == "timm:vit@file.pth"
+    assert origin.relative("--epochs") == "--epochs"

@@ -1,4 +1,6 @@
-"""The rules of the house that a machine can hold: who imports whom, what a command costs to ask, what belongs to a probe."""
+"""The rules of the house that a machine can hold: who imports whom, what a command costs to ask, what belongs to a
+probe.
+"""
 
 import ast
 import json
@@ -11,11 +13,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-MAY_IMPORT = {"app": {"probes", "analyses", "models"}, "probes": {"models", "analyses"}, "models": set(), "analyses": set()}
+MAY_IMPORT = {
+    "app": {"probes", "analyses", "models"},
+    "probes": {"models", "analyses"},
+    "models": set(),
+    "analyses": set(),
+}
 HEAVY = ("torch", "timm", "transformer_lens", "xarray")
+LONG = ("models/data/shapes.py",)  # the renderer of the embedded data
 FORBIDDEN_WORDS = ("utils", "helpers", "common", "manager")
 
-# Runs the help of each command it is given, one after the other; says how each ended and what it loaded of what is heavy.
+# Runs the help of each command it is given, one after the other; says how each ended and what it loaded of what is
+# heavy.
 ASK_FOR_HELP = """
 import contextlib, io, json, runpy, sys
 commands, heavy = json.loads(sys.argv[1]), json.loads(sys.argv[2])
@@ -42,14 +51,14 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
 
 
-def imported(path: Path) -> set[str]:
-    """Full names of the modules that a file imports, at any depth and for typing alike; relative ones made absolute."""
+def imported(path: Path, root: Path = ROOT) -> set[str]:
+    """Full names of what a file imports, at any depth, lazily and for typing alike; relative ones made absolute."""
     names = set()
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            parents = path.relative_to(ROOT).parts[: -node.level] if node.level else ()
+            parents = path.relative_to(root).parts[: -node.level] if node.level else ()
             origin = ".".join([*parents, *([node.module] if node.module else [])])
             names |= {origin} | {f"{origin}.{alias.name}" for alias in node.names}
     return names
@@ -103,12 +112,57 @@ def test_help_answers_before_anything_heavy_is_loaded(command, answers):
     assert answer["heavy"] == []
 
 
+def lacking(probe: str, root: Path = ROOT) -> list[str]:
+    """What a probe still costs: analysis, page, test, a part in the test of several processes, a line in the README."""
+    pages = sorted((root / "app" / "views").glob("*.py"))
+    processes = (root / "tests" / "probes" / "test_processes.py").read_text()
+    needed = {
+        f"analyses/{probe}.py": (root / "analyses" / f"{probe}.py").is_file(),
+        f"tests/probes/test_{probe}.py": (root / "tests" / "probes" / f"test_{probe}.py").is_file(),
+        f"a page in app/views that imports analyses.{probe}": any(
+            f"analyses.{probe}" in imported(page, root) for page in pages
+        ),
+        f"its options in tests/probes/test_processes.py: {probe}": f'"{probe}": dict(' in processes,
+        f"a line in the README: probes.{probe}": f"probes.{probe}" in (root / "README.md").read_text(encoding="utf-8"),
+    }
+    return [what for what, is_there in needed.items() if not is_there]
+
+
 @pytest.mark.parametrize("probe", PROBES)
-def test_a_probe_has_an_analysis_a_page_a_test_and_a_line_in_the_readme(probe, readme):
-    assert (ROOT / "analyses" / f"{probe}.py").is_file()
-    assert (ROOT / "tests" / "probes" / f"test_{probe}.py").is_file()
-    assert any(f"analyses.{probe}" in imported(page) for page in sources("app/views")), f"no page shows analyses.{probe}"
-    assert f"probes.{probe}" in readme
+def test_a_probe_has_an_analysis_a_page_tests_and_a_line_in_the_readme(probe):
+    assert lacking(probe) == []
+
+
+def test_a_probe_without_them_is_noticed():
+    assert len(lacking("made_up")) == 5
+
+
+def test_no_two_files_need_each_other():
+    """Imports for typing and lazy ones count too: nobody has to know two files at once to read one."""
+    of_file = {module_of(path): path for path in sources(*MAY_IMPORT)}
+    needs = {module: {name for name in imported(path) if name in of_file} for module, path in of_file.items()}
+    while leaves := [module for module, others in needs.items() if not others & needs.keys()]:
+        for module in leaves:
+            del needs[module]
+    assert needs == {}, f"a circle among {', '.join(needs)}"
+
+
+@pytest.mark.parametrize("path", sources(*MAY_IMPORT), ids=name_of)
+def test_files_and_functions_stay_readable(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if name_of(path) not in LONG:
+        assert len(lines) <= 400
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno - node.lineno < 60, f"{node.name} is too long to read at once"
+            inner = [child for child in ast.walk(node) if isinstance(child, ast.Import | ast.ImportFrom)]
+            assert not inner, f"{node.name} imports inside; import at the top, through epy.lazy_imports if it is slow"
+
+
+@pytest.mark.parametrize("path", ["README.md", "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")], ids=str)
+def test_lines_of_prose_are_short(path):
+    lines = (ROOT / path).read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if len(line) > 120 and not line.startswith(("|", "![", "- ["))] == []
 
 
 def test_no_file_is_named_after_nothing():

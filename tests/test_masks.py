@@ -18,7 +18,9 @@ def drawn(config: ViTConfig = CONFIG, density: float = 0.5) -> torch.Tensor:
 
 
 def unrolled(model, chosen: torch.Tensor):
-    """The same function as a stacked ViT whose block t holds the weights of step t times its mask: masks nowhere in sight."""
+    """The same function as a stacked ViT whose block t holds the weights of step t times its mask: masks nowhere in
+    sight.
+    """
     config = model.config
     other = fresh(ViTConfig.from_dict(config.to_dict() | {"n_blocks": config.n_steps}), 0).eval()
     state = {name: value for name, value in model.state_dict().items() if not name.startswith("core")}

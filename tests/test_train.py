@@ -14,14 +14,22 @@ from PIL import Image
 
 from models import load
 from models import recipe as recipes
+from models.data.augmented import Augmented
 from models.errors import InputError
+from models.loop import Order
 from models.recipe import RECIPES
-from models.train import Augmented, Trainer, train
+from models.train import Options, Trainer, train
 
 TINY = dict(
-    data="shapes-easy:256", model="bvit_easy", fields=("d_model=16", "n_heads=2", "n_steps=2", "drop_path=0.1"), epochs=2.0, batch_size=32, val_limit=64,
-    workers=0, device="cpu",
-)  # fmt: skip
+    data="shapes-easy:256",
+    model="bvit_easy",
+    fields=("d_model=16", "n_heads=2", "n_steps=2", "drop_path=0.1"),
+    epochs=2.0,
+    batch_size=32,
+    val_limit=64,
+    workers=0,
+    device="cpu",
+)
 
 
 def state(run: Path) -> dict:
@@ -29,6 +37,7 @@ def state(run: Path) -> dict:
 
 
 def same(a: dict, b: dict) -> bool:
+    a, b = a["parts"], b["parts"]
     return all(torch.equal(a[part][name], b[part][name]) for part in ("model", "ema") for name in a[part])
 
 
@@ -61,20 +70,20 @@ def test_a_killed_run_resumes_to_the_same_weights(whole: Path, tmp_path: Path) -
 import os, signal, torch
 torch.set_num_threads(1)
 from pathlib import Path
-from models import train as t
-t.SAVE_EVERY = 0
-whole_update = t.Trainer._update
-def update(self, *batch):
-    loss = whole_update(self, *batch)
-    if self.position.update == 11:
+from models import loop, train as t
+loop.SAVE_EVERY = 0
+whole_update = t.Trainer.learn
+def learn(self, update, *batch):
+    loss = whole_update(self, update, *batch)
+    if update == 11:
         os.kill(os.getpid(), signal.SIGKILL)
     return loss
-t.Trainer._update = update
+t.Trainer.learn = learn
 t.train(out=Path({str(tmp_path / "run")!r}), **{TINY!r})
 """
     killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert killed.returncode == -9, killed.stderr
-    assert state(tmp_path / "run")["position"]["update"] == 11
+    assert state(tmp_path / "run")["update"] == 11
     train(out=tmp_path / "run", resume=True, **TINY)
     assert same(state(tmp_path / "run"), state(whole))
     assert (tmp_path / "run" / "train.jsonl").read_text().count("\n") == (whole / "train.jsonl").read_text().count("\n")
@@ -107,31 +116,45 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_stacked_baseline_trains_with_the_same_command(tmp_path: Path) -> None:
-    train(out=tmp_path / "run", **(TINY | {"model": "vit_easy", "fields": ("d_model=16", "n_heads=2", "n_steps=2"), "epochs": 1.0}))
+    train(
+        out=tmp_path / "run",
+        **(TINY | {"model": "vit_easy", "fields": ("d_model=16", "n_heads=2", "n_steps=2"), "epochs": 1.0}),
+    )
     assert load(tmp_path / "run").config.n_blocks == 2
 
 
 def test_growing_runs_from_two_steps_to_all(tmp_path: Path) -> None:
     options = TINY | {"fields": ("n_steps=6", "d_model=16", "n_heads=2"), "grow": 0.5}
-    trainer = Trainer(
-        {k: v for k, v in options.items() if k not in ("workers", "device")} | dict(recipe=None, lr=None, seed=0, precision="auto"),
-        tmp_path,
-        "cpu",
-        0,
-    )
+    trainer = Trainer(Options(**{k: v for k, v in options.items() if k not in ("workers", "device")}), tmp_path, "cpu")
     steps = [trainer.n_steps(update) for update in range(trainer.updates)]
     assert steps[0] == 2 and steps == sorted(steps) and set(steps[trainer.updates // 2 :]) == {6}
 
 
 def test_two_processes_train_with_the_same_loss(tmp_path: Path) -> None:
-    """DDP under torchrun: the logged losses equal those of one process to rounding (no drop path, which is random per process).
+    """DDP under torchrun: the logged losses equal those of one process to rounding (no drop path, which is random per
+    process).
 
-    Muon orthogonalises its updates in bfloat16, which amplifies the rounding of gradients summed in another order: 1e-4 of the loss.
+    Muon orthogonalises its updates in bfloat16, which amplifies the rounding of gradients summed in another order:
+    1e-4 of the loss.
     """
-    options = ["--data", "shapes-easy:256", "--model", "bvit_easy", "--fields", "d_model=16", "n_heads=2", "n_steps=2", "--epochs", "1"]
+    options = [
+        "--data",
+        "shapes-easy:256",
+        "--model",
+        "bvit_easy",
+        "--fields",
+        "d_model=16",
+        "n_heads=2",
+        "n_steps=2",
+        "--epochs",
+        "1",
+    ]
     options += ["--batch-size", "32", "--val-limit", "64", "--workers", "0", "--device", "cpu"]
     losses = []
-    for launch in (["-m", "models.train"], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "models.train"]):
+    for launch in (
+        ["-m", "models.train"],
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "models.train"],
+    ):
         run = tmp_path / str(len(launch))
         done = subprocess.run([sys.executable, *launch, *options, "--out", str(run)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -150,14 +173,24 @@ def photographs(folder: Path) -> Path:
         for name in ("n01", "n02"):
             (folder / split / name).mkdir(parents=True)
             for i in range(16):
-                Image.fromarray(rng.integers(0, 255, (40, 48, 3), dtype=np.uint8)).save(folder / split / name / f"{i}.png")
+                Image.fromarray(rng.integers(0, 255, (40, 48, 3), dtype=np.uint8)).save(
+                    folder / split / name / f"{i}.png"
+                )
     return folder
 
 
 PHOTOS = dict(
-    model="bvit_easy", fields=("d_model=16", "n_heads=2", "n_steps=2"), recipe="small", epochs=1.0, batch_size=16, lr=None, grow=0.0, seed=0,
-    val_limit=64, precision="auto",
-)  # fmt: skip
+    model="bvit_easy",
+    fields=("d_model=16", "n_heads=2", "n_steps=2"),
+    recipe="small",
+    epochs=1.0,
+    batch_size=16,
+    lr=None,
+    grow=0.0,
+    seed=0,
+    val_limit=64,
+    precision="auto",
+)
 
 
 def test_photographs_train_with_mixing_and_randaugment(tmp_path: Path) -> None:
@@ -202,7 +235,9 @@ def test_bad_options_are_one_sentence(tmp_path: Path, change: dict, message: str
         train(out=tmp_path / "run", **(TINY | change))
 
 
-@pytest.mark.parametrize(("updates", "per_epoch", "lr"), [(9372, 1562, 4e-3), (20, 10, 4e-3), (2, 1, 4e-3), (1, 1, 1e-3), (50, 10, 1e-6)])
+@pytest.mark.parametrize(
+    ("updates", "per_epoch", "lr"), [(9372, 1562, 4e-3), (20, 10, 4e-3), (2, 1, 4e-3), (1, 1, 1e-3), (50, 10, 1e-6)]
+)
 def test_the_schedule_ends_at_its_floor_and_never_exceeds_its_peak(updates: int, per_epoch: int, lr: float) -> None:
     recipe = replace(RECIPES["plain"], lr=lr)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=recipe.lr)
@@ -218,15 +253,19 @@ def test_the_schedule_ends_at_its_floor_and_never_exceeds_its_peak(updates: int,
         assert rates[warmup] == pytest.approx(lr)
         middle = warmup + (updates - 1 - warmup) // 2
         share = (middle - warmup) / (updates - 1 - warmup)
-        assert rates[middle] == pytest.approx(min(1e-5, lr) + (lr - min(1e-5, lr)) * (1 + math.cos(math.pi * share)) / 2)
+        assert rates[middle] == pytest.approx(
+            min(1e-5, lr) + (lr - min(1e-5, lr)) * (1 + math.cos(math.pi * share)) / 2
+        )
 
 
 def test_each_repeat_of_an_image_is_augmented_anew(tmp_path: Path) -> None:
     """Repeated augmentation: three draws of each image in a batch, and the same three in any process and sitting."""
     folder = photographs(tmp_path / "photos")
-    run = Trainer(dict(PHOTOS, data=f"folder:{folder}"), tmp_path / "run", "cpu", 0)
+    run = Trainer(Options(**PHOTOS, data=f"folder:{folder}"), tmp_path / "run", "cpu")
     run.recipe = replace(run.recipe, repeats=3, auto_augment=None, erasing=0.0)
-    keys = run._indices(0)
+    order = Order(len(run.train_data), run.recipe.batch_size, 0, repeats=3)
+    epoch, indices, repeats = order.batch(0)
+    keys = [(epoch, int(i), int(r)) for i, r in zip(indices, repeats, strict=True)]
     assert len(set(keys)) == len(keys) == run.recipe.batch_size and len({key[:2] for key in keys}) < len(keys)
     augmented = Augmented(run.train_data, run.recipe, run.model.config, 0)
     images = [image for image, _ in augmented.__getitems__(keys[:3])]
@@ -238,7 +277,7 @@ def test_each_repeat_of_an_image_is_augmented_anew(tmp_path: Path) -> None:
 def test_a_part_of_the_validation_split_holds_all_classes(tmp_path: Path) -> None:
     """val_limit images of sorted class folders: spread over the split, not its first classes."""
     folder = photographs(tmp_path / "photos")
-    run = Trainer(dict(PHOTOS, data=f"folder:{folder}", val_limit=4), tmp_path / "run", "cpu", 0)
+    run = Trainer(Options(**(PHOTOS | dict(data=f"folder:{folder}", val_limit=4))), tmp_path / "run", "cpu")
     seen = []
     run.val_data = Watched(run.val_data, seen)
     run.evaluate()

@@ -28,11 +28,15 @@ VARIANTS = {
 
 def make(**fields) -> BViT:
     """A small model whose every parameter matters."""
-    config = ViTConfig.preset("bvit_easy", n_steps=4, d_model=24, n_heads=3, n_classes=5, classes=tuple("abcde"), **fields)
+    config = ViTConfig.preset(
+        "bvit_easy", n_steps=4, d_model=24, n_heads=3, n_classes=5, classes=tuple("abcde"), **fields
+    )
     model = fresh(config, 0).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())))
+            parameter.add_(
+                0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+            )
     return model
 
 
@@ -48,10 +52,18 @@ def images() -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("size", "bvit", "vit"),
-    [("tiny", 823_912, 5_717_416), ("small", 2_531_560, 22_050_664), ("base", 8_601_064, 86_567_656), ("large", 14_613_480, 304_326_632)],
+    [
+        ("tiny", 823_912, 5_717_416),
+        ("small", 2_531_560, 22_050_664),
+        ("base", 8_601_064, 86_567_656),
+        ("large", 14_613_480, 304_326_632),
+    ],
 )
 def test_parameter_counts_are_the_papers(size: str, bvit: int, vit: int) -> None:
-    assert (n_parameters(ViTConfig.preset(f"bvit_{size}")), n_parameters(ViTConfig.preset(f"vit_{size}"))) == (bvit, vit)
+    assert (n_parameters(ViTConfig.preset(f"bvit_{size}")), n_parameters(ViTConfig.preset(f"vit_{size}"))) == (
+        bvit,
+        vit,
+    )
 
 
 @pytest.mark.parametrize("n_steps", [None, 0, 2])
@@ -71,7 +83,9 @@ def test_one_block_runs_beyond_T_and_more_do_not(images) -> None:
 
 def test_explicit_attention_equals_fused(model: BViT, images) -> None:
     fused = model(images)
-    _, cache = model.run_with_cache(images, names_filter=["blocks.*.attn.hook_pattern", "blocks.*.attn.hook_attn_scores"])
+    _, cache = model.run_with_cache(
+        images, names_filter=["blocks.*.attn.hook_pattern", "blocks.*.attn.hook_attn_scores"]
+    )
     assert torch.allclose(model.run_with_cache(images, names_filter="blocks.*.attn.hook_pattern")[0], fused, atol=1e-5)
     assert torch.allclose(cache["pattern", 2].sum(-1), torch.ones(3, 3, model.config.n_tokens), atol=1e-6)
     for point in ("attn.hook_result", "ln1.hook_normalized", "ln2.hook_scale"):
@@ -79,11 +93,20 @@ def test_explicit_attention_equals_fused(model: BViT, images) -> None:
 
 
 def test_the_table_of_hook_points_is_true() -> None:
-    """Every name and shape in the docstring of models.hooks, against a running model; and no point that the table lacks."""
+    """Every name and shape in the docstring of models.hooks, against a running model; and no point that the table
+    lacks.
+    """
     model = make(step_embedding="learned", n_registers=2)
     c = model.config
     sizes = dict(
-        batch=3, pos=c.n_tokens, d_model=c.d_model, head=c.n_heads, d_head=c.d_head, query=c.n_tokens, key=c.n_tokens, d_mlp=c.d_mlp
+        batch=3,
+        pos=c.n_tokens,
+        d_model=c.d_model,
+        head=c.n_heads,
+        d_head=c.d_head,
+        query=c.n_tokens,
+        key=c.n_tokens,
+        d_mlp=c.d_mlp,
     )
     _, cache = model.run_with_cache(torch.randn(3, 3, 32, 32), names_filter="*")
     told = {}
@@ -148,7 +171,9 @@ def test_captum_gradcam_and_timm_get_the_step(images) -> None:
     assert torch.allclose(next(iter(features.get_output(images.device).values())), cache["resid_post", 3], atol=1e-5)
     maps = []
     for t in (0, 3):
-        with GradCAM(model, [model.blocks[t]], reshape_transform=lambda z: z[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)) as cam:
+        with GradCAM(
+            model, [model.blocks[t]], reshape_transform=lambda z: z[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+        ) as cam:
             maps.append(torch.as_tensor(cam(images, targets=None)))
     assert maps[0].shape == (3, 32, 32) and not torch.allclose(maps[0], maps[1])
 
@@ -184,7 +209,8 @@ def slow_states(image, w, c, n):
     tokens = torch.stack(
         [w["cls_token"][0, 0]]
         + [
-            w["patch_embed.proj.weight"].flatten(1) @ image[:, y : y + 8, x : x + 8].flatten() + w["patch_embed.proj.bias"]
+            w["patch_embed.proj.weight"].flatten(1) @ image[:, y : y + 8, x : x + 8].flatten()
+            + w["patch_embed.proj.bias"]
             for y, x in itertools.product(range(0, 32, 8), repeat=2)
         ]
     )
@@ -198,7 +224,8 @@ def slow_states(image, w, c, n):
 def test_reducing_filters_keep_only_what_they_return(images) -> None:
     model = make()
     _, cache = model.run_with_cache(
-        images, names_filter={"blocks.*.attn.hook_pattern": lambda p: p[:, :, 0].argmax(-1), "ln_final.hook_scale": torch.mean}
+        images,
+        names_filter={"blocks.*.attn.hook_pattern": lambda p: p[:, :, 0].argmax(-1), "ln_final.hook_scale": torch.mean},
     )
     _, whole = model.run_with_cache(images)
     assert set(cache.keys()) == {f"blocks.{t}.attn.hook_pattern" for t in range(4)} | {"ln_final.hook_scale"}
@@ -207,7 +234,12 @@ def test_reducing_filters_keep_only_what_they_return(images) -> None:
 
 @pytest.mark.parametrize(
     "names",
-    ["blocks.1.hook_resid_post", ("blocks.1.hook_resid_post",), {"blocks.1.hook_resid_post"}, lambda n: n == "blocks.1.hook_resid_post"],
+    [
+        "blocks.1.hook_resid_post",
+        ("blocks.1.hook_resid_post",),
+        {"blocks.1.hook_resid_post"},
+        lambda n: n == "blocks.1.hook_resid_post",
+    ],
 )
 def test_names_may_be_given_in_any_way(names, images) -> None:
     assert list(make().run_with_cache(images, names_filter=names)[1].keys()) == ["blocks.1.hook_resid_post"]
@@ -241,7 +273,10 @@ def test_at_steps_shares_weights_and_covers_its_steps(variant: str, k: int, imag
     model = make(**VARIANTS[variant])
     other = model.at_steps(k)
     assert torch.allclose(other(images), model(images, n_steps=k), atol=1e-5)
-    assert f"blocks.{k - 1}.hook_resid_post" in other.run_with_cache(images)[1] and f"blocks.{k}.hook_resid_post" not in other.hook_dict
+    assert (
+        f"blocks.{k - 1}.hook_resid_post" in other.run_with_cache(images)[1]
+        and f"blocks.{k}.hook_resid_post" not in other.hook_dict
+    )
     assert other.core[0].attn.qkv.weight is model.core[0].attn.qkv.weight
     assert model.config.n_steps == 4 and len(model.blocks) == 4
 
@@ -261,7 +296,9 @@ def test_weights_of_one_step_through_functional_call(images) -> None:
 
     model, stacked = make(), make(n_blocks=4)
     state = {name: value for name, value in model.state_dict().items() if not name.startswith("core.")}
-    block = {name.removeprefix("core.0."): value for name, value in model.state_dict().items() if name.startswith("core.0.")}
+    block = {
+        name.removeprefix("core.0."): value for name, value in model.state_dict().items() if name.startswith("core.0.")
+    }
     graft = {name: value * 0.5 for name, value in block.items()}
     for t in range(4):
         state |= {f"core.{t}.{name}": value for name, value in (graft if t == 2 else block).items()}

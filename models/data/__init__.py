@@ -1,13 +1,16 @@
 """Images, labels and masks, by spec: ``open_data("shapes")``, ``open_data("imagenet-s:PATH")``, ...
 
-Every data set is map-style: ``data[i] -> (image float32 [3 h w], label int, mask int64 [h w] or None)``, where the mask holds 0 for
-other, label + 1 for an object of that class, -1 for ignored pixels. A `torch.utils.data.Subset` of one is as good as the whole.
+Every data set is map-style: ``data[i] -> (image float32 [3 h w], label int, mask int64 [h w] or None)``, where the
+mask holds 0 for other, label + 1 for an object of that class, -1 for ignored pixels. A `torch.utils.data.Subset` of
+one is as good as the whole.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+
+from etils import epy
 
 from models.config import ViTConfig
 from models.data.about import About, describe, match_classes, require_masks
@@ -18,10 +21,17 @@ from models.data.shapes import Shapes
 from models.data.stream import Batch, Stream
 from models.errors import InputError
 
+with epy.lazy_imports():  # timm takes seconds
+    from models.data import timm_reader
+
 __all__ = ["About", "Batch", "Stream", "describe", "match_classes", "open_data", "require_masks"]
 
 ON_DISK = {"folder": open_folder, "imagenet-s": open_imagenet_s, "voc": open_voc, "boxes": open_boxes}
-FORMS = "shapes, shapes:N, shapes-easy, shapes-easy:N, folder:PATH, imagenet-s:PATH, voc:PATH, boxes:PATH, and timm's wds/, hfds/, torch/"
+OF_TIMM = ("wds/", "hfds/", "torch/")
+FORMS = (
+    "shapes, shapes:N, shapes-easy, shapes-easy:N, folder:PATH, imagenet-s:PATH, voc:PATH, boxes:PATH, and timm's "
+    "wds/, hfds/, torch/"
+)
 
 
 def open_data(spec: str, split: str = "val", *, like: Any = None) -> Any:
@@ -38,9 +48,7 @@ def open_data(spec: str, split: str = "val", *, like: Any = None) -> Any:
         if not rest:
             raise InputError(f"{spec!r} names no place; write {kind}:PATH")
         return ON_DISK[kind](spec, Path(rest).expanduser(), split, config)
-    from models.data import timm_reader
-
-    if spec.startswith(timm_reader.KINDS):
+    if spec.startswith(OF_TIMM):
         return timm_reader.TimmImages(spec, split, config)
     raise InputError(f"no data set is called {spec!r}; there are {FORMS}")
 

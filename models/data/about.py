@@ -17,7 +17,9 @@ WITH_MASKS = "shapes, shapes-easy, imagenet-s:PATH, voc:PATH and boxes:PATH"
 
 @dataclass(frozen=True)
 class About:
-    """labels: [image] int64; indices: [image] positions in the whole set; fingerprint: of content, geometry and selection."""
+    """labels: [image] int64; indices: [image] positions in the whole set; fingerprint: of content, geometry and
+    selection.
+    """
 
     spec: str
     split: str
@@ -35,11 +37,25 @@ def describe(data: Any) -> About:
         whole, chosen = describe(data.dataset), np.asarray(data.indices, dtype=np.int64)
         mark = hashlib.sha256(whole.fingerprint.encode() + chosen.tobytes()).hexdigest()[:16]
         return About(
-            whole.spec, whole.split, whole.classes, whole.labels[chosen], whole.indices[chosen], mark, whole.has_masks, whole.image_size
+            whole.spec,
+            whole.split,
+            whole.classes,
+            whole.labels[chosen],
+            whole.indices[chosen],
+            mark,
+            whole.has_masks,
+            whole.image_size,
         )
     indices = np.arange(len(data))
     return About(
-        data.spec, data.split, tuple(data.classes), np.asarray(data.labels), indices, data.fingerprint, data.has_masks, data.image_size
+        data.spec,
+        data.split,
+        tuple(data.classes),
+        np.asarray(data.labels),
+        indices,
+        data.fingerprint,
+        data.has_masks,
+        data.image_size,
     )
 
 
@@ -48,7 +64,8 @@ def require_masks(data: Any) -> None:
     about = describe(data)
     if not about.has_masks:
         raise InputError(
-            f"{about.spec} has no masks; name data that has them with --data ({WITH_MASKS}), or run a probe that needs none, "
+            f"{about.spec} has no masks; name data that has them with --data ({WITH_MASKS}), or run a probe that "
+            "needs none, "
             "such as python -m probes.trajectories"
         )
 
@@ -59,5 +76,7 @@ def match_classes(data_classes: Sequence[str], model_classes: Sequence[str] | No
     missing = [name for name in data_classes if name not in place]
     if missing:
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        raise InputError(f"the model has no class {shown} that the data has; choose data whose classes are among the model's")
+        raise InputError(
+            f"the model has no class {shown} that the data has; choose data whose classes are among the model's"
+        )
     return [place[name] for name in data_classes]

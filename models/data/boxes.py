@@ -24,8 +24,8 @@ Boxes = tuple[float, float, tuple[Box, ...]]  # w, h, and the boxes of one class
 def open_boxes(spec: str, path: Path, split: str, like: ViTConfig | None) -> Images:
     """One item per image and class with boxes; `path` is the CSV or its folder.
 
-    Columns are file, wnid or label, w, h, x0, y0, x1, y1; others are ignored. The images lie anywhere beside the CSV. Where they lie
-    in folders of splits, the folder decides; a set without such folders is one split, val.
+    Columns are file, wnid or label, w, h, x0, y0, x1, y1; others are ignored. The images lie anywhere beside the CSV.
+    Where they lie in folders of splits, the folder decides; a set without such folders is one split, val.
     """
     table = box_table(spec, existing(path, spec))
     rows = read_boxes(spec, table)
@@ -39,7 +39,9 @@ def open_boxes(spec: str, path: Path, split: str, like: ViTConfig | None) -> Ima
             label = classes.index(name)
             items.append(Item(image, file, label, partial(box_mask, (w, h, boxes), label, file), repr((w, h, boxes))))
         elif not any(key in elsewhere for key in keys):
-            raise InputError(f"{spec}: {file} of {table.name} is nowhere below {table.parent}, or at several places there")
+            raise InputError(
+                f"{spec}: {file} of {table.name} is nowhere below {table.parent}, or at several places there"
+            )
     return Images(spec, split, classes, items, like)
 
 
@@ -61,12 +63,16 @@ def read_boxes(spec: str, table: Path) -> dict[tuple[str, str], Boxes]:
     name = "wnid" if "wnid" in columns else "label"
     missing = [column for column in ("file", name, *COLUMNS) if column not in columns]
     if missing:
-        raise InputError(f"{spec}: {table.name} lacks the columns {', '.join(missing).replace('label', 'wnid or label')}")
+        raise InputError(
+            f"{spec}: {table.name} lacks the columns {', '.join(missing).replace('label', 'wnid or label')}"
+        )
     for number, row in enumerate(reader, 2):
         w, h, *box = _numbers(row, f"{spec}: line {number} of {table.name}")
         key = row["file"], row[name]
         if sizes.setdefault(key, (w, h)) != (w, h):
-            raise InputError(f"{spec}: line {number} of {table.name} gives {row['file']} another size than an earlier line")
+            raise InputError(
+                f"{spec}: line {number} of {table.name} gives {row['file']} another size than an earlier line"
+            )
         boxes[key].append(tuple(box))
     return {key: (*sizes[key], tuple(boxes[key])) for key in boxes}
 
@@ -89,7 +95,9 @@ def _numbers(row: dict[str, str], where: str) -> list[float]:
 
 
 def places(spec: str, root: Path, split: str) -> tuple[dict[str, Path | None], dict[str, Path | None]]:
-    """Image files by name, class/name and path: those of the split, and those of other splits (when there are such folders)."""
+    """Image files by name, class/name and path: those of the split, and those of other splits (when there are such
+    folders).
+    """
     others = [name for key, names in NAMES.items() if key != split for name in names if (root / name).is_dir()]
     if find_split(root, split) is None and (split != "val" or others):
         split_folder(spec, root, split)  # raises, saying what is there
@@ -110,7 +118,9 @@ def box_mask(boxes: Boxes, label: int, name: str, size: tuple[int, int]) -> np.n
     """label + 1 where a pixel's centre lies in a box: [height width]."""
     (w, h, corners), (width, height) = boxes, size
     if abs(w * height - h * width) > SLACK * max(w, h, width, height):
-        raise InputError(f"{name}: its boxes are for an image of {w:g} x {h:g} pixels, but the file stores {width} x {height}")
+        raise InputError(
+            f"{name}: its boxes are for an image of {w:g} x {h:g} pixels, but the file stores {width} x {height}"
+        )
     x, y = (np.arange(width) + 0.5) * w / width, (np.arange(height) + 0.5) * h / height
     mask = np.zeros((height, width), dtype=np.int64)
     for x0, y0, x1, y1 in corners:

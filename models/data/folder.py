@@ -6,17 +6,24 @@ from models.config import ViTConfig
 from models.data.images import Images, Item, existing, pictures
 from models.errors import InputError
 
-NAMES = {"val": ("val", "validation", "valid", "test"), "train": ("train", "training", "train-semi")}  # what a split's folder may be called
+NAMES = {
+    "val": ("val", "validation", "valid", "test"),
+    "train": ("train", "training", "train-semi"),
+}  # what a split's folder may be called
 
 
 def open_folder(spec: str, path: Path, split: str, like: ViTConfig | None) -> Images:
-    """Labels are the class folders' places in sorted order: those of train where they hold all of the split's, else the split's own."""
+    """Labels are the class folders' places in sorted order: those of train where they hold all of the split's, else
+    the split's own.
+    """
     root = split_folder(spec, existing(path, spec), split)
     own, trained = folders(root), folders(find_split(path, "train") or root)
     if not own:
         raise InputError(f"{spec}: {root} has no class folders; it must hold one folder of images per class")
     classes = tuple(trained if set(own) <= set(trained) else own)
-    items = [Item(file, str(file.relative_to(root)), classes.index(name)) for name in own for file in pictures(root / name)]
+    items = [
+        Item(file, str(file.relative_to(root)), classes.index(name)) for name in own for file in pictures(root / name)
+    ]
     return Images(spec, split, classes, items, like)
 
 

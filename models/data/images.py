@@ -1,8 +1,8 @@
 """Photographs from disk: decoded, cut by one geometric transform together with their masks, normalised.
 
-Geometry, stated once: picture and mask are turned upright (EXIF), the shorter side is resized to image_size / 0.875 (ImageNet's
-crop of 87.5 %) from 160 px up and to image_size below, and the centre is cut out, all in one resampling: bicubic and antialiased
-for pictures, nearest for masks.
+Geometry, stated once: picture and mask are turned upright (EXIF), the shorter side is resized to image_size / 0.875
+(ImageNet's crop of 87.5 %) from 160 px up and to image_size below, and the centre is cut out, all in one resampling:
+bicubic and antialiased for pictures, nearest for masks.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif",
 class Item:
     """One picture of a set: its file, its name in messages, its label, and how to read its mask, if it has one.
 
-    ``mask(size)`` gives int64 [height width] for a picture stored as ``size`` = (width, height), in the house's encoding.
+    ``mask(size)`` gives int64 [height width] for a picture stored as ``size`` = (width, height), in the house's
+    encoding.
     """
 
     path: Path
@@ -47,7 +48,9 @@ class Images(Dataset):
     Masks hold 0 for other, label + 1 for an object of that class, -1 for ignored pixels, whatever the file's encoding.
     """
 
-    def __init__(self, spec: str, split: str, classes: tuple[str, ...], items: list[Item], like: ViTConfig | None = None):
+    def __init__(
+        self, spec: str, split: str, classes: tuple[str, ...], items: list[Item], like: ViTConfig | None = None
+    ):
         if not items:
             raise InputError(f"{spec} holds no images for split {split!r}")
         self.spec, self.split, self.classes, self.items = spec, split, classes, items
@@ -56,7 +59,9 @@ class Images(Dataset):
         self.has_masks = items[0].mask is not None
         self.labels = np.array([item.label for item in items], dtype=np.int64)
         facts = [f"{item.name} {item.path.stat().st_size} {item.label} {item.version}" for item in items]
-        digest = hashlib.sha256("\n".join([spec.partition(":")[0], split, str(self.image_size), *classes, *facts]).encode())
+        digest = hashlib.sha256(
+            "\n".join([spec.partition(":")[0], split, str(self.image_size), *classes, *facts]).encode()
+        )
         self.fingerprint = digest.hexdigest()[:16]
 
     def __len__(self) -> int:
@@ -74,7 +79,8 @@ class Images(Dataset):
 
 
 def read(path: Path | BinaryIO, name: str) -> tuple[Image.Image, tuple[int, int], int]:
-    """A picture as 8-bit RGB, upright, first frame; its size (width, height) as stored; and its EXIF orientation (1 = upright).
+    """A picture as 8-bit RGB, upright, first frame; its size (width, height) as stored; and its EXIF orientation (1 =
+    upright).
 
     Raises `UnreadableImage`, also for a picture of more than ``PIL.Image.MAX_IMAGE_PIXELS`` (a decompression bomb).
     """
@@ -84,7 +90,11 @@ def read(path: Path | BinaryIO, name: str) -> tuple[Image.Image, tuple[int, int]
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as stored:
                 stored.load()
-                return to_rgb(ImageOps.exif_transpose(stored)), stored.size, stored.getexif().get(ExifTags.Base.Orientation, 1)
+                return (
+                    to_rgb(ImageOps.exif_transpose(stored)),
+                    stored.size,
+                    stored.getexif().get(ExifTags.Base.Orientation, 1),
+                )
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise UnreadableImage(name, f"it has more than {Image.MAX_IMAGE_PIXELS} pixels") from None
     except Exception as error:  # a damaged file raises anything inside a decoder
@@ -115,7 +125,9 @@ def shorter_side(image_size: int) -> int:
 
 
 def cut(picture: Image.Image, image_size: int, resampling: Image.Resampling) -> Image.Image:
-    """The one geometric transform: the centre square that fills image_size once the shorter side is `shorter_side` long."""
+    """The one geometric transform: the centre square that fills image_size once the shorter side is `shorter_side`
+    long.
+    """
     side = min(picture.size) * image_size / shorter_side(image_size)
     left, top = ((length - side) / 2 for length in picture.size)
     return picture.resize((image_size, image_size), resampling, box=(left, top, left + side, top + side))
@@ -138,7 +150,10 @@ def check_ids(ids: np.ndarray, *, n_classes: int, ignore: int, name: str) -> np.
     """Mask ids (0 other, 1..N, `ignore`) in the house's encoding, int64."""
     wrong = ids[(ids < 0) | ((ids > n_classes) & (ids != ignore))]
     if wrong.size:
-        raise InputError(f"{name}: the mask holds id {wrong[0]}, outside 0..{n_classes} and {ignore} (ignore); is it of another data set?")
+        raise InputError(
+            f"{name}: the mask holds id {wrong[0]}, outside 0..{n_classes} and {ignore} (ignore); is it of another "
+            "data set?"
+        )
     return np.where(ids == ignore, -1, ids.astype(np.int64))
 
 
@@ -146,7 +161,10 @@ def check_size(mask: np.ndarray, size: tuple[int, int], name: str) -> np.ndarray
     """The mask, if it has the size (width, height) of its picture."""
     if mask.shape != size[::-1]:
         height, width = mask.shape
-        raise InputError(f"{name}: the mask is {width} x {height} pixels, its image {size[0]} x {size[1]} (as stored); they must be equal")
+        raise InputError(
+            f"{name}: the mask is {width} x {height} pixels, its image {size[0]} x {size[1]} (as stored); they must "
+            "be equal"
+        )
     return mask
 
 
@@ -158,7 +176,9 @@ def raw_mask(path: Path, name: str) -> np.ndarray:
             with Image.open(path) as picture:
                 return np.asarray(picture, dtype=np.int64)
     except Exception as error:  # a damaged file raises anything inside a decoder
-        raise InputError(f"{name}: the mask {path.name} cannot be read ({brief(error)}); restore it from the data set") from None
+        raise InputError(
+            f"{name}: the mask {path.name} cannot be read ({brief(error)}); restore it from the data set"
+        ) from None
 
 
 def existing(path: Path, spec: str) -> Path:
@@ -169,5 +189,7 @@ def existing(path: Path, spec: str) -> Path:
 
 def pictures(folder: Path) -> list[Path]:
     """Image files below a folder, sorted; hidden ones are left out."""
-    files = [os.path.join(place, name) for place, _, names in os.walk(folder) for name in names if not name.startswith(".")]
+    files = [
+        os.path.join(place, name) for place, _, names in os.walk(folder) for name in names if not name.startswith(".")
+    ]
     return sorted(Path(file) for file in files if file.lower().endswith(EXTENSIONS) and os.path.isfile(file))

@@ -1,14 +1,15 @@
 """What does a vision model look at when the truth is known? An embedded data set, rendered from a seed, without files.
 
 One target object per image; its class is *shape x fill* (5 x 4 = 20), so every class needs a global cue (the outline)
-and a local one (the texture). Hue, position, size, rotation and clutter vary and are known (`factors`), and the mask of every
-object is exact. `clutter`, uniform in [0, 1], is an image's difficulty: contrast of the background, number of
-distractor objects of other classes, occlusion by a bar, pixel noise. `shapes-easy` has 32 px, large objects, nothing else.
+and a local one (the texture). Hue, position, size, rotation and clutter vary and are known (`factors`), and the mask
+of every object is exact. `clutter`, uniform in [0, 1], is an image's difficulty: contrast of the background, number of
+distractor objects of other classes, occlusion by a bar, pixel noise. `shapes-easy` has 32 px, large objects, nothing
+else.
 
-Item i is a pure function of (seed, split, i): every random number is a splitmix64 hash (Steele, Lea & Flood 2014) of them and a
-column number. Only IEEE-exact elementwise arithmetic decides geometry (angles come from a table), so labels, factors
-and masks are the same on every machine. Lengths are in units of the image, x to the right, y down. Rendering costs a quarter
-of a millisecond per 64 px image, on one core (NumPy uses no more).
+Item i is a pure function of (seed, split, i): every random number is a splitmix64 hash (Steele, Lea & Flood 2014) of
+them and a column number. Only IEEE-exact elementwise arithmetic decides geometry (angles come from a table), so
+labels, factors and masks are the same on every machine. Lengths are in units of the image, x to the right, y down.
+Rendering costs a quarter of a millisecond per 64 px image, on one core (NumPy uses no more).
 """
 
 import hashlib
@@ -18,6 +19,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from models.errors import InputError
@@ -39,7 +41,10 @@ COS, SIN = np.round(np.cos(TURN), 6), np.round(np.sin(TURN), 6)
 SQUARE = np.float32(0.886227)  # half side
 TRIANGLE = np.float32(0.777560)  # radius of the inscribed circle
 CROSS_ARM, CROSS_WIDTH = np.float32(1.240963), np.float32(0.372289)  # half length and half width (0.3 of it) of an arm
-RING_MIDDLE, RING_WIDTH = np.float32(0.866025), np.float32(0.288675)  # radius and half width: the hole has half the outer radius
+RING_MIDDLE, RING_WIDTH = (
+    np.float32(0.866025),
+    np.float32(0.288675),
+)  # radius and half width: the hole has half the outer radius
 REACH = 1.56  # farthest point of any outline (the triangle's corners)
 
 
@@ -182,7 +187,10 @@ def colour(hue: np.ndarray, chroma: np.ndarray, luminance: np.ndarray) -> np.nda
 def two_inks(draws: Draws, suffix: str = "") -> np.ndarray:
     """A light and a dark colour of one hue in either order `[n 2 3]`; plain objects use the first alone."""
     hue, chroma = draws("hue" + suffix), draws("chroma" + suffix, 0.25, 0.55)
-    light, dark = colour(hue, chroma, draws("light" + suffix, 0.74, 0.9)), colour(hue, chroma, draws("dark" + suffix, 0.1, 0.24))
+    light, dark = (
+        colour(hue, chroma, draws("light" + suffix, 0.74, 0.9)),
+        colour(hue, chroma, draws("dark" + suffix, 0.1, 0.24)),
+    )
     swap = (draws("swap" + suffix) < 0.5)[:, None]
     return np.stack([np.where(swap, light, dark), np.where(swap, dark, light)], axis=1)
 
@@ -208,7 +216,9 @@ def draw_targets(draws: Draws, difficulty: Difficulty) -> Objects:
 
 
 def draw_distractors(draws: Draws, targets: Objects, slot: int) -> tuple[Objects, np.ndarray]:
-    """One small object per image, of another class, at the farthest of four places; and how far it stays clear of the target `[n]`."""
+    """One small object per image, of another class, at the farthest of four places; and how far it stays clear of the
+    target `[n]`.
+    """
     suffix = f"/{slot}"
     label = (targets.label + 1 + draws.integer("label" + suffix, len(CLASSES) - 1)) % len(CLASSES)
     scale = draws("scale" + suffix, *DISTRACTOR_SCALE)
@@ -253,7 +263,9 @@ def draw_scene(key: int, indices: np.ndarray, difficulty: Difficulty) -> Scene:
         targets=targets,
         distractors=[(objects[rows], rows) for (objects, _), rows in zip(slots, present, strict=True)],
         clutter=clutter,
-        grounds=np.stack([colour(ground_hue, chroma, middle - spread), colour(other_hue, chroma, middle + spread)], axis=1),
+        grounds=np.stack(
+            [colour(ground_hue, chroma, middle - spread), colour(other_hue, chroma, middle + spread)], axis=1
+        ),
         bar_width=np.where(bar, draws("bar_width", 0.05, 0.05 + 0.08 * clutter), 0.0),
         bar_offset=draws("bar_offset", -0.7, 0.7),
         bar_turn=draws.integer("bar_angle", 256),
@@ -354,7 +366,9 @@ def mixture(pair: np.ndarray, share: np.ndarray) -> np.ndarray:
     return mixed
 
 
-def paint(canvas: np.ndarray, mask: np.ndarray, objects: Objects, xs: np.ndarray, ys: np.ndarray, image_size: int) -> None:
+def paint(
+    canvas: np.ndarray, mask: np.ndarray, objects: Objects, xs: np.ndarray, ys: np.ndarray, image_size: int
+) -> None:
     """Draw one object per image at the pixel centres `xs [n 1 w], ys [n h 1]`, in place."""
     dx, dy = xs - column(objects.x), ys - column(objects.y)
     u = along(dx, dy, objects.turn, 1 / objects.scale)
@@ -370,7 +384,9 @@ def paint_small(canvas: np.ndarray, mask: np.ndarray, objects: Objects, rows: np
     """`paint` in a window around each object, for the images `rows`."""
     size = canvas.shape[-1]
     width = min(size, int(2 * REACH * DISTRACTOR_SCALE[1] * size) + 3)
-    left, top = (np.clip((c * size - width / 2).astype(np.int64), 0, size - width)[:, None, None] for c in (objects.x, objects.y))
+    left, top = (
+        np.clip((c * size - width / 2).astype(np.int64), 0, size - width)[:, None, None] for c in (objects.x, objects.y)
+    )
     y, x = top + np.arange(width)[:, None], left + np.arange(width)
     here = rows[:, None, None], y, x
     everywhere = rows[:, None, None, None], np.arange(3)[:, None, None], y[:, None], x[:, None]
@@ -383,10 +399,16 @@ def paint_bar(canvas: np.ndarray, mask: np.ndarray, scene: Scene, xs: np.ndarray
     """The occluder: a straight bar across the image, over the target."""
     rows = np.flatnonzero(scene.bar_width)
     target, seen, behind = scene.targets[rows], mask[rows], canvas[rows]
-    place = along(xs - column(target.x), ys - column(target.y), scene.bar_turn[rows]) - column(scene.bar_offset[rows] * target.scale)
+    place = along(xs - column(target.x), ys - column(target.y), scene.bar_turn[rows]) - column(
+        scene.bar_offset[rows] * target.scale
+    )
     distance = np.abs(place) - column(scene.bar_width[rows] * target.scale)
     seen[distance < 0] = 0
-    blend(behind, scene.bar_colour[rows].astype(np.float32)[..., None, None], soft_step(-distance * np.float32(canvas.shape[-1])))
+    blend(
+        behind,
+        scene.bar_colour[rows].astype(np.float32)[..., None, None],
+        soft_step(-distance * np.float32(canvas.shape[-1])),
+    )
     mask[rows], canvas[rows] = seen, behind
 
 
@@ -496,9 +518,9 @@ class Shapes(torch.utils.data.Dataset):
     def factors(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
         """What the images were made from, each `[n]`.
 
-        shape, texture: numbers in SHAPES, FILLS. hue in turns. x, y: centre in units of the image. scale: radius of the disc of the
-        target's area / image size. rotation: radians, clockwise. clutter: 0..1. occlusion: width of the bar / the target's diameter,
-        0 = none. n_distractors.
+        shape, texture: numbers in SHAPES, FILLS. hue in turns. x, y: centre in units of the image. scale: radius of
+        the disc of the target's area / image size. rotation: radians, clockwise. clutter: 0..1. occlusion: width of
+        the bar / the target's diameter, 0 = none. n_distractors.
         """
         scene = draw_scene(self.key, self._checked(indices), self.difficulty)
         target = scene.targets
@@ -539,10 +561,8 @@ class Shapes(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, int, Tensor]:
         return self.__getitems__([index])[0]
 
-    def pil(self, index: int):
+    def pil(self, index: int) -> Image.Image:
         """The picture itself, a PIL RGB image."""
-        from PIL import Image
-
         return Image.fromarray(self.render([index])[0][0].permute(1, 2, 0).numpy())
 
     def _checked(self, indices: Sequence[int]) -> np.ndarray:

@@ -1,9 +1,10 @@
-"""Batches of a data set for a probe: in order, over processes, past unreadable images (counted and named)."""
+"""Batches of a data set: in order, over processes, past unreadable images (counted and named)."""
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from models.errors import InputError, UnreadableImage
+from models.errors import InputError, UnreadableImage, require
 
 
 @dataclass(frozen=True)
@@ -29,42 +30,91 @@ class Stream:
     """Iterates `data` in batches; with ``shard=(rank, world)`` batch b belongs to process b modulo `world`.
 
     Whole batches are dealt out, so that every number is the same on any number of processes. Unreadable images are
-    left out and their names kept in `unreadable`; more than 1 % of the data (at least two) stops the run with `InputError`.
+    left out and their names kept in `unreadable`; more than 1 % of the data (at least two) stops with `InputError`.
     """
 
     def __init__(self, data: Any, batch_size: int, *, workers: int = 0, shard: tuple[int, int] = (0, 1)):
-        if batch_size < 1:
-            raise InputError(f"the batch size is {batch_size}, it must be at least 1")
+        require(
+            (batch_size >= 1, f"the batch size is {batch_size}, it must be at least 1"),
+            (workers >= 0, f"--workers is {workers}, it cannot be negative"),
+        )
         self.data, self.workers, self.unreadable = data, workers, []
         rank, world = shard
         everything = [range(first, min(first + batch_size, len(data))) for first in range(0, len(data), batch_size)]
         self.batches = [list(batch) for batch in everything[rank::world]]
 
     def __iter__(self) -> Iterator[Batch]:
-        self.unreadable = []
-        loader = DataLoader(_Tolerant(self.data), batch_sampler=self.batches, num_workers=self.workers, collate_fn=_collate)
-        for batch, errors in loader:
-            self._note(errors)
-            if batch is not None:
-                yield batch
-        if self.unreadable:
-            shown = ", ".join(self.unreadable[:5]) + (f" and {len(self.unreadable) - 5} more" if len(self.unreadable) > 5 else "")
-            print(f"left out {len(self.unreadable)} unreadable images: {shown}", file=sys.stderr)
+        left_out = Unreadable(len(self.data))
+        self.unreadable = left_out.names
+        for items in loader(self.data, self.batches, self.workers):
+            kept = left_out.without(items)
+            if kept:
+                yield _stacked(kept)
+        left_out.say()
 
-    def _note(self, errors: list[InputError]) -> None:
-        for error in errors:
-            if not isinstance(error, UnreadableImage):
-                raise error
-            self.unreadable.append(error.name)
-        if len(self.unreadable) > max(1, 0.01 * len(self.data)):
+
+def labelled(data: Any, batches: Sequence[Any], workers: int, *, full: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images [n 3 h w] and labels [n] of given batches of keys.
+
+    Unreadable images are left out; where batches must stay `full`, their places are taken by others of the batch.
+    """
+    left_out = Unreadable(len(data))
+    for items in loader(data, batches, workers):
+        kept = left_out.without(items)
+        if kept and full:
+            kept = [kept[i % len(kept)] for i in range(len(items))]
+        if kept:
+            yield torch.stack([item[0] for _, item in kept]), torch.tensor([int(item[1]) for _, item in kept])
+    left_out.say()
+
+
+class Unreadable:
+    """The images of a data set of `n` that could not be read, by name."""
+
+    def __init__(self, n: int):
+        self.n, self.names = n, []
+
+    def without(self, items: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+        """The (key, item) pairs that could be read; raises any other error, and one where too many could not."""
+        for _, item in items:
+            if isinstance(item, InputError) and not isinstance(item, UnreadableImage):
+                raise item
+            if isinstance(item, UnreadableImage) and item.name not in self.names:
+                self.names.append(item.name)
+        if len(self.names) > max(1, 0.01 * self.n):
             raise InputError(
-                f"more than 1 % of the {len(self.data)} images cannot be read ({len(self.unreadable)} so far, the last is "
-                f"{self.unreadable[-1]}); repair or remove them"
+                f"more than 1 % of the {self.n} images cannot be read ({len(self.names)} so far, the last is "
+                f"{self.names[-1]}); repair or remove them"
             )
+        return [(key, item) for key, item in items if not isinstance(item, InputError)]
+
+    def say(self) -> None:
+        if self.names:
+            more = f" and {len(self.names) - 5} more" if len(self.names) > 5 else ""
+            print(f"left out {len(self.names)} unreadable images: {', '.join(self.names[:5])}{more}", file=sys.stderr)
 
 
-class _Tolerant:
-    """A data set whose items are (position, item or error); a whole batch at once where it can.
+def loader(data: Any, batches: Sequence[Any], workers: int) -> DataLoader:
+    """Batches of (key, item or error) pairs, for given batches of keys, in order, whatever starts the worker
+    processes.
+    """
+    return DataLoader(
+        Tolerant(data),
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=list,
+        worker_init_fn=_leave_signals_to_the_parent,
+        prefetch_factor=4 if workers else None,
+    )
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides when to stop
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+class Tolerant:
+    """A data set whose items are (key, item or error); a whole batch at once where it can.
 
     Errors travel as values, because a loading process would wrap a raised one in its traceback.
     """
@@ -72,28 +122,30 @@ class _Tolerant:
     def __init__(self, data: Any):
         self.data = data
 
-    def __getitems__(self, positions: list[int]) -> list[tuple[int, Any]]:
+    def __getitems__(self, keys: list[Any]) -> list[tuple[Any, Any]]:
         together = getattr(self.data, "__getitems__", None)
         if together is not None:
             try:
-                return list(zip(positions, together(positions), strict=True))
+                return list(zip(keys, together(keys), strict=True))
             except InputError:
                 pass  # one by one, to know which
-        return [(position, self._one(position)) for position in positions]
+        return [(key, self._one(key)) for key in keys]
 
-    def _one(self, position: int) -> Any:
+    def _one(self, key: Any) -> Any:
         try:
-            return self.data[position]
+            return self.data[key]
         except InputError as error:
             return error
 
 
-def _collate(items: list[tuple[int, Any]]) -> tuple[Batch | None, list[InputError]]:
-    errors = [item for _, item in items if isinstance(item, InputError)]
-    kept = [(position, item) for position, item in items if not isinstance(item, InputError)]
-    if not kept:
-        return None, errors
-    images, labels, masks = zip(*(item for _, item in kept), strict=True)
+def _stacked(items: list[tuple[int, Any]]) -> Batch:
+    index = np.array([position for position, _ in items], dtype=np.int64)
+    images, labels, masks = zip(*(item for _, item in items), strict=True)
     stacked = None if masks[0] is None else torch.stack(masks)
-    index = np.array([position for position, _ in kept], dtype=np.int64)
-    return Batch(index, torch.stack(images), torch.tensor([int(label) for label in labels]), stacked), errors
+    return Batch(index, torch.stack(images), torch.tensor([int(label) for label in labels]), stacked)
+
+
+def evenly(n: int, limit: int) -> list[int]:
+    """At most `limit` of `n` positions, spread evenly, so that all classes of a sorted folder stay in."""
+    limit = min(n, limit)
+    return [i * n // limit for i in range(limit)]

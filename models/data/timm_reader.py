@@ -1,4 +1,4 @@
-"""What ``timm.data`` reads: ``hfds/NAME``, ``wds/NAME:FOLDER``, ``torch/NAME:FOLDER``, with timm's own names; no masks."""
+"""What ``timm.data`` reads: ``hfds/NAME``, ``wds/NAME:FOLDER``, ``torch/NAME:FOLDER``, with timm's names; no masks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from timm.data import create_dataset, create_reader
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -18,8 +19,6 @@ from models.config import IMAGENET_MEAN, IMAGENET_STD, ViTConfig
 from models.data.folder import NAMES
 from models.data.images import EXTENSIONS, decode, normalised, to_rgb
 from models.errors import InputError, UnreadableImage, brief
-
-KINDS = ("wds/", "hfds/", "torch/")
 
 
 class TimmImages(Dataset):
@@ -36,7 +35,13 @@ class TimmImages(Dataset):
         if not len(self.labels):
             raise InputError(f"{spec} holds no images for split {split!r}")
         self.classes = classes_of(self.source, int(self.labels.max()) + 1)
-        facts = [spec.partition(":")[0], split, str(self.image_size), *self.classes, *map(str, getattr(self.source, "facts", ()))]
+        facts = [
+            spec.partition(":")[0],
+            split,
+            str(self.image_size),
+            *self.classes,
+            *map(str, getattr(self.source, "facts", ())),
+        ]
         self.fingerprint = hashlib.sha256("\n".join(facts).encode() + self.labels.tobytes()).hexdigest()[:16]
 
     def __len__(self) -> int:
@@ -77,15 +82,13 @@ def first_that_opens(spec: str, split: str) -> Any:
 
 
 def _open(name: str, root: str, split: str) -> Any:
-    from timm.data import create_dataset, create_reader
-
     if name.startswith("wds/"):
         return Shards(create_reader(name, root=root, split=split))
     return create_dataset(name, root=root or None, split=split, download=False)
 
 
 class Shards:
-    """Random access to the tar shards that timm's WebDataset reader names: ``key.jpg`` (png, webp) beside ``key.cls``."""
+    """Random access to the tar shards that timm's WebDataset reader names: ``key.jpg`` (or png) beside ``key.cls``."""
 
     def __init__(self, reader: Any):
         self.facts: list[str] = []
@@ -109,7 +112,11 @@ def _index(shard: Path) -> list[tuple[Path, int, int, int]]:
         for member in tar:
             key, _, extension = member.name.rpartition(".")
             parts[key]["image" if f".{extension.lower()}" in EXTENSIONS else extension] = member
-        samples = [(part["image"], int(tar.extractfile(part["cls"]).read())) for part in parts.values() if part.keys() >= {"image", "cls"}]
+        samples = [
+            (part["image"], int(tar.extractfile(part["cls"]).read()))
+            for part in parts.values()
+            if part.keys() >= {"image", "cls"}
+        ]
     return [(shard, image.offset_data, image.size, label) for image, label in samples]
 
 
@@ -119,7 +126,10 @@ def labels_of(source: Any) -> np.ndarray:
     if hasattr(reader, "iter_targets"):
         return np.fromiter(reader.iter_targets(), dtype=np.int64)
     found = next((getattr(source, name) for name in ("targets", "_labels", "labels") if hasattr(source, name)), None)
-    return np.array([int(label) for label in ((source[i][1] for i in range(len(source))) if found is None else found)], dtype=np.int64)
+    return np.array(
+        [int(label) for label in ((source[i][1] for i in range(len(source))) if found is None else found)],
+        dtype=np.int64,
+    )
 
 
 def classes_of(source: Any, at_least: int) -> tuple[str, ...]:

@@ -22,7 +22,10 @@ def test_nulls_at_one_density_are_the_short_formulas() -> None:
     assert np.allclose(overlap.random_jaccard([1000], density)[0, 1], 0.2 / 1.8)
     assert np.allclose(overlap.random_overlap([1000], density)[0, 1], 0.2)
     assert np.allclose(overlap.random_specialization([1000], density), 0.8**11)
-    assert np.allclose(overlap.random_categories([1000], density), [0.8**12, 12 * 0.2 * 0.8**11, 1 - 0.8**12 - 12 * 0.2 * 0.8**11 - 0.2**12, 0.2**12])
+    assert np.allclose(
+        overlap.random_categories([1000], density),
+        [0.8**12, 12 * 0.2 * 0.8**11, 1 - 0.8**12 - 12 * 0.2 * 0.8**11 - 0.2**12, 0.2**12],
+    )
 
 
 @pytest.mark.parametrize("unequal", [False, True])
@@ -36,12 +39,16 @@ def test_random_masks_meet_their_nulls_within_sampling_error(unequal: bool) -> N
         parts = [np.stack([rng.permutation(np.arange(n) < k) for k in row]) for n, row in zip(sizes, kept, strict=True)]
         drawn = np.concatenate(parts, 1)
         shares = overlap.categories(overlap.usage(drawn))
-        draws.append((overlap.jaccard(drawn)[0, 1], overlap.overlap(drawn)[2, 3], overlap.specialization(drawn)[4], *shares))
+        draws.append(
+            (overlap.jaccard(drawn)[0, 1], overlap.overlap(drawn)[2, 3], overlap.specialization(drawn)[4], *shares)
+        )
     exact = kept / sizes[:, None]
     expected = (
-        overlap.random_jaccard(sizes, exact)[0, 1], overlap.random_overlap(sizes, exact)[2, 3], overlap.random_specialization(sizes, exact)[4],
+        overlap.random_jaccard(sizes, exact)[0, 1],
+        overlap.random_overlap(sizes, exact)[2, 3],
+        overlap.random_specialization(sizes, exact)[4],
         *overlap.random_categories(sizes, exact),
-    )  # fmt: skip
+    )
     error = np.std(draws, 0) / np.sqrt(len(draws))
     assert (np.abs(np.mean(draws, 0) - expected) < 4 * error + 2e-4).all()
 

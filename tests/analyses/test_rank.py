@@ -46,7 +46,9 @@ def test_overlap_of_known_subspaces() -> None:
 def test_random_subspaces_overlap_by_the_chance_level() -> None:
     rng = np.random.default_rng(0)
     dims, d = (5, 12), 40
-    drawn = [analysis.subspace_overlap(*(np.linalg.qr(rng.standard_normal((d, k)))[0] for k in dims)) for _ in range(300)]
+    drawn = [
+        analysis.subspace_overlap(*(np.linalg.qr(rng.standard_normal((d, k)))[0] for k in dims)) for _ in range(300)
+    ]
     assert analysis.chance_overlap(np.array(dims), d)[0, 1] == 12 / 40
     assert abs(np.mean(drawn) - 12 / 40) < 5 * np.std(drawn) / 300**0.5
 
@@ -57,19 +59,36 @@ def planted(*, d: int = 8, k: int = 4, union: int = 8, accuracy: bool = True, bl
     k95 = np.full((4, 2, 3), k)
     result = xr.Dataset(
         {
-            "k95": (cells, k95), "control_k95": (cells, k95 + 1), "participation_ratio": (cells, 1.0 * k95), "stable_rank": (cells, 1.0 * k95),
-            "overlap": (pairs, np.tile(np.eye(3), (4, 1, 1))), "overlap_chance": (pairs, np.full((4, 3, 3), 0.5)),
-            "union_k95": (("site", "step"), np.tile([k, union, union], (4, 1))), "width": ("site", [d] * 4),
-            "utilised_rank": (("matrix", "step"), np.full((2, 3), k)), "utilised_union": (("matrix", "block"), np.full((2, blocks), union // blocks)),
+            "k95": (cells, k95),
+            "control_k95": (cells, k95 + 1),
+            "participation_ratio": (cells, 1.0 * k95),
+            "stable_rank": (cells, 1.0 * k95),
+            "overlap": (pairs, np.tile(np.eye(3), (4, 1, 1))),
+            "overlap_chance": (pairs, np.full((4, 3, 3), 0.5)),
+            "union_k95": (("site", "step"), np.tile([k, union, union], (4, 1))),
+            "width": ("site", [d] * 4),
+            "utilised_rank": (("matrix", "step"), np.full((2, 3), k)),
+            "utilised_union": (("matrix", "block"), np.full((2, blocks), union // blocks)),
         },
-        {"site": SITES, "centred": [False, True], "step": range(3), "other_step": range(3), "rank": range(1, d + 1), "matrix": ["fc1", "fc2"]},
+        {
+            "site": SITES,
+            "centred": [False, True],
+            "step": range(3),
+            "other_step": range(3),
+            "rank": range(1, d + 1),
+            "matrix": ["fc1", "fc2"],
+        },
         attrs=dict(n_images=10, tokens=4, d_model=d, n_blocks=blocks, note=""),
-    )  # fmt: skip
+    )
     if accuracy:
         curve = np.full((1, d), np.nan)
         curve[0, [0, 1, 3, 7]] = 0.1, 0.4, 0.795, 0.8
         result = result.assign_coords(method=["plain"]).assign(
-            svd_accuracy=(("method", "rank"), curve), svd_parameters=(("method", "rank"), 10 * curve), accuracy=0.8, accuracy_chance=0.1, n_accuracy=100
+            svd_accuracy=(("method", "rank"), curve),
+            svd_parameters=(("method", "rank"), 10 * curve),
+            accuracy=0.8,
+            accuracy_chance=0.1,
+            n_accuracy=100,
         )
     return result
 
@@ -79,7 +98,9 @@ def test_the_capacity_model_adds_up() -> None:
     assert (row["d"], row["sum"], row["union"]) == (8, 12, 8)
     assert row["load"] == 1.5 and row["shared_load"] == 1 and row["sharing"] == pytest.approx(1 / 3)
     assert row["fits"] == pytest.approx(8 / 12) and row["fits_shared"] == 1
-    assert capacity.load(planted(union=4), "mlp_out")["sharing"] == pytest.approx(1 - 1 / 3)  # all steps use one subspace: 1 - 1/T
+    assert capacity.load(planted(union=4), "mlp_out")["sharing"] == pytest.approx(
+        1 - 1 / 3
+    )  # all steps use one subspace: 1 - 1/T
     stacked = capacity.load(planted(blocks=2), "fc1")
     assert stacked["d"] == 16 and stacked["union"] == 8
     assert "67 % of it; the union does" in capacity.table(planted())

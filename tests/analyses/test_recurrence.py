@@ -56,7 +56,11 @@ def test_peak_and_leaving_within_a_point(result) -> None:
 
 def test_the_table_and_the_figures_show_chance_the_untrained_model_and_the_trained_steps(result) -> None:
     text = analysis.table(result)
-    assert "chance 10.0 %, trained for 3 steps" in text and "untrained" in text and "highest after 3 steps (90.0 %)" in text
+    assert (
+        "chance 10.0 %, trained for 3 steps" in text
+        and "untrained" in text
+        and "highest after 3 steps (90.0 %)" in text
+    )
     assert "overflow" not in text
     assert "overflow from step 4" in analysis.table(result.assign_attrs(overflow_state=4))
     left = analysis.figure(result).axes[0]

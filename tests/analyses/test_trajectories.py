@@ -12,7 +12,9 @@ from analyses import trajectories as analysis
 
 @pytest.fixture
 def result() -> xr.Dataset:
-    """20 images of two classes that part: all at the origin before step 1, at -1 and +1 (and a little off) after it, at -2 and +2 after step 2."""
+    """20 images of two classes that part: all at the origin before step 1, at -1 and +1 (and a little off) after it,
+    at -2 and +2 after step 2.
+    """
     labels = np.arange(20) % 2
     off = np.random.default_rng(0).normal(0, 0.01, (20, 3, 2))
     off[:, 0] = 0
@@ -45,7 +47,9 @@ def test_chance_levels_are_met_by_random_labels_and_random_neighbours() -> None:
     points, labels = rng.normal(size=(400, 10, 3)), rng.choice(4, 400, p=[0.4, 0.3, 0.2, 0.1])
     near = analysis.nearest(points, 8)
     assert analysis.purity(near, labels).mean() == pytest.approx(analysis.purity_chance(labels), abs=0.01)
-    assert analysis.kept(near, analysis.nearest(rng.normal(size=(400, 10, 3)), 8)).mean() == pytest.approx(8 / 399, abs=0.002)
+    assert analysis.kept(near, analysis.nearest(rng.normal(size=(400, 10, 3)), 8)).mean() == pytest.approx(
+        8 / 399, abs=0.002
+    )
     assert analysis.purity_chance(np.array([0, 0, 1, 1])) == pytest.approx(1 / 3)
 
 

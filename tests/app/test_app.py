@@ -14,17 +14,25 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from app import live
-from models import open_data
-from models.checkpoint import load, save
+from models import load, open_data
+from models.checkpoint import save
 from models.errors import InputError
 from models.vit import BViT
 
 MAIN = Path(live.__file__).with_name("main.py")
 PAGES = ("views/overview.py", "views/steps.py", "views/pointing_game.py")
-NEEDED = {"pointing_game": "hit_ratio", "neurons": "picture", "rank": "k95", "trajectories": "pacmap", "recurrence": "accuracy", "prune": "jaccard"}
+NEEDED = {
+    "pointing_game": "hit_ratio",
+    "neurons": "picture",
+    "rank": "k95",
+    "trajectories": "pacmap",
+    "recurrence": "accuracy",
+    "prune": "jaccard",
+}
 ALL_PAGES = (*PAGES[:2], *(f"views/{name}.py" for name in NEEDED))
 
-# altair, which streamlit imports, still speaks to narwhals and jsonschema in words that warn; plotly's export to numpy's
+# altair, which streamlit imports, still speaks to narwhals and jsonschema in words that warn; plotly's export to
+# numpy's
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:altair", "ignore::DeprecationWarning:streamlit")
 
 

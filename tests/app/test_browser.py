@@ -1,4 +1,6 @@
-"""A visitor with a browser: through the pages, along the slider, into a cell of the map. Skipped where there is no Chromium."""
+"""A visitor with a browser: through the pages, along the slider, into a cell of the map. Skipped where there is no
+Chromium.
+"""
 
 import subprocess
 import sys
@@ -18,7 +20,9 @@ def address(tiny_runs):
     """A dashboard on a run with every result."""
     port = free_port(8650)
     command = [sys.executable, *streamlit_arguments(port, True, tiny_runs)]
-    server = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        command, cwd=Path(__file__).parents[2], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         wait_for(f"http://127.0.0.1:{port}/_stcore/health")
         yield f"http://127.0.0.1:{port}"
@@ -73,7 +77,9 @@ def test_every_page_opens_from_the_menu(visit):
     for name in ("Steps", "Pointing game", "Neurons", "Rank", "Trajectories", "Recurrence", "Pruning"):
         before = page.locator("h1").first.inner_text()
         page.locator("[data-testid=stSidebarNav]").get_by_text(name, exact=True).click()
-        page.wait_for_function("before => document.querySelector('h1') && document.querySelector('h1').innerText !== before", arg=before)
+        page.wait_for_function(
+            "before => document.querySelector('h1') && document.querySelector('h1').innerText !== before", arg=before
+        )
         settled(page)
         titles.add(page.locator("h1").first.inner_text())
     assert len(titles) == 8
@@ -94,7 +100,10 @@ def test_the_mouse_on_a_point_shows_its_image_and_play_walks_on(visit):
     outer = page.locator("iframe").first.bounding_box()
     page.mouse.move(outer["x"] + x - 5, outer["y"] + y)
     page.mouse.move(outer["x"] + x, outer["y"] + y)
-    drawn.wait_for_function("() => [...document.querySelectorAll('body > img')].some(i => i.style.display === 'block' && i.src.startsWith('data:image'))")
+    drawn.wait_for_function(
+        "() => [...document.querySelectorAll('body > img')].some(i => i.style.display === 'block' && "
+        "i.src.startsWith('data:image'))"
+    )
     frame.get_by_text("play", exact=False).first.click()
     drawn.wait_for_function("() => document.querySelector('.js-plotly-plot')._fullLayout.sliders[0].active === 2")
 
@@ -120,7 +129,9 @@ def test_a_click_on_a_cell_shows_that_cell_and_makes_it_the_link(visit):
         page.wait_for_selector(".hoverlayer .hovertext")
         page.mouse.click(x, y)
         page.wait_for_function(f"location.search.includes('step={step}') && location.search.includes('head={head}')")
-        page.locator("[data-testid=stMain]").get_by_text(f"step {step + 1} (blocks.{step})", exact=False).first.wait_for()
+        page.locator("[data-testid=stMain]").get_by_text(
+            f"step {step + 1} (blocks.{step})", exact=False
+        ).first.wait_for()
         settled(page)
 
 

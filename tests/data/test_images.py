@@ -19,7 +19,9 @@ def config(image_size: int, **fields) -> ViTConfig:
 def blobs(width: int, height: int, seed: int = 0) -> np.ndarray:
     """A smooth random pattern of 0 and 1: [height width]."""
     rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (5, 7), dtype=np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+    coarse = Image.fromarray(rng.integers(0, 256, (5, 7), dtype=np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
     return (np.asarray(coarse) > 128).astype(np.int64)
 
 
@@ -31,7 +33,9 @@ def save(path, picture: Image.Image, **options):
 def one_image(tmp_path, ids: np.ndarray, image_size: int, **options) -> Images:
     """A set of one picture that is black and white exactly where its mask is 0 and 1."""
     path = save(tmp_path / "a.png", Image.fromarray((255 * ids).astype(np.uint8)), **options)
-    item = Item(path, "a.png", 0, lambda size: ids if size == ids.shape[::-1] else pytest.fail("asked for another size"))
+    item = Item(
+        path, "a.png", 0, lambda size: ids if size == ids.shape[::-1] else pytest.fail("asked for another size")
+    )
     return Images("folder:x", "val", ("white",), [item], config(image_size, mean=(0, 0, 0), std=(1, 1, 1)))
 
 
@@ -100,7 +104,9 @@ def encoded(picture: Image.Image, **options) -> io.BytesIO:
 
 
 RAMP = np.tile(np.arange(256, dtype=np.uint8), (4, 1))
-COLOURS = Image.merge("RGB", [Image.fromarray(RAMP), Image.fromarray(RAMP[:, ::-1].copy()), Image.fromarray(np.full_like(RAMP, 90))])
+COLOURS = Image.merge(
+    "RGB", [Image.fromarray(RAMP), Image.fromarray(RAMP[:, ::-1].copy()), Image.fromarray(np.full_like(RAMP, 90))]
+)
 
 
 @pytest.mark.parametrize(
@@ -113,12 +119,32 @@ COLOURS = Image.merge("RGB", [Image.fromarray(RAMP), Image.fromarray(RAMP[:, ::-
         (encoded(COLOURS, format="PNG"), np.asarray(COLOURS), 0),
         (encoded(COLOURS.convert("CMYK"), format="TIFF"), np.asarray(COLOURS), 1),
         (encoded(COLOURS.quantize(256), format="PNG"), np.asarray(COLOURS), 16),
-        (encoded(COLOURS, format="GIF", save_all=True, append_images=[Image.new("RGB", COLOURS.size, "red")]), np.asarray(COLOURS), 40),
-        (encoded(Image.merge("RGBA", [*COLOURS.split(), Image.new("L", COLOURS.size, 255)]), format="PNG"), np.asarray(COLOURS), 0),
+        (
+            encoded(COLOURS, format="GIF", save_all=True, append_images=[Image.new("RGB", COLOURS.size, "red")]),
+            np.asarray(COLOURS),
+            40,
+        ),
+        (
+            encoded(Image.merge("RGBA", [*COLOURS.split(), Image.new("L", COLOURS.size, 255)]), format="PNG"),
+            np.asarray(COLOURS),
+            0,
+        ),
         (encoded(Image.new("RGBA", COLOURS.size, (10, 20, 30, 0)), format="PNG"), np.full((4, 256, 3), 255), 0),
         (encoded(Image.fromarray(RAMP > 99), format="PNG"), np.stack([255 * (RAMP > 99)] * 3, -1), 0),
     ],
-    ids=["grey", "16-bit", "16-bit TIFF", "float", "RGB", "CMYK", "palette", "animated", "opaque", "transparent", "bits"],
+    ids=[
+        "grey",
+        "16-bit",
+        "16-bit TIFF",
+        "float",
+        "RGB",
+        "CMYK",
+        "palette",
+        "animated",
+        "opaque",
+        "transparent",
+        "bits",
+    ],
 )
 def test_every_kind_of_picture_is_converted(file, expected, tolerance):
     picture = decode(file, "a")
@@ -180,9 +206,16 @@ def test_only_visible_image_files_are_pictures(tmp_path):
 def test_the_fingerprint_knows_content_geometry_and_split_but_not_the_place(tmp_path):
     def mark(folder: str, size=(8, 8), name: str = "a.png", image_size: int = 32, split: str = "val") -> str:
         (tmp_path / folder).mkdir(exist_ok=True)
-        path = save(tmp_path / folder / name, Image.fromarray(np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)))
+        path = save(
+            tmp_path / folder / name, Image.fromarray(np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8))
+        )
         return Images(f"folder:{folder}", split, ("x",), [Item(path, name, 0)], config(image_size)).fingerprint
 
     assert mark("one") == mark("two")
-    changed = [mark("one", size=(8, 90)), mark("one", name="b.png"), mark("one", image_size=64), mark("one", split="train")]
+    changed = [
+        mark("one", size=(8, 90)),
+        mark("one", name="b.png"),
+        mark("one", image_size=64),
+        mark("one", split="train"),
+    ]
     assert len({mark("one"), *changed}) == 5

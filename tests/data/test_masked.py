@@ -50,7 +50,8 @@ def imagenet_s(tmp_path) -> Path:
             for i in range(2):
                 photo(tmp_path / images / listing[k] / f"{images}_{k}_{i}.JPEG")
                 rgb_mask(
-                    tmp_path / masks / listing[k] / f"{images}_{k}_{i}.png", random_ids([0, k + 1, 255, 256, 257, 1000], seed=10 * k + i)
+                    tmp_path / masks / listing[k] / f"{images}_{k}_{i}.png",
+                    random_ids([0, k + 1, 255, 256, 257, 1000], seed=10 * k + i),
                 )
     return tmp_path
 
@@ -61,7 +62,9 @@ def test_imagenet_s_ids_are_decoded_and_the_folder_is_the_label(imagenet_s, spli
     assert data.has_masks and len(data.classes) == 300 and data.labels.tolist() == [0, 0, 298, 298]
     for (image, label, mask), item in zip(data, data.items, strict=True):
         assert mask.tolist() == slow_decode(imagenet_s / f"{folder}-segmentation" / Path(item.name).with_suffix(".png"))
-        assert image.shape == (3, SIZE, SIZE) and item.name.startswith(data.classes[label]) and (mask == label + 1).any()
+        assert (
+            image.shape == (3, SIZE, SIZE) and item.name.startswith(data.classes[label]) and (mask == label + 1).any()
+        )
         assert mask.max() == 299 or label == 0
 
 
@@ -69,7 +72,9 @@ def test_imagenet_s_without_a_list_counts_its_folders(imagenet_s):
     next(imagenet_s.glob("*.txt")).unlink()
     data = open_data(f"imagenet-s:{imagenet_s}", like=LIKE)
     assert data.classes == ("n00000000", "n00000298")
-    with pytest.raises(InputError, match=r"n00000000/validation_0_0.JPEG: the mask holds id 25\d, outside 0..2 and 1000"):
+    with pytest.raises(
+        InputError, match=r"n00000000/validation_0_0.JPEG: the mask holds id 25\d, outside 0..2 and 1000"
+    ):
         data[0]
 
 
@@ -93,7 +98,9 @@ def test_a_mask_of_another_size_or_damaged_is_named(imagenet_s):
     folder = imagenet_s / "validation-segmentation" / "n00000000"
     rgb_mask(folder / "validation_0_0.png", np.zeros((SIZE, SIZE + 1), dtype=int))
     (folder / "validation_0_1.png").write_bytes(b"nothing")
-    with pytest.raises(InputError, match=r"n00000000/validation_0_0.JPEG: the mask is 33 x 32 pixels, its image 32 x 32 \(as stored\)"):
+    with pytest.raises(
+        InputError, match=r"n00000000/validation_0_0.JPEG: the mask is 33 x 32 pixels, its image 32 x 32 \(as stored\)"
+    ):
         data[0]
     with pytest.raises(InputError, match=r"n00000000/validation_0_1.JPEG: the mask validation_0_1.png cannot be read"):
         data[1]
@@ -103,13 +110,19 @@ def test_a_missing_split_says_what_is_there(imagenet_s):
     with pytest.raises(InputError, match=r"no split 'test'; it has val \(validation\) and train \(train-semi\)"):
         open_data(f"imagenet-s:{imagenet_s}", "test")
     (imagenet_s / "train-semi").rename(imagenet_s / "more")
-    with pytest.raises(InputError, match="no split 'train': it lacks the folder train-semi and holds more, train-semi-seg"):
+    with pytest.raises(
+        InputError, match="no split 'train': it lacks the folder train-semi and holds more, train-semi-seg"
+    ):
         open_data(f"imagenet-s:{imagenet_s}", "train")
 
 
 @pytest.fixture
 def voc(tmp_path) -> Path:
-    ids = {"2007_1": random_ids([0, 3, 15, 255], 1), "2007_2": random_ids([0, 20], 2), "2007_3": random_ids([0, 255], 3)}
+    ids = {
+        "2007_1": random_ids([0, 3, 15, 255], 1),
+        "2007_2": random_ids([0, 20], 2),
+        "2007_3": random_ids([0, 255], 3),
+    }
     for name, mask in ids.items():
         photo(tmp_path / "JPEGImages" / f"{name}.jpg")
         (tmp_path / "SegmentationClass").mkdir(exist_ok=True)
@@ -204,7 +217,11 @@ def test_box_files_may_lie_in_folders_of_splits(tmp_path):
         (HEADER, "val,n01,gone.JPEG,32,32,0,0,8,8,x", "gone.JPEG of boxes.csv is nowhere below"),
         (HEADER, "val,n01,a.JPEG,32,32,0,0,wide,8,x", "line 2 of boxes.csv has a value that is not a number"),
         (HEADER, "val,n01,a.JPEG,32,32,0,0,8", "line 2 of boxes.csv has a value that is not a number"),
-        (HEADER, "val,n01,a.JPEG,32,32,8,0,8,8,x", "line 2 of boxes.csv has a box outside its image of 32 x 32 pixels, or an empty one"),
+        (
+            HEADER,
+            "val,n01,a.JPEG,32,32,8,0,8,8,x",
+            "line 2 of boxes.csv has a box outside its image of 32 x 32 pixels, or an empty one",
+        ),
         (HEADER, "val,n01,a.JPEG,32,32,0,0,50,8,x", "line 2 of boxes.csv has a box outside its image of 32 x 32"),
         (HEADER.replace("wnid", "class").replace("x1", "right"), "", "boxes.csv lacks the columns wnid or label, x1"),
         (HEADER, "", "holds no images"),
@@ -220,7 +237,9 @@ def test_bad_boxes_are_named(tmp_path, header, row, message):
 def test_boxes_of_another_picture_are_named(tmp_path):
     photo(tmp_path / "a.JPEG", 64, 32)
     (tmp_path / "boxes.csv").write_text(HEADER + "val,n01,a.JPEG,32,64,0,0,8,8,x\n")
-    with pytest.raises(InputError, match=r"a.JPEG: its boxes are for an image of 32 x 64 pixels, but the file stores 64 x 32"):
+    with pytest.raises(
+        InputError, match=r"a.JPEG: its boxes are for an image of 32 x 64 pixels, but the file stores 64 x 32"
+    ):
         open_data(f"boxes:{tmp_path}")[0]
     with pytest.raises(InputError, match="no split 'train'"):
         open_data(f"boxes:{tmp_path}", "train")

@@ -20,7 +20,9 @@ def plant(root, *files: str) -> None:
 
 def test_like_decides_size_and_normalisation(tmp_path):
     plant(tmp_path, "val/a/1.png")
-    config = ViTConfig(n_steps=1, d_model=8, n_heads=1, image_size=32, patch_size=8, n_classes=1, mean=(0.5,) * 3, std=(0.25,) * 3)
+    config = ViTConfig(
+        n_steps=1, d_model=8, n_heads=1, image_size=32, patch_size=8, n_classes=1, mean=(0.5,) * 3, std=(0.25,) * 3
+    )
     for like in (config, BViT(config)):
         for data in (open_data(f"folder:{tmp_path}", like=like), open_data("shapes:9", "train", like=like)):
             assert data[0][0].shape == (3, 32, 32) and data.image_size == 32
@@ -35,17 +37,31 @@ def test_like_decides_size_and_normalisation(tmp_path):
 
 
 def test_the_number_of_shapes_is_that_of_the_training_images():
-    assert [len(open_data(spec, split)) for spec in ("shapes:300", "shapes-easy:300") for split in ("train", "val")] == [300, 5_000] * 2
+    assert [
+        len(open_data(spec, split)) for spec in ("shapes:300", "shapes-easy:300") for split in ("train", "val")
+    ] == [300, 5_000] * 2
     assert [len(open_data("shapes", split)) for split in ("train", "val")] == [50_000, 5_000]
     assert open_data("shapes:300").fingerprint == open_data("shapes").fingerprint
 
 
 def test_class_folders(tmp_path):
-    plant(tmp_path, "train/b/1.png", "train/a/x/2.JPG", "train/c/3.png", "validation/a/9.png", "validation/c/8.png", "validation/c/7.png")
+    plant(
+        tmp_path,
+        "train/b/1.png",
+        "train/a/x/2.JPG",
+        "train/c/3.png",
+        "validation/a/9.png",
+        "validation/c/8.png",
+        "validation/c/7.png",
+    )
     (tmp_path / "train" / "b" / "notes.txt").write_text("no picture")
     train, val = (open_data(f"folder:{tmp_path}", split) for split in ("train", "val"))
     assert train.classes == val.classes == ("a", "b", "c")
-    assert [item.name for item in train.items] == ["a/x/2.JPG", "b/1.png", "c/3.png"] and train.labels.tolist() == [0, 1, 2]
+    assert [item.name for item in train.items] == ["a/x/2.JPG", "b/1.png", "c/3.png"] and train.labels.tolist() == [
+        0,
+        1,
+        2,
+    ]
     assert [item.name for item in val.items] == ["a/9.png", "c/7.png", "c/8.png"] and val.labels.tolist() == [0, 2, 2]
     image, label, mask = val[1]
     assert mask is None and label == 2 and image.dtype == torch.float32 and not val.has_masks
@@ -60,7 +76,8 @@ def test_class_folders(tmp_path):
         (
             "shape",
             "val",
-            "no data set is called 'shape'; there are shapes, shapes:N, .*folder:PATH, imagenet-s:PATH, voc:PATH, boxes:PATH.*wds/",
+            "no data set is called 'shape'; there are shapes, shapes:N, .*folder:PATH, imagenet-s:PATH, voc:PATH, "
+            "boxes:PATH.*wds/",
         ),
         ("", "val", "no data set is called ''"),
         ("http://x", "val", "no data set is called"),
@@ -106,7 +123,9 @@ def test_masks_are_required_through_any_subset(tmp_path):
     plant(tmp_path, "val/a/1.png", "val/a/2.png")
     require_masks(Subset(open_data("shapes-easy"), [1]))
     for data in (open_data(f"folder:{tmp_path}"), Subset(open_data(f"folder:{tmp_path}"), [1])):
-        with pytest.raises(InputError, match=r"folder:.* has no masks; name data that has them with --data \(shapes, .*imagenet-s:PATH"):
+        with pytest.raises(
+            InputError, match=r"folder:.* has no masks; name data that has them with --data \(shapes, .*imagenet-s:PATH"
+        ):
             require_masks(data)
 
 

@@ -131,7 +131,12 @@ def test_occlusion_hides_at_most_about_a_fifth_of_the_target():
 @BOTH
 def test_area_does_not_tell_the_shape(easy):
     data = Shapes(easy=easy)
-    inner = (data.render(range(600))[1] == torch.from_numpy(data.labels[:600] + 1)[:, None, None]).float().mean((1, 2)).numpy()
+    inner = (
+        (data.render(range(600))[1] == torch.from_numpy(data.labels[:600] + 1)[:, None, None])
+        .float()
+        .mean((1, 2))
+        .numpy()
+    )
     shapes = data.labels[:600] // len(FILLS)
     means = np.array([inner[shapes == shape].mean() for shape in range(len(SHAPES))])
     assert means.max() / means.min() < 1.25

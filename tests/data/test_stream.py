@@ -51,7 +51,9 @@ def test_shards_cover_each_index_once_in_the_same_batches(world, batch_size, n):
     shards = [indices(Stream(data, batch_size, shard=(rank, world))) for rank in range(world)]
     assert sorted(index for shard in shards for index in shard) == list(range(n))
     together = {tuple(batch.index) for batch in Stream(data, batch_size)}
-    assert {tuple(batch.index) for rank in range(world) for batch in Stream(data, batch_size, shard=(rank, world))} == together
+    assert {
+        tuple(batch.index) for rank in range(world) for batch in Stream(data, batch_size, shard=(rank, world))
+    } == together
 
 
 def test_a_subset_streams_its_own_items_by_its_own_positions(photos):
@@ -89,7 +91,9 @@ def test_one_percent_of_unreadable_images_is_left_out_counted_and_named(photos, 
 @pytest.mark.parametrize("batch_size", [1, 64])
 def test_more_than_one_percent_stops_and_names_the_file(photos, workers, batch_size):
     names = damage(photos, 2)
-    with pytest.raises(InputError, match=rf"more than 1 % of the 120 images cannot be read \(2 so far, the last is {names[1]}\)") as caught:
+    with pytest.raises(
+        InputError, match=rf"more than 1 % of the 120 images cannot be read \(2 so far, the last is {names[1]}\)"
+    ) as caught:
         indices(Stream(photos, batch_size, workers=workers))
     assert "\n" not in str(caught.value)
 

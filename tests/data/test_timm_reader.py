@@ -75,7 +75,11 @@ def test_torchvision_folders(tmp_path):
     image, label, mask = val[1]
     assert image.shape == (3, 16, 16) and image.dtype == torch.float32 and label == 1 and mask is None
     about = describe(torch.utils.data.Subset(val, [1]))
-    assert about.labels.tolist() == [1] and not about.has_masks and about.fingerprint != val.fingerprint != train.fingerprint
+    assert (
+        about.labels.tolist() == [1]
+        and not about.has_masks
+        and about.fingerprint != val.fingerprint != train.fingerprint
+    )
     with pytest.raises(InputError, match=r"timm cannot open its split 'val' .Unknown torchvision dataset nothing"):
         open_data(f"torch/nothing:{tmp_path}")
 
@@ -86,7 +90,9 @@ def test_torchvision_arrays(tmp_path):
     raw.mkdir(parents=True)
     digits = np.arange(3 * 28 * 28).reshape(3, 28, 28).astype(np.uint8)
     for stem in ("train", "t10k"):
-        (raw / f"{stem}-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + b"".join(n.to_bytes(4) for n in (3, 28, 28)) + digits.tobytes())
+        (raw / f"{stem}-images-idx3-ubyte").write_bytes(
+            b"\0\0\x08\x03" + b"".join(n.to_bytes(4) for n in (3, 28, 28)) + digits.tobytes()
+        )
         (raw / f"{stem}-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + (3).to_bytes(4) + bytes([7, 2, 0]))
     data = open_data(f"torch/mnist:{tmp_path}", like=LIKE)
     assert data.labels.tolist() == [7, 2, 0] and len(data.classes) == 10 and data[0][0].shape == (3, 16, 16)

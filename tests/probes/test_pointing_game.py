@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import xarray as xr
 
 from models import ViTConfig, checkpoint, open_data
-from models.checkpoint import Origin, fresh
+from models.checkpoint import fresh
 from models.errors import InputError
+from models.origin import Origin
 from probes import pointing_game as game
+from probes.methods import pointing
 from tests.reference import slow_pointing_game as slow
 
 CONFIG = ViTConfig.preset("bvit_shapes", n_steps=3, d_model=32, n_heads=2, n_classes=20)
@@ -47,7 +48,7 @@ def test_everything_equals_the_slow_reference(model, data, result) -> None:
     labels = [item[1] for item in items]
     masks = [item[2].numpy() for item in items]
     attention = patch_attention(model, torch.stack([item[0] for item in items]))
-    for step, head, tolerance, radius in ((0, 0, 0, 0.0), (1, 1, 15, 15 * 64 / 224), (2, 0, 15, 15 * 64 / 224)):
+    for step, head, radius, pixels in ((0, 0, 0, 0.0), (1, 1, 15, 15 * 64 / 224), (2, 0, 15, 15 * 64 / 224)):
         for target in ("class", "any"):
             hits = [
                 slow.hit(
@@ -55,11 +56,11 @@ def test_everything_equals_the_slow_reference(model, data, result) -> None:
                     masks[i],
                     (lambda v, i=i: v == labels[i] + 1) if target == "class" else (lambda v: v > 0),
                     8,
-                    radius,
+                    pixels,
                 )
                 for i in range(len(items))
             ]
-            cell = result["hit_ratio"].sel(dict(step=step, head=head, tolerance=tolerance, target=target))
+            cell = result["hit_ratio"].sel(step=step, head=head, radius=radius, target=target)
             assert float(cell.sel(average="micro")) == pytest.approx(slow.micro(hits))
             assert float(cell.sel(average="macro")) == pytest.approx(slow.macro(hits, labels))
     for name, reference in (("mass", slow.mass), ("iou60", slow.iou60)):
@@ -70,8 +71,10 @@ def test_everything_equals_the_slow_reference(model, data, result) -> None:
 
 def test_baselines_equal_their_definitions(data, result) -> None:
     masks, labels = [data[i][2].numpy() for i in range(len(data))], [data[i][1] for i in range(len(data))]
-    cell = result["baseline"].sel(dict(tolerance=0, target="class", average="micro"))
-    assert float(cell.sel(kind="centre")) == pytest.approx(np.mean([m[32, 32] == c + 1 for m, c in zip(masks, labels, strict=True)]))
+    cell = result["baseline"].sel(radius=0, target="class", average="micro")
+    assert float(cell.sel(kind="centre")) == pytest.approx(
+        np.mean([m[32, 32] == c + 1 for m, c in zip(masks, labels, strict=True)])
+    )
     assert float(cell.sel(kind="uniform")) == pytest.approx(
         np.mean([(m[4::8, 4::8] == c + 1).mean() for m, c in zip(masks, labels, strict=True)])
     )
@@ -88,12 +91,12 @@ def test_dilation_equals_the_distance_transform(radius: float) -> None:
     masks = torch.rand(2, 3, 40, 40) > 0.99
     expected = np.stack([[distance_transform_edt(~m.numpy()) for m in row] for row in masks])
     expected = (expected < radius) | masks.numpy()
-    assert (game.dilate(masks, radius).numpy() == expected).all()
+    assert (pointing.dilate(masks, radius).numpy() == expected).all()
 
 
 def planted(masks: torch.Tensor, labels: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
-    """Hits [tolerance target image] of one planted map per image."""
-    return game.hits(attention[:, None, None], game.score_table(masks, labels, 8))[..., 0, 0]
+    """Hits [radius target image] of one planted map per image."""
+    return pointing.hits(attention[:, None, None], pointing.score_table(masks, labels, 8))[..., 0, 0]
 
 
 def test_a_head_that_looks_at_the_object_scores_one_and_one_that_looks_away_zero(data) -> None:
@@ -108,8 +111,8 @@ def test_a_head_that_looks_at_the_object_scores_one_and_one_that_looks_away_zero
 def test_random_attention_scores_the_share_of_patch_centres_on_the_mask(data) -> None:
     masks, labels = torch.stack([data[i][2] for i in range(40)]), torch.tensor([data[i][1] for i in range(40)])
     p = (masks[:, 4::8, 4::8] == (labels + 1)[:, None, None]).float().mean((1, 2))
-    table = game.score_table(masks, labels, 8)
-    hits = game.hits(torch.rand(40, 50, 8, 64), table)[0, 0]
+    table = pointing.score_table(masks, labels, 8)
+    hits = pointing.hits(torch.rand(40, 50, 8, 64), table)[0, 0]
     spread = (p * (1 - p)).sum().sqrt() / 40 / (50 * 8) ** 0.5
     assert abs(hits.mean() - p.mean()) < 4 * spread
 
@@ -124,7 +127,9 @@ def test_ties_are_averaged_and_ignored_pixels_left_out() -> None:
 
 
 def test_a_planted_head_of_a_real_model_is_found(data) -> None:
-    """Head 1 at step 1 gets keys that say where the texture is plainest; here: patches of the target, planted through the q and k hooks."""
+    """Head 1 at step 1 gets keys that say where the texture is plainest; here: patches of the target, planted through
+    the q and k hooks.
+    """
     model = fresh(CONFIG, 0).eval()
     model.origin = Origin("planted")
     grids = torch.stack([data[i][2][4::8, 4::8].flatten() == data[i][1] + 1 for i in range(len(data))])
@@ -147,7 +152,7 @@ def test_a_planted_head_of_a_real_model_is_found(data) -> None:
         found = game.measure(model, subset, thumbnails=False, batch_size=20)
     from analyses.pointing_game import best_head
 
-    assert float(found["hit_ratio"].sel(dict(step=1, head=1, tolerance=0, target="class", average="micro"))) == 1.0
+    assert float(found["hit_ratio"].sel(step=1, head=1, radius=0, target="class", average="micro")) == 1.0
     best = best_head(found)
     assert (best["step"], best["head"], best["held_out"]) == (1, 1, 1.0)
 
@@ -158,7 +163,7 @@ def test_upsampled_nearest_to_the_patches(model, data) -> None:
     attention = torch.zeros(4, 1, 1, 64)
     attention[..., 27] = 1
     for mode in ("bilinear", "bicubic"):
-        hit = game.hits_upsampled(attention, game.score_table(masks, labels, 8), 64, mode)[0, 0, :, 0, 0]
+        hit = pointing.hits_upsampled(attention, pointing.score_table(masks, labels, 8), 64, mode)[0, 0, :, 0, 0]
         inside = masks[:, 24:32, 24:32] == (labels + 1)[:, None, None]
         sure = inside.flatten(1).all(1) | ~inside.flatten(1).any(1)
         assert (hit[sure] == inside.flatten(1).any(1)[sure].float()).all()
@@ -168,26 +173,24 @@ def test_same_seed_same_result_and_any_batch_size(model, data, result) -> None:
     again = game.measure(model, data, control=model, upsample="bicubic", batch_size=16)
     changing = ("created", "command", "seconds", "machine")
     assert again.drop_attrs().identical(result.drop_attrs())
-    assert {k: v for k, v in again.attrs.items() if k not in changing} == {k: v for k, v in result.attrs.items() if k not in changing}
+    assert {k: v for k, v in again.attrs.items() if k not in changing} == {
+        k: v for k, v in result.attrs.items() if k not in changing
+    }
     other = game.measure(model, data, batch_size=7, thumbnails=False)
     assert np.allclose(other["hit_ratio"], result["hit_ratio"], atol=1e-6)
 
 
 def saved(model, path: Path) -> Path:
-    checkpoint.save(path, model, ema=None, data="shapes", metrics={}, init_sha256=checkpoint.state_sha256(model.state_dict()), provenance={"seed": 0})
+    checkpoint.save(
+        path,
+        model,
+        ema=None,
+        data="shapes",
+        metrics={},
+        init_sha256=checkpoint.state_sha256(model.state_dict()),
+        provenance={"seed": 0},
+    )
     return path
-
-
-def test_two_processes_give_the_result_of_one(model, tmp_path: Path) -> None:
-    source = saved(model, tmp_path / "ckpt.pt")
-    results = []
-    for name, launch in (("one", []), ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"])):
-        command = [sys.executable, *launch, "-m", "probes.pointing_game", str(source), "--limit", "70", "--batch-size", "16", "--device", "cpu"]
-        done = subprocess.run([*command, "--out", str(tmp_path / f"{name}.nc")], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        results.append(xr.load_dataset(tmp_path / f"{name}.nc", engine="h5netcdf"))
-    assert results[0].sizes["image"] == 70
-    assert results[0].drop_attrs().identical(results[1].drop_attrs())
 
 
 def test_a_full_disk_is_one_sentence_and_the_old_result_stays(model, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +13,27 @@ import pytest
 import torch
 import xarray as xr
 
-from models import ViTConfig, checkpoint, load, masks, open_data, recipe, run_folder
-from models.checkpoint import Origin, fresh
+from models import ViTConfig, checkpoint, load, loop, masks, open_data, recipe, run_folder
+from models.checkpoint import fresh
 from models.errors import InputError
+from models.origin import Origin
 from probes import prune
+from probes.methods import lottery, rounds
+from probes.methods.plan import Plan
 from tests.reference import slow_prune
 
-CONFIG = ViTConfig(image_size=32, patch_size=16, d_model=8, n_heads=2, n_steps=3, n_classes=20, init="xavier", mean=(0.5,) * 3, std=(0.5,) * 3)
-PLAN = prune.Plan(rounds=2, epochs=2, graft_epochs=1, batch_size=16, optimizer="adamw", replicates=2)
+CONFIG = ViTConfig(
+    image_size=32,
+    patch_size=16,
+    d_model=8,
+    n_heads=2,
+    n_steps=3,
+    n_classes=20,
+    init="xavier",
+    mean=(0.5,) * 3,
+    std=(0.5,) * 3,
+)
+PLAN = Plan(rounds=2, epochs=2, graft_epochs=1, batch_size=16, optimizer="adamw", replicates=2)
 
 
 @pytest.fixture(scope="module")
@@ -28,21 +41,30 @@ def data():
     return [open_data("shapes-easy:64", split, like=CONFIG) for split in ("train", "val")]
 
 
-def lottery(data, out: Path, plan: prune.Plan = PLAN, config: ViTConfig = CONFIG) -> prune.Lottery:
+def new_game(data, out: Path, plan: Plan = PLAN, config: ViTConfig = CONFIG) -> rounds.Lottery:
     model = fresh(config, 0)
     model.origin = Origin("planted", "init")
-    return prune.Lottery(model, data[0], data[1], plan, out, 100)
+    return rounds.Lottery(model, data[0], data[1], plan, out, 100)
 
 
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory):
-    game = lottery(data, tmp_path_factory.mktemp("prune"))
+    game = new_game(data, tmp_path_factory.mktemp("prune"))
     game.play()
     return game
 
 
-def all_masks(game: prune.Lottery) -> list[torch.Tensor]:
+def all_masks(game: rounds.Lottery) -> list[torch.Tensor]:
     return [game.masks(number)[0] for number in range(game.plan.rounds + 1)]
+
+
+class Doubled(rounds.Lottery):
+    """Rounds in double precision; a checkpoint is read in single precision everywhere else."""
+
+    def load(self, number: int):
+        model, content = self.untrained(), self.read(number, "ckpt")
+        model.load_state_dict(content["weights"])
+        return masks.put_on(model.eval().requires_grad_(False), masks.unpacked(content["masks"], self.config))
 
 
 @pytest.mark.parametrize("scope", ["global", "matrix"])
@@ -50,33 +72,52 @@ def test_masks_equal_those_of_appendix_g_transcribed(data, tmp_path: Path, scope
     """The whole loop against the slow one, in double precision: one graft after the other, masks applied by hand."""
     torch.set_default_dtype(torch.float64)
     try:
-        game = lottery(data, tmp_path, replace(PLAN, scope=scope, replicates=1, optimizer="adamw"))
-        game.images, game.val = game.images.double(), (game.val[0].double(), game.val[1])
+        game = Doubled(
+            new_game(data, tmp_path / "unused").model.double(),
+            *data,
+            replace(PLAN, scope=scope, replicates=1, optimizer="adamw"),
+            tmp_path,
+            100,
+        )
+        game.train_set, game.val_set = (replace(s, images=s.images.double()) for s in (game.train_set, game.val_set))
         game.play()
-        init = game.untrained_source()
+        init = game.untrained()
 
         def batches(number: int, kind: int, epochs: float, lr: float) -> list:
-            per_epoch = len(game.labels) // 16
-            updates = round(per_epoch * epochs)
+            order = loop.Order(64, 16, PLAN.seed, number, kind)
+            updates = round(order.per_epoch * epochs)
             optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr)
-            schedule = recipe.schedule(optimizer, replace(recipe.RECIPES["plain"], batch_size=16), updates, per_epoch)
-            found = []
-            for update, (images, labels) in enumerate(game.batches(0, updates, (number, kind))):
+            plain = replace(recipe.RECIPES["plain"], batch_size=16, lr=lr)
+            schedule = recipe.schedule(optimizer, plain, updates, order.per_epoch)
+            given = []
+            for update in range(updates):
                 schedule.step_update(update)
-                found.append((images, labels, optimizer.param_groups[0]["lr"]))
-            return found
+                epoch, places, _ = order.batch(update)
+                batch = game.train_set.flipped(places, PLAN.seed, number, kind, epoch, 1)
+                given.append((*batch, optimizer.param_groups[0]["lr"]))
+            return given
 
         def optimizer_of(named: dict) -> torch.optim.Optimizer:
             kept = ("pos_embed", "cls_token")
             decayed = [p for n, p in named.items() if p.ndim > 1 and n not in kept]
             rest = [p for n, p in named.items() if p.ndim <= 1 or n in kept]
             decay = 0.02 if "pos_embed" in named else 0.05
-            return torch.optim.AdamW([{"params": decayed, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}], 1.0)
+            return torch.optim.AdamW(
+                [{"params": decayed, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}], 1.0
+            )
 
         slow = slow_prune.rounds(
-            copy.deepcopy(init), init, all_masks(game)[0], 2, PLAN.rate, scope, lambda p: batches(p, prune.TRAIN, PLAN.epochs, PLAN.lr),
-            lambda p: batches(p, prune.GRAFT, PLAN.graft_epochs, PLAN.graft_lr), optimizer_of, recipe.RECIPES["plain"].clip,
-        )  # fmt: skip
+            copy.deepcopy(init),
+            init,
+            all_masks(game)[0],
+            2,
+            PLAN.rate,
+            scope,
+            lambda p: batches(p, rounds.TRAIN, PLAN.epochs, PLAN.lr),
+            lambda p: batches(p, rounds.GRAFT, PLAN.graft_epochs, PLAN.graft_lr),
+            optimizer_of,
+            recipe.RECIPES["plain"].clip,
+        )
         for ours, theirs in zip(all_masks(game)[1:], slow, strict=True):
             assert torch.equal(ours, theirs)
     finally:
@@ -85,13 +126,12 @@ def test_masks_equal_those_of_appendix_g_transcribed(data, tmp_path: Path, scope
 
 @pytest.mark.parametrize("scope", ["global", "matrix"])
 def test_exactly_the_floor_goes_each_round_and_ties_go_by_position(scope: str) -> None:
-    game = object.__new__(prune.Lottery)
-    game.plan, game.sizes = replace(PLAN, scope=scope, rate=0.29), masks.sizes(CONFIG)
-    n = sum(game.sizes.values())
+    groups = lottery.groups(CONFIG, scope)
+    n = sum(groups)
     kept = torch.rand(4, n) < torch.tensor([1.0, 0.7, 0.5, 0.1])[:, None]
     weights = torch.randint(0, 5, (4, n)).float()  # many ties
-    after = game.smallest_removed(weights, kept)
-    groups = [n] if scope == "global" else list(game.sizes.values())
+    after = lottery.without_smallest(weights, kept, 0.29, groups)
+    assert groups == ([n] if scope == "global" else [192, 64, 256, 256])
     for before, now, value in zip(*(t.split(groups, 1) for t in (kept, after, weights)), strict=True):
         for row in range(4):
             assert int(before[row].sum()) - int(now[row].sum()) == int(before[row].sum()) * 29 // 100
@@ -105,15 +145,15 @@ def test_exactly_the_floor_goes_each_round_and_ties_go_by_position(scope: str) -
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_pruned_weights_get_no_update_and_no_decay(data, tmp_path: Path, optimizer: str) -> None:
-    game = lottery(data, tmp_path, replace(PLAN, optimizer=optimizer))
-    chosen = torch.rand(3, sum(game.sizes.values())) < 0.4
-    game.train_under(chosen, tmp_path / "trained.pt", (0, 0), "model")
-    trained = load(tmp_path / "trained.pt", weights="raw")
+    game = new_game(data, tmp_path, replace(PLAN, optimizer=optimizer))
+    chosen = torch.rand(3, sum(masks.sizes(CONFIG).values())) < 0.4
+    game.train_under(chosen, 0, "trained", "model")
+    trained = load(game.path(0, "trained"), weights="raw")
     weights = masks.joined({name: trained.core[0].get_parameter(name) for name in masks.WEIGHTS.values()})
-    start = masks.joined({name: game.init[f"core.0.{name}"] for name in masks.WEIGHTS.values()})
+    start = masks.joined({name: game.model.core[0].get_parameter(name) for name in masks.WEIGHTS.values()})
     assert (weights[~chosen.any(0)] == 0).all()
     assert (weights[chosen.any(0)] != start[chosen.any(0)]).float().mean() > 0.99
-    grafts, _ = game.grafted(trained.requires_grad_(False), range(3), chosen, 0, prune.GRAFT, "grafts")
+    grafts, _ = game.grafted(trained.requires_grad_(False), range(3), chosen, 0, rounds.GRAFT, "grafts")
     assert (grafts[~chosen] == 0).all()
     assert (grafts[chosen] != start.expand(3, -1)[chosen]).float().mean() > 0.99
 
@@ -131,27 +171,33 @@ def test_the_result_says_what_its_masks_say(finished) -> None:
         expected.append(expected[-1] - int(expected[-1] * 0.2))
     assert found["kept"].values.tolist() == [[k] * 3 for k in expected]
     a, b = bits[2, 0], bits[2, 1]
-    assert float(found["jaccard"].sel(dict(round=2, weight="all", step=0, other_step=1))) == pytest.approx((a & b).sum() / (a | b).sum())
+    assert float(found["jaccard"].sel(round=2, weight="all", step=0, other_step=1)) == pytest.approx(
+        (a & b).sum() / (a | b).sum()
+    )
     last = load(finished.path(2, "ckpt"), weights="raw")
     assert finished.accuracy(last) == pytest.approx(float(found["accuracy"][2]))
     assert (masks.taken_from(last) == all_masks(finished)[2]).all()
-    assert found["replicate_jaccard"].sizes["pair"] == 1 and 0 < float(found["replicate_jaccard"].sel(round=2, weight="all")[0]) < 1
+    assert (
+        found["replicate_jaccard"].sizes["pair"] == 1
+        and 0 < float(found["replicate_jaccard"].sel(round=2, weight="all")[0]) < 1
+    )
 
 
-def test_stopped_anywhere_it_ends_in_the_same_masks_and_rewrites_no_finished_round(data, finished, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(prune, "SAVE_EVERY", -1)  # save after every update
-    real, left = prune.State.advance, [0]
+def test_stopped_anywhere_it_ends_in_the_same_masks_and_rewrites_no_finished_round(
+    data, finished, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(loop, "SAVE_EVERY", -1)  # save after every update
+    left = [0]
 
-    def stop(self, *args, **kwargs) -> None:
-        real(self, *args, **kwargs)
+    def stop(self) -> None:
         left[0] -= 1
         if left[0] == 0:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(prune.State, "advance", stop)
+    monkeypatch.setattr(loop.Loop, "stop_if_asked", stop)
     written: dict[Path, int] = {}
     for left[0] in (3, 7, 2, 11, 5, 0):
-        game = lottery(data, tmp_path)
+        game = new_game(data, tmp_path)
         if left[0]:
             with pytest.raises(KeyboardInterrupt):
                 game.play()
@@ -171,16 +217,21 @@ def test_replicates_differ_by_data_order_alone(finished) -> None:
     steps, replicates = finished.masks(1)
     own = steps[finished.replicated]
     assert not torch.equal(replicates[0], own)
-    again, _ = finished.grafted(finished.load(0), [finished.replicated], torch.ones_like(own)[None], 0, prune.GRAFT + 1, "again")
-    assert torch.equal(finished.smallest_removed(again, torch.ones_like(own)[None])[0], replicates[0])
+    again, _ = finished.grafted(
+        finished.load(0), [finished.replicated], torch.ones_like(own)[None], 0, rounds.GRAFT + 1, "again"
+    )
+    assert torch.equal(finished.without_smallest(again, torch.ones_like(own)[None])[0], replicates[0])
 
 
 def test_controls(finished) -> None:
-    chosen, sizes = finished.masks(2)[0], list(finished.sizes.values())
+    chosen, sizes = finished.masks(2)[0], list(masks.sizes(CONFIG).values())
     for name in ("random", "shuffled", "union", "shared"):
         found = finished.control(name)
         assert list(found["round"].values) == [1, 2] and ((found["accuracy"] >= 0) & (found["accuracy"] <= 1)).all()
-    taken = {name: masks.taken_from(load(finished.path(2, name), weights="raw")) for name in ("random", "shuffled", "union", "shared")}
+    taken = {
+        name: masks.taken_from(load(finished.path(2, name), weights="raw"))
+        for name in ("random", "shuffled", "union", "shared")
+    }
     for part, other in zip(chosen.split(sizes, 1), taken["random"].split(sizes, 1), strict=True):
         assert torch.equal(part.sum(1), other.sum(1))
     assert not torch.equal(taken["random"], chosen)
@@ -200,7 +251,7 @@ def test_swap_has_the_own_accuracy_on_its_diagonal(finished) -> None:
 
 def test_a_stacked_vit_is_pruned_layer_by_layer(data, tmp_path: Path) -> None:
     config = ViTConfig.from_dict(CONFIG.to_dict() | {"n_blocks": 3})
-    game = lottery(data, tmp_path, replace(PLAN, rounds=1, replicates=1), config)
+    game = new_game(data, tmp_path, replace(PLAN, rounds=1, replicates=1), config)
     game.play()
     assert game.masks(1)[0].sum(1).unique().numel() == 1
     assert load(game.path(1, "ckpt"), weights="raw").config.n_blocks == 3
@@ -208,7 +259,7 @@ def test_a_stacked_vit_is_pruned_layer_by_layer(data, tmp_path: Path) -> None:
 
 
 def test_groups_of_grafts_give_the_same_masks(data, finished, tmp_path: Path) -> None:
-    game = lottery(data, tmp_path, replace(PLAN, grafts_at_once=2))
+    game = new_game(data, tmp_path, replace(PLAN, grafts_at_once=2))
     game.play()
     same = [(a == b).float().mean() for a, b in zip(all_masks(game), all_masks(finished), strict=True)]
     assert min(same) > 0.999  # batched products of another size may round differently
@@ -217,16 +268,30 @@ def test_groups_of_grafts_give_the_same_masks(data, finished, tmp_path: Path) ->
 def test_a_pruned_model_can_be_fine_tuned(finished) -> None:
     model = load(finished.path(2, "ckpt"), weights="raw").train()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    before = torch.nn.functional.cross_entropy(model(finished.images), finished.labels)
+    images, labels = finished.train_set.images, finished.train_set.labels
+    before = torch.nn.functional.cross_entropy(model(images), labels)
     for _ in range(5):
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(finished.images), finished.labels).backward()
+        torch.nn.functional.cross_entropy(model(images), labels).backward()
         optimizer.step()
-    assert torch.nn.functional.cross_entropy(model(finished.images), finished.labels) < before
+    assert torch.nn.functional.cross_entropy(model(images), labels) < before
     assert (masks.taken_from(model) == finished.masks(2)[0]).all()
 
 
-COMMAND = ["-m", "probes.prune", "--steps", "1", "--data", "shapes-easy:128", "--fields", "d_model=8", "n_heads=2", "n_steps=3", "--batch-size", "16"]
+COMMAND = [
+    "-m",
+    "probes.prune",
+    "--steps",
+    "1",
+    "--data",
+    "shapes-easy:128",
+    "--fields",
+    "d_model=8",
+    "n_heads=2",
+    "n_steps=3",
+    "--batch-size",
+    "16",
+]
 COMMAND += ["--epochs", "12", "--graft-epochs", "3", "--replicates", "1", "--val-limit", "50", "--device", "cpu"]
 
 
@@ -239,7 +304,9 @@ def test_the_command_killed_and_resumed_ends_in_the_same_masks(tmp_path: Path) -
     assert straight.returncode == 0, straight.stderr
     assert "round   1" in straight.stdout and "replicates" in straight.stdout
     out = tmp_path / "killed"
-    process = subprocess.Popen([sys.executable, *COMMAND, "--out", str(out)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, *COMMAND, "--out", str(out)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
     while process.poll() is None and not run_folder.pruning_round(out, 0).exists():
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
@@ -249,7 +316,10 @@ def test_the_command_killed_and_resumed_ends_in_the_same_masks(tmp_path: Path) -
     changed = call(out, "--resume", "--seed", "1")
     assert changed.returncode == 2 and "same options" in changed.stderr
     assert call(out, "--resume").returncode == 0
-    ours, theirs = (xr.load_dataset(run_folder.result(folder, "prune"), engine="h5netcdf") for folder in (out, tmp_path / "straight"))
+    ours, theirs = (
+        xr.load_dataset(run_folder.result(folder, "prune"), engine="h5netcdf")
+        for folder in (out, tmp_path / "straight")
+    )
     assert ours.drop_attrs().identical(theirs.drop_attrs())
     assert load(out / "ckpt.pt").config.n_steps == 3
     finished = call(out, "--resume")
@@ -261,9 +331,9 @@ def test_bad_options_are_one_sentence(data, tmp_path: Path) -> None:
         with pytest.raises(InputError):
             replace(PLAN, **plan)
     with pytest.raises(InputError, match="fewer than one batch"):
-        lottery(data, tmp_path, replace(PLAN, batch_size=1000))
+        new_game(data, tmp_path, replace(PLAN, batch_size=1000))
     with pytest.raises(InputError, match="no finished round 7"):
-        lottery(data, tmp_path).control("random", at=[7])
+        new_game(data, tmp_path).control("random", at=[7])
     with pytest.raises(InputError, match="holds no pruning run"):
         prune.kept_options(tmp_path)
 
@@ -274,18 +344,21 @@ def test_rewinding_to_a_checkpoints_initialisation(tmp_path: Path) -> None:
     with torch.no_grad():
         model.head.weight.add_(1)
     source = tmp_path / "ckpt.pt"
-    checkpoint.save(source, model, data="shapes-easy:64", init_sha256=checkpoint.state_sha256(init), provenance={"seed": 5})
-    options = {"source": str(source), "data": None, "fields": [], "preset": ""}
-    rewound, train_data, _ = prune.opened(options, 0, torch.device("cpu"))
-    assert all(torch.equal(value, init[name]) for name, value in rewound.state_dict().items())
-    assert len(train_data) == 64
+    checkpoint.save(
+        source, model, data="shapes-easy:64", init_sha256=checkpoint.state_sha256(init), provenance={"seed": 5}
+    )
+    plan = asdict(replace(PLAN, batch_size=16))
+    options = {"source": str(source), "data": None, "fields": [], "preset": "", "val_limit": 50, "plan": plan}
+    game = prune.opened(options, tmp_path / "out", "cpu")
+    assert all(torch.equal(value, init[name]) for name, value in game.model.state_dict().items())
+    assert len(game.train_set) == 64
 
 
-def test_a_result_without_its_rounds_is_neither_continued_nor_written_over(tmp_path: Path) -> None:
+def test_a_result_without_its_rounds_is_neither_continued_nor_written_over(tmp_path: Path, command) -> None:
     (tmp_path / "prune.nc").write_bytes(b"a result")
     for more in (["--resume"], ["--control", "random"]):
-        done = subprocess.run([sys.executable, "-m", "probes.prune", "--out", str(tmp_path), *more], capture_output=True, text=True)
-        assert done.returncode == 2 and "without its rounds" in done.stderr and "Traceback" not in done.stderr
+        code, _, complaint = command("probes.prune", "--out", tmp_path, *more)
+        assert code == 2 and "without its rounds" in complaint
     assert (tmp_path / "prune.nc").read_bytes() == b"a result"
 
 

@@ -1,8 +1,6 @@
 """Run with: pytest tests/probes/test_recurrence.py"""
 
 import dataclasses
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +9,9 @@ import torch
 import xarray as xr
 
 from models import ViTConfig, checkpoint, open_data
-from models.checkpoint import Origin, fresh
+from models.checkpoint import fresh
 from models.errors import InputError
+from models.origin import Origin
 from probes import recurrence as probe
 from tests.reference import slow_vit
 
@@ -53,7 +52,9 @@ def logits(model, data) -> torch.Tensor:
     """[image state class] from the reference model, each number of steps run anew, in float64."""
     weights = {name: value.double() for name, value in model.state_dict().items()}
     images = [data[i][0].double() for i in range(len(data))]
-    return torch.stack([torch.stack([slow_vit.forward(image, weights, model.config, k) for k in range(13)]) for image in images])
+    return torch.stack(
+        [torch.stack([slow_vit.forward(image, weights, model.config, k) for k in range(13)]) for image in images]
+    )
 
 
 def test_every_curve_equals_running_a_slow_model_anew_for_every_number_of_steps(result, logits, data) -> None:
@@ -70,7 +71,10 @@ def test_every_curve_equals_running_a_slow_model_anew_for_every_number_of_steps(
 
 
 def test_k_equal_to_t_is_the_plain_forward(result, model, data) -> None:
-    images, labels = torch.stack([data[i][0] for i in range(len(data))]), torch.tensor([data[i][1] for i in range(len(data))])
+    images, labels = (
+        torch.stack([data[i][0] for i in range(len(data))]),
+        torch.tensor([data[i][1] for i in range(len(data))]),
+    )
     with torch.no_grad():
         answer = model(images).argmax(-1)
     assert float(result["accuracy"].sel(state=3)) == pytest.approx((answer == labels).double().mean().item())
@@ -138,7 +142,9 @@ def test_bad_input_is_one_sentence(model, data) -> None:
     with pytest.raises(InputError, match="no classifier"):
         probe.measure(made_headless(), data)
     strange = made(data)
-    strange.config = dataclasses.replace(strange.config, classes=tuple(f"other {i}" for i in range(strange.config.n_classes)))
+    strange.config = dataclasses.replace(
+        strange.config, classes=tuple(f"other {i}" for i in range(strange.config.n_classes))
+    )
     with pytest.raises(InputError, match="has no class"):
         probe.measure(strange, data)
 
@@ -149,17 +155,14 @@ def made_headless():
     return model
 
 
-def test_the_command_writes_its_result_and_a_second_run_the_same(model, tmp_path: Path) -> None:
-    source = tmp_path / "ckpt.pt"
+def test_the_command_writes_its_result_and_its_figure(model, tmp_path: Path, command) -> None:
+    source, figure = tmp_path / "ckpt.pt", tmp_path / "figure.html"
     checkpoint.save(source, model, data="shapes-easy", provenance={"seed": 0})
-    results = []
-    for launch in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]):
-        command = [sys.executable, *launch, "-m", "probes.recurrence", str(source), "--limit", "70", "--batch-size", "16", "--device", "cpu"]
-        done = subprocess.run([*command, "--max-steps", "5", "--no-control"], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert "recurrence: 70 images, chance 5.0 %, trained for 3 steps" in done.stdout and "step 5 " in done.stdout
-        results.append(xr.load_dataset(tmp_path / "recurrence.nc", engine="h5netcdf"))
-    for name in results[0]:
-        assert np.allclose(results[0][name], results[1][name], rtol=1e-12, equal_nan=True), name
-    refused = subprocess.run([sys.executable, "-m", "probes.recurrence", str(source), "--max-steps", "2"], capture_output=True, text=True)
-    assert refused.returncode == 2 and "--max-steps is 2" in refused.stderr and "Traceback" not in refused.stderr
+    options = ("--limit", 70, "--batch-size", 16, "--device", "cpu", "--max-steps", 5, "--no-control")
+    code, printed, _ = command("probes.recurrence", source, *options, "--figure", figure)
+    assert code == 0 and figure.stat().st_size > 10_000
+    assert "recurrence: 70 images, chance 5.0 %, trained for 3 steps" in printed and "step 5 " in printed
+    result = xr.load_dataset(tmp_path / "recurrence.nc", engine="h5netcdf")
+    assert result.sizes["state"] == 6 and result.attrs["checkpoint_sha256"]
+    code, _, complaint = command("probes.recurrence", source, "--max-steps", 2)
+    assert code == 2 and "--max-steps is 2" in complaint

@@ -1,19 +1,18 @@
 """Run with: pytest tests/probes/test_trajectories.py"""
 
 import dataclasses
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import xarray as xr
 
 from models import ViTConfig, checkpoint, open_data
-from models.checkpoint import Origin, fresh
+from models.checkpoint import fresh
 from models.errors import InputError
+from models.origin import Origin
 from probes import trajectories as probe
+from probes.probe import Pass
 
 CONFIG = ViTConfig.preset("bvit_easy", n_steps=3, d_model=16, n_heads=2, n_classes=20)
 
@@ -75,7 +74,11 @@ def test_one_fit_places_all_states(monkeypatch, states) -> None:
 
     fitted = []
     whole = pacmap.PaCMAP.fit_transform
-    monkeypatch.setattr(pacmap.PaCMAP, "fit_transform", lambda self, rows, **options: fitted.append(len(rows)) or whole(self, rows, **options))
+    monkeypatch.setattr(
+        pacmap.PaCMAP,
+        "fit_transform",
+        lambda self, rows, **options: fitted.append(len(rows)) or whole(self, rows, **options),
+    )
     assert probe.pacmap_of(states, 10, 0).shape == (60, 4, 2)
     assert fitted == [1 + 60 * 3]
 
@@ -99,9 +102,9 @@ def test_neighbours_share_a_label_as_often_as_a_search_by_hand_finds(result, sta
 def test_the_mean_token_is_the_mean_of_the_patches(model, data, states) -> None:
     with torch.no_grad():
         z = model.embed(torch.stack([data[i][0] for i in range(len(data))]))
-    seen, _ = probe.watch(model, data, "mean", batch_size=7, workers=0, label="")
-    assert np.allclose(seen[:, 0], z[:, CONFIG.n_prefix :].mean(1), atol=1e-6)
-    assert np.allclose(probe.watch(model, data, "cls", batch_size=7, workers=0, label="")[0], states, atol=1e-5)
+    of_token = {token: Pass(data, 7).over(lambda b, t=token: probe.read(model, b, t)) for token in ("mean", "cls")}
+    assert np.allclose(of_token["mean"]["states"][:, 0], z[:, CONFIG.n_prefix :].mean(1), atol=1e-6)
+    assert np.allclose(of_token["cls"]["states"], states, atol=1e-5)
     found = probe.measure(model, data, token="mean", thumbnails=False)
     assert found.attrs["token"] == "mean" and not (found["pca"].sel(state=0) == found["pca"].sel(state=0)[0]).all()
     assert "thumbnail" not in found
@@ -149,16 +152,11 @@ def test_a_model_and_data_with_other_classes_will_do(data) -> None:
     assert len(probe.measure(model, data, thumbnails=False).attrs["classes"]) == 20
 
 
-def test_the_command_gives_one_result_on_one_and_two_processes(model, tmp_path: Path) -> None:
+def test_the_command_prints_its_table_and_refuses_too_few_images(model, tmp_path: Path, command) -> None:
     source = tmp_path / "ckpt.pt"
     checkpoint.save(source, model, data="shapes-easy", provenance={"seed": 0})
-    results = []
-    for launch in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]):
-        command = [sys.executable, *launch, "-m", "probes.trajectories", str(source), "--images", "40", "--batch-size", "8", "--device", "cpu"]
-        done = subprocess.run([*command, "--no-control"], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert "trajectories: 40 images x 4 states of the cls token" in done.stdout and "chance" in done.stdout
-        results.append(xr.load_dataset(tmp_path / "trajectories.nc", engine="h5netcdf"))
-    assert results[0].drop_attrs().identical(results[1].drop_attrs())
-    refused = subprocess.run([sys.executable, "-m", "probes.trajectories", str(source), "--limit", "5"], capture_output=True, text=True)
-    assert refused.returncode == 2 and "5 images are too few" in refused.stderr and "Traceback" not in refused.stderr
+    options = ("--images", 40, "--batch-size", 8, "--device", "cpu", "--no-control")
+    code, printed, _ = command("probes.trajectories", source, *options)
+    assert code == 0 and "trajectories: 40 images x 4 states of the cls token" in printed and "chance" in printed
+    code, _, complaint = command("probes.trajectories", source, "--limit", 5)
+    assert code == 2 and "5 images are too few" in complaint

@@ -6,7 +6,9 @@ import numpy as np
 
 
 def hit(attention: np.ndarray, mask: np.ndarray, wanted, patch: int, radius: float) -> float:
-    """One image, one map: attention [row column], mask [y x], wanted(mask value) -> bool; NaN if it points at an ignored pixel."""
+    """One image, one map: attention [row column], mask [y x], wanted(mask value) -> bool; NaN if it points at an
+    ignored pixel.
+    """
     scores, ignored = [], 0
     top = attention.max()
     for row in range(attention.shape[0]):
@@ -60,4 +62,6 @@ def micro(values: list[float]) -> float:
 
 
 def macro(values: list[float], labels: list[int]) -> float:
-    return micro([micro([v for v, label in zip(values, labels, strict=True) if label == c]) for c in sorted(set(labels))])
+    return micro(
+        [micro([v for v, label in zip(values, labels, strict=True) if label == c]) for c in sorted(set(labels))]
+    )

@@ -1,4 +1,5 @@
-"""Step-specific lottery pruning, transcribed literally from the paper's appendix G: one graft after the other, masks applied by hand.
+"""Step-specific lottery pruning, transcribed literally from the paper's appendix G: one graft after the other, masks
+applied by hand.
 
 Nothing here is shared with the code under test but the model's block and the names of its weights.
 """
@@ -7,8 +8,6 @@ import copy
 
 import torch
 import torch.nn.functional as F
-
-from models.hooks import Step
 
 PRUNABLE = ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight")
 
@@ -37,9 +36,7 @@ def run(model, blocks, images):
     """Logits of a model whose step t uses blocks[t]."""
     z = model.embed(images)
     for t, block in enumerate(blocks):
-        config = model.config
-        step = Step(block, is_centred=config.norm == "ln", eps=config.norm_eps, has_step_embedding=config.step_embedding != "none")
-        z = step(z, model.step_embedding(t))
+        z = block(z, model.blocks[t], model.step_embedding(t))  # the block itself, past the step's masks
     return model.read_out(z)
 
 
@@ -67,8 +64,8 @@ def smallest(graft, row, rate, config, scope):
 def rounds(model, init, rows, n_rounds, rate, scope, batches_of, graft_batches_of, optimizer_of, limit):
     """Yields (masks, logits function's blocks) after every round: masks [step weight].
 
-    `init` is the untrained model; `batches_of(p)` and `graft_batches_of(p)` give lists of (images, labels, lr); `optimizer_of(named
-    parameters)` makes an optimiser.
+    `init` is the untrained model; `batches_of(p)` and `graft_batches_of(p)` give lists of (images, labels, lr);
+    `optimizer_of(named parameters)` makes an optimiser.
     """
     config = model.config
     for p in range(n_rounds):

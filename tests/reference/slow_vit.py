@@ -13,7 +13,10 @@ def norm(x: Tensor, weights: dict[str, Tensor], name: str, config: ViTConfig) ->
     if config.norm == "rms":
         return x / (x.pow(2).mean(-1, keepdim=True) + config.norm_eps).sqrt() * weights[f"{name}.weight"]
     centred = x - x.mean(-1, keepdim=True)
-    return centred / (centred.pow(2).mean(-1, keepdim=True) + config.norm_eps).sqrt() * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+    return (
+        centred / (centred.pow(2).mean(-1, keepdim=True) + config.norm_eps).sqrt() * weights[f"{name}.weight"]
+        + weights[f"{name}.bias"]
+    )
 
 
 def linear(x: Tensor, weights: dict[str, Tensor], name: str) -> Tensor:
@@ -54,7 +57,9 @@ def forward(image: Tensor, weights: dict[str, Tensor], config: ViTConfig, n_step
             z = z + weights["step_embed"][min(t, config.n_steps - 1)]
         if config.step_embedding == "sinusoidal":
             z = z + sinusoid(t, config.d_model, z)
-        z = z + attention(norm(z, weights, f"{block}.norm1", config), weights, block, config) * weights.get(f"{block}.ls1.gamma", 1)
+        z = z + attention(norm(z, weights, f"{block}.norm1", config), weights, block, config) * weights.get(
+            f"{block}.ls1.gamma", 1
+        )
         z = z + mlp(norm(z, weights, f"{block}.norm2", config), weights, block) * weights.get(f"{block}.ls2.gamma", 1)
     pooled = z[0] if config.pool == "cls" else z[1 + config.n_registers :].mean(0)
     return linear(norm(pooled, weights, "norm", config), weights, "head")

@@ -1,9 +1,10 @@
 """Train all grafts of one pruning round in one pass over the data.
 
-A graft is the block's initialisation under one step's mask, trained at that step alone while the model around it is frozen. The grafts do
-not depend on each other. Steps before a graft are shared and need no gradient; the T graft blocks run as one batched block; and behind
-them all diverged runs pass each step as one batch, because its frozen weights are the same for all. That is 179 block
-passes where one after the other takes 234 (T = 12), with the same gradients.
+A graft is the block's initialisation under one step's mask, trained at that step alone while the model around it is
+frozen. The grafts do not depend on each other. Steps before a graft are shared and need no gradient; the T graft
+blocks run as one batched block; and behind them all diverged runs pass each step as one batch, because its frozen
+weights are the same for all. That is 179 block passes where one after the other takes 234 (T = 12), with the same
+gradients.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.config import ViTConfig
 from models.masks import WEIGHTS, split
@@ -34,35 +36,18 @@ def masked(grafts: Stack, masks: Tensor, config: ViTConfig) -> Stack:
     return grafts | {WEIGHTS[name]: grafts[WEIGHTS[name]] * mask for name, mask in split(masks, config).items()}
 
 
-def stacked_block(h: Tensor, w: Stack, config: ViTConfig) -> Tensor:
-    """B(h) with weights of its own for each graft: [graft batch pos d_model] -> the same. The arithmetic of `models.block.Block`."""
-    u = h + scaled(attention(norm(h, w, "norm1", config), w, config), w, "ls1")
-    hidden = F.gelu(linear(norm(u, w, "norm2", config), w, "mlp.fc1"))
-    return u + scaled(linear(hidden, w, "mlp.fc2"), w, "ls2")
+def stacked_block(model: BViT, h: Tensor, grafts: Stack) -> Tensor:
+    """B(h) with weights of its own for each graft: [graft batch pos d_model] -> the same.
 
+    Fused attention has no batching rule, so vmap takes the plain one.
+    """
+    step, block = model.blocks[0], model.core[0]
 
-def attention(x: Tensor, w: Stack, config: ViTConfig) -> Tensor:
-    """Multi-head attention, the grafts folded into the batch (vmap would run fused attention in a loop)."""
-    pattern = "graft batch pos (three head d) -> three (graft batch) head pos d"
-    q, k, v = rearrange(linear(x, w, "attn.qkv"), pattern, three=3, head=config.n_heads)
-    z = F.scaled_dot_product_attention(q, k, v)
-    return linear(rearrange(z, "(graft batch) head pos d -> graft batch pos (head d)", graft=len(x)), w, "attn.proj")
+    def run(weights: Stack, z: Tensor) -> Tensor:
+        return functional_call(block, weights, (z, step))
 
-
-def linear(x: Tensor, w: Stack, name: str) -> Tensor:
-    out = torch.baddbmm(w[f"{name}.bias"][:, None], x.flatten(1, 2), w[f"{name}.weight"].transpose(1, 2))
-    return out.unflatten(1, x.shape[1:3])
-
-
-def norm(x: Tensor, w: Stack, name: str, config: ViTConfig) -> Tensor:
-    weight = w[f"{name}.weight"][:, None, None]
-    if config.norm == "rms":
-        return F.rms_norm(x, x.shape[-1:], eps=config.norm_eps) * weight
-    return F.layer_norm(x, x.shape[-1:], eps=config.norm_eps) * weight + w[f"{name}.bias"][:, None, None]
-
-
-def scaled(x: Tensor, w: Stack, name: str) -> Tensor:
-    return x * w[f"{name}.gamma"][:, None, None] if f"{name}.gamma" in w else x
+    with sdpa_kernel(SDPBackend.MATH):
+        return torch.vmap(run)(grafts, h)
 
 
 def losses(model: BViT, grafts: Stack, masks: Tensor, steps: Sequence[int], images: Tensor, labels: Tensor) -> Tensor:
@@ -73,7 +58,7 @@ def losses(model: BViT, grafts: Stack, masks: Tensor, steps: Sequence[int], imag
     config = model.config
     entering = dict(enumerate(states(model, images, max(steps))))
     h = torch.stack([entering[t] for t in steps])
-    diverged = stacked_block(h, masked(grafts, masks, config), config)
+    diverged = stacked_block(model, h, masked(grafts, masks, config))
     z = diverged[:0, 0]
     for t in range(min(steps), config.n_steps):
         z = model.run_steps(z, t, t + 1) if len(z) else z
@@ -99,3 +84,11 @@ def clip(grafts: Stack, limit: float) -> None:
     factor = (limit / (squares.sqrt() + 1e-6)).clamp(max=1)
     for value in grafts.values():
         value.grad *= factor.view(-1, *[1] * (value.ndim - 1))
+
+
+def optimizer(grafts: Stack, lr: float) -> torch.optim.Optimizer:
+    """AdamW; only the grafts' matrices are decayed."""
+    decayed = [grafts[name] for name in WEIGHTS.values()]
+    rest = [value for name, value in grafts.items() if name not in WEIGHTS.values()]
+    groups = [{"params": decayed}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, weight_decay=0.05)

@@ -1,0 +1,48 @@
+"""A small data set held on the device as a whole, for loops that pass over it many times."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Subset
+
+from models.data.about import describe
+from models.data.stream import Stream, evenly
+from models.errors import InputError
+from models.loop import generator
+
+LARGEST = 16 * 2**30  # bytes
+
+
+@dataclass(frozen=True)
+class Held:
+    """images: [image 3 height width]; labels: [image]."""
+
+    images: Tensor
+    labels: Tensor
+
+    @classmethod
+    def of(cls, data: Any, device: torch.device, limit: int | None = None) -> Held:
+        """All of a data set, or `limit` of its images spread evenly; `InputError` where they would take over 16 GiB."""
+        n = len(data) if limit is None else min(limit, len(data))
+        n_bytes = n * data[0][0].numel() * 4
+        if n_bytes > LARGEST:
+            raise InputError(
+                f"{describe(data).spec} would take {n_bytes / 2**30:.0f} GiB of memory; this is a loop for small data, "
+                "choose less or smaller images"
+            )
+        subset = data if n == len(data) else Subset(data, evenly(len(data), n))
+        images, labels = zip(*((batch.images, batch.labels) for batch in Stream(subset, 500)), strict=True)
+        return cls(torch.cat(images).to(device), torch.cat(labels).to(device))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def flipped(self, places: Tensor, *keys: int) -> tuple[Tensor, Tensor]:
+        """Images and labels at `places`, each image mirrored or not as drawn from `keys` for the whole set."""
+        flips = (torch.rand(len(self), generator=generator(*keys)) < 0.5)[places].to(self.images.device)
+        images = self.images[places]
+        return torch.where(flips[:, None, None, None], images.flip(-1), images), self.labels[places]

@@ -1,0 +1,288 @@
+"""ONE resumable training loop: of a model, of pruning's models and grafts, of pictures, adapters and dictionaries.
+
+Whoever trains writes the update; the loop keeps its place. It starts where the file at `path` was left, saves every
+minute and at the end, never saves a state that is not finite, and stops between two updates when a signal asks for it.
+What is random in an update is a function of (seed, update), so a killed run ends as one that was left alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import set_seed
+from torch import Tensor
+from tqdm import tqdm
+
+from models import run_folder
+from models.checkpoint import load_plain
+from models.device import processes
+from models.errors import InputError, Stopped
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+SAVE_EVERY = 60.0  # seconds
+Part = Any  # a module or an optimiser, or a dict of tensors and plain values, which is filled in place
+
+
+class Loop:
+    """Updates of one training, each given out once: ``for update in loop: ...``.
+
+    `parts` is all that an update changes, by name. `key` is what the state was made with: a state made with other
+    values is refused, or thrown away with a word where `restart` is set; numbers named in `may_fall` may be lower than
+    before. ``mean`` averages what ``note(loss)`` is given, and is part of the state. `images` is how many an update
+    takes.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        parts: Mapping[str, Part],
+        *,
+        updates: int,
+        key: Mapping[str, Any] | None = None,
+        may_fall: Sequence[str] = (),
+        restart: bool = False,
+        stop_after: int | None = None,
+        images: int = 1,
+        unit: str = " images",
+        label: str = "",
+        accelerator: Accelerator | None = None,
+        advice: str = "lower the learning rate (--lr) and go on with --resume, or start over",
+    ):
+        self.path, self.parts, self.updates, self.images = path, parts, updates, images
+        self.key = json.loads(json.dumps(key or {}))
+        self.may_fall, self.restart, self.accelerator = may_fall, restart, accelerator
+        self.advice, self.is_main = advice, processes()[0] == 0
+        self.update, self.mean = 0, Mean()
+        if path is not None and path.exists():
+            self._restore(path)
+        self.end = updates if stop_after is None else min(updates, self.update + stop_after)
+        self.bar = dict(desc=label or None, unit=unit, unit_scale=images > 1, disable=not self.is_main)
+
+    def __iter__(self) -> Iterator[int]:
+        saved = time.monotonic()
+        shown = dict(total=self.updates * self.images, initial=self.update * self.images, mininterval=1)
+        with signals() as self._asked, tqdm(**self.bar, **shown, dynamic_ncols=True) as self.shown:
+            while self.update < self.end:
+                yield self.update
+                self.update += 1
+                self.shown.update(self.images)
+                self.stop_if_asked()
+                if time.monotonic() - saved > SAVE_EVERY:
+                    self.save()
+                    saved = time.monotonic()
+        self.save()
+
+    def note(self, loss: Tensor) -> None:
+        """A loss of this update, a number or one for each of several trainings [training]; detached."""
+        self.mean.add(loss)
+
+    def averaged(self) -> Tensor:
+        """The mean loss since the last call, over all processes; raises `InputError` where it is not finite."""
+        mean = self.mean.taken()
+        mean = mean if self.accelerator is None else self.accelerator.reduce(mean, "mean")
+        if not mean.isfinite().all():
+            self.refuse(f"the loss is not finite at update {self.update + 1}")
+        return mean
+
+    def stop_if_asked(self) -> None:
+        """Save and raise `Stopped` if a signal has come to any process. Call it where everything is between two
+        updates.
+        """
+        asked = self._asked.signal
+        if self.accelerator is not None and self.accelerator.num_processes > 1:
+            flag = torch.tensor(asked, device=self.accelerator.device)
+            asked = int(self.accelerator.gather(flag[None]).max())
+        if asked:
+            self.save()
+            raise Stopped(asked)
+
+    def save(self) -> None:
+        """Write the state, if it is finite."""
+        if self.path is None or not self.is_main:
+            return
+        parts = {name: _state(part) for name, part in self.parts.items()}
+        if not is_finite(parts):
+            self.refuse(f"weights are not finite after update {self.update}")
+        state = {"key": self.key, "update": self.update, "mean": self.mean.state(), "parts": parts}
+        run_folder.write_tensors(self.path, state)
+
+    def refuse(self, what: str) -> None:
+        """The end of a training that diverged."""
+        kept = f"the last finite state is in {self.path}" if self.path and self.path.exists() else "nothing was saved"
+        raise InputError(f"{what}; {kept}: {self.advice}")
+
+    def _restore(self, path: Path) -> None:
+        try:
+            state = load_plain(path)
+            missing = {"key", "update", "mean", "parts"} - set(state)
+            if missing:
+                raise InputError(f"{path} was not written by this version (it lacks {', '.join(sorted(missing))})")
+            self._refuse_other(path, state["key"])
+            for name, part in self.parts.items():
+                _fill(part, state["parts"][name])
+        except InputError as error:
+            if not self.restart:
+                raise
+            print(f"starting anew: {error}", file=sys.stderr)
+            return
+        self.update, self.mean = state["update"], Mean(*state["mean"])
+
+    def _refuse_other(self, path: Path, before: dict[str, Any]) -> None:
+        changed = [name for name, now in self.key.items() if before.get(name) != now]
+        changed = [name for name in changed if name not in self.may_fall or not self.key[name] < before[name]]
+        if changed:
+            started = ", ".join(f"{name}={brief(before.get(name))} (now {brief(self.key[name])})" for name in changed)
+            raise InputError(f"{path.parent} was started with {started}; resume it with the same options and data")
+
+
+def brief(value: Any) -> str:
+    """A value of a key as a message shows it."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:40]}...{text[-15:]}"
+
+
+class Mean:
+    """A running mean of losses, which waits for the device only when it is taken."""
+
+    def __init__(self, total: Tensor | None = None, count: int = 0):
+        self.total, self.count = total, count
+
+    def add(self, value: Tensor) -> None:
+        self.total = value if self.total is None else self.total.to(value) + value
+        self.count += 1
+
+    def taken(self) -> Tensor:
+        """The mean, which starts over."""
+        mean = torch.full((), math.nan) if self.total is None else self.total / self.count
+        self.total, self.count = None, 0
+        return mean
+
+    def state(self) -> tuple[Tensor | None, int]:
+        return None if self.total is None else self.total.cpu(), self.count
+
+
+def _state(part: Part) -> Any:
+    if hasattr(part, "state_dict"):
+        return part.state_dict()
+    return {name: value.detach() if isinstance(value, Tensor) else value for name, value in part.items()}
+
+
+def _fill(part: Part, state: Any) -> None:
+    if hasattr(part, "load_state_dict"):
+        part.load_state_dict(state)
+        return
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            part[name].data.copy_(value)
+        else:
+            part[name] = value
+
+
+def is_finite(content: Any) -> bool:
+    """Whether no tensor inside holds NaN or infinity."""
+    if isinstance(content, Tensor):
+        return not content.is_floating_point() or bool(content.isfinite().all())
+    if isinstance(content, Mapping):
+        return all(map(is_finite, content.values()))
+    return not isinstance(content, list | tuple) or all(map(is_finite, content))
+
+
+class Asked:
+    """The number of the signal that asked to stop; 0 while none has."""
+
+    signal = 0
+
+
+@contextmanager
+def signals() -> Iterator[Asked]:
+    """Ctrl-C and SIGTERM are noted instead of obeyed at once; a second one is obeyed."""
+    asked = Asked()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def note(number: int, frame: Any) -> None:
+        if asked.signal:
+            raise Stopped(number)
+        asked.signal = number
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Order:
+    """Which images an update takes: every epoch in an order of its own, drawn from `keys` (a seed, and what it is for).
+
+    With `repeats`, each image stands that often in a row, and an epoch has as many fewer images (repeated
+    augmentation).
+    """
+
+    def __init__(self, n: int, batch_size: int, *keys: int, repeats: int = 1):
+        self.n, self.batch_size, self.keys, self.repeats = n, batch_size, keys, repeats
+        self.per_epoch = n // batch_size
+        self._drawn: tuple[int, Tensor] = (-1, torch.empty(0))
+
+    def of_epoch(self, epoch: int) -> Tensor:
+        """[image]"""
+        if self._drawn[0] != epoch:
+            order = torch.randperm(self.n, generator=generator(*self.keys, epoch))
+            self._drawn = epoch, order.repeat_interleave(self.repeats)[: self.n]
+        return self._drawn[1]
+
+    def batch(self, update: int) -> tuple[int, Tensor, Tensor]:
+        """The epoch of an update, its images [image], and which of its repeats each is [image]."""
+        epoch, place = divmod(update, self.per_epoch)
+        places = torch.arange(place * self.batch_size, (place + 1) * self.batch_size)
+        return epoch, self.of_epoch(epoch)[places], places % self.repeats
+
+
+def share(batch: Sequence[Any], rank: int, world: int) -> list[Any]:
+    """A process's part of a batch: pairs that stand at equal distance from its two ends, in the batch's order.
+
+    So mixing, which pairs an image with its mirror in the batch, makes the same pairs whatever the number of processes.
+    """
+    if world == 1:
+        return list(batch)
+    mine = range(rank, len(batch) // 2, world)
+    return [batch[i] for i in (*mine, *(len(batch) - 1 - i for i in reversed(mine)))]
+
+
+def refuse_unequal(batch_size: int, world: int) -> None:
+    """Shares must be equal, so that the mean over processes is the mean over the batch."""
+    if world > 1 and batch_size % (2 * world):
+        raise InputError(
+            f"the batch of {batch_size} cannot be shared by {world} processes evenly and in pairs; "
+            f"choose --batch-size {math.ceil(batch_size / (2 * world)) * 2 * world}"
+        )
+
+
+def hash_of(*keys: int) -> int:
+    """A 32-bit seed from several integers, the same on every machine."""
+    return int.from_bytes(hashlib.blake2s(repr(keys).encode(), digest_size=4).digest())
+
+
+def generator(*keys: int) -> torch.Generator:
+    """A generator of its own for each combination of keys."""
+    return torch.Generator().manual_seed(hash_of(*keys))
+
+
+def seed_all(*keys: int) -> None:
+    """Seed every generator that augmentation, mixing and drop path draw from."""
+    set_seed(hash_of(*keys))

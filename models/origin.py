@@ -1,0 +1,47 @@
+"""Where a model comes from, and by what a result was made: all that provenance says, without an absolute path."""
+
+import platform
+import sys
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "timm", "transformer_lens", "numpy")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a loaded model comes from: what a result's attributes say of it."""
+
+    source: str = "in memory"
+    weights: str = "raw"
+    sha256: str = ""  # of the checkpoint file; of names and values where there is no file
+    run: Path | None = None  # the folder that holds its results
+    data: str | None = None  # the spec it was trained on
+    metrics: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+def provenance(seed: int, **more: Any) -> dict[str, Any]:
+    """Command, seed, versions and machine, as plain values."""
+    device = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return {
+        "command": " ".join(["python", *map(relative, sys.orig_argv[1:])]),
+        "seed": seed,
+        "versions": {name: version(name) for name in PACKAGES},
+        "machine": f"{platform.machine()} {torch.get_num_threads()} threads{device}",
+        **more,
+    }
+
+
+def relative(argument: str) -> str:
+    """A command-line argument without absolute paths: from here if it lies below, else its last part."""
+    separator = ":" if ":/" in argument else "@" if "@/" in argument else ""
+    head, separator, path = argument.rpartition(separator) if separator else ("", "", argument)
+    if not path.startswith("/"):
+        return argument
+    here, place = Path.cwd(), Path(path)
+    return head + separator + str(place.relative_to(here) if place.is_relative_to(here) else place.name)

@@ -1,0 +1,1 @@
+"""What several questions lean on: no command and no result file here."""

@@ -1,0 +1,370 @@
+"""The rounds of step-specific lottery pruning (appendix G of the paper): stages that are done once each, resumable."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from tqdm import tqdm
+
+from analyses import prune as analysis
+from models import checkpoint, loop, masks, origin, recipe, run_folder
+from models.data.held import Held
+from models.device import accelerator
+from models.errors import InputError
+from models.vit import BViT
+from probes.methods import grafts, lottery
+from probes.methods.plan import Plan
+from probes.probe import as_pass, attributes, save
+
+TRAIN, GRAFT = 0, 1  # what a data order is drawn for; replicate r of a graft has GRAFT + r
+ADVICE = "lower --lr or --graft-lr and start over with --force"
+
+
+class Lottery:
+    """The rounds in one folder: ``rounds/NN/ckpt.pt`` (trained under the masks of round NN), then ``pruned.pt`` (the
+    next).
+
+    Each is written once, so what is there is finished; ``last.*.pt`` hold the training in progress.
+    """
+
+    def __init__(self, model: BViT, data: Any, val: Any, plan: Plan, out: Path, val_limit: int):
+        self.plan, self.out, self.started = plan, out, time.time()
+        self.images = as_pass(data, seed=plan.seed)
+        place = model.pos_embed.device
+        self.accelerator = accelerator("no" if place.type == "cpu" else "auto", place.type)
+        loop.refuse_unequal(plan.batch_size, self.accelerator.num_processes)
+        self.model, self.config = model, model.config
+        self.init_sha256 = checkpoint.state_sha256(model.state_dict())
+        self.groups = lottery.groups(model.config, plan.scope)
+        self.train_set, self.val_set = Held.of(data, place), Held.of(val, place, val_limit)
+        if len(self.train_set) < plan.batch_size:
+            n = len(self.train_set)
+            raise InputError(f"{self.spec} has {n} training images, fewer than one batch of {plan.batch_size}")
+        self.replicated = model.config.n_steps // 2  # the step of the replicate null
+
+    def play(self) -> None:
+        for number in range(self.plan.rounds + 1):
+            metrics = self.trained(number)
+            if number == 0:
+                self.warn_if_untrained(metrics["accuracy"])
+            if number < self.plan.rounds:
+                self.pruned(number)
+            if self.accelerator.is_main_process:
+                self.write(self.result(), "prune")
+
+    # The stages of a round, each done once
+
+    def masks(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The masks that round `number` trains under: of the steps [step weight], of the replicates [replicate
+        weight].
+        """
+        if number == 0:
+            n = sum(masks.sizes(self.config).values())
+            rows = (self.config.n_steps, self.plan.replicates - 1)
+            return tuple(torch.ones(count, n, dtype=torch.bool) for count in rows)
+        content = self.read(number - 1, "pruned")
+        return tuple(masks.unpacked(content[name], self.config) for name in ("masks", "replicates"))
+
+    def trained(self, number: int) -> dict[str, float]:
+        """Stage 1 of a round: the whole model, rewound and trained under the round's masks."""
+        return self.train_under(self.masks(number)[0], number, "ckpt", "model")
+
+    def train_under(self, rows: torch.Tensor, number: int, name: str, label: str) -> dict[str, float]:
+        """Train the rewound model under masks [step weight] and save it as `name`; its metrics, where that is done."""
+        path = self.path(number, name)
+        if path.exists():
+            return checkpoint.read(path)["metrics"]
+        model = self.rewound(rows)
+        parameters = dict(model.named_parameters())
+        kept = {name: mask.to(parameters[name].device) for name, mask in lottery.alive(rows, self.config).items()}
+
+        def descend(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            with self.accelerator.autocast():
+                loss = torch.nn.functional.cross_entropy(model(images), labels)
+            loss.backward()
+            self.average(parameters)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), how.clip)
+            return loss.detach()
+
+        def keep_dead() -> None:
+            for name, mask in kept.items():
+                parameters[name].data.mul_(mask)
+
+        how = replace(recipe.RECIPES["plain"], lr=self.plan.lr, optimizer=self.plan.optimizer)
+        optimizer = recipe.optimizer(model, how)
+        keys, label = (number, TRAIN), f"round {number}/{self.plan.rounds}: {label}"
+        loss = self.fit(path, parameters, optimizer, descend, how, self.plan.epochs, keys, label, keep_dead)
+        metrics = {"accuracy": self.accuracy(model), "loss": float(loss), "n_val": len(self.val_set)}
+        if self.accelerator.is_main_process:
+            checkpoint.save(
+                path,
+                masks.put_on(model, rows),
+                data=self.spec,
+                metrics=metrics,
+                init_sha256=self.init_sha256,
+                provenance=origin.provenance(self.plan.seed, plan=asdict(self.plan)),
+            )
+        self.accelerator.wait_for_everyone()
+        return metrics
+
+    def pruned(self, number: int) -> None:
+        """Stages 2 and 3 of a round: train every graft, and take the smallest of its weights from its step's mask."""
+        path = self.path(number, "pruned")
+        if path.exists():
+            return
+        steps, replicates = self.masks(number)
+        model = self.load(number)
+        weights, losses = self.grafted(model, range(self.config.n_steps), steps, number, GRAFT, "grafts")
+        after = self.without_smallest(weights, steps)
+        others = []
+        for r, row in enumerate(replicates, 1):
+            label = f"replicate {r}/{len(replicates)}"
+            weights, _ = self.grafted(model, [self.replicated], row[None], number, GRAFT + r, label)
+            others.append(self.without_smallest(weights, row[None]))
+        content = {
+            "masks": masks.packed(after),
+            "replicates": masks.packed(torch.cat(others) if others else replicates),
+            "graft_loss": losses,
+            "accuracy_cut": self.accuracy(masks.put_on(model, after)),
+        }
+        if self.accelerator.is_main_process:
+            run_folder.write_tensors(path, content)
+        self.accelerator.wait_for_everyone()
+
+    def grafted(
+        self, model: BViT, steps: Sequence[int], rows: torch.Tensor, number: int, order: int, label: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Train the grafts of `steps` in one pass: their weights [graft weight] and losses [graft] at the end."""
+        rows = rows.to(self.train_set.images.device)
+        stack = grafts.stack(self.untrained(), steps, rows)
+        at_once = self.plan.grafts_at_once or len(steps)
+
+        def descend(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            losses = []
+            for first in range(0, len(steps), at_once):
+                part = slice(first, first + at_once)
+                with self.accelerator.autocast():
+                    group = {name: value[part] for name, value in stack.items()}
+                    loss = grafts.losses(model, group, rows[part], steps[part], images, labels)
+                loss.sum().backward()
+                losses.append(loss.detach())
+            self.average(stack)
+            grafts.clip(stack, how.clip)
+            return torch.cat(losses)
+
+        how = replace(recipe.RECIPES["plain"], lr=self.plan.graft_lr)
+        optimizer = grafts.optimizer(stack, self.plan.graft_lr)
+        stage, label = self.path(number, f"graft{order - GRAFT}"), f"round {number}/{self.plan.rounds}: {label}"
+        losses = self.fit(stage, stack, optimizer, descend, how, self.plan.graft_epochs, (number, order), label)
+        weights = {name: stack[name].detach().cpu() for name in masks.WEIGHTS.values()}
+        return masks.joined(weights), losses.cpu()
+
+    def without_smallest(self, weights: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        return lottery.without_smallest(weights, rows, self.plan.rate, self.groups)
+
+    # Controls
+
+    def control(self, name: str, at: Sequence[int] = ()) -> xr.Dataset:
+        """What other masks than the steps' own reach, at the rounds that are there (or those named), also written."""
+        result = self.controlled(name, at)
+        result = result.assign_attrs(self.attributes(len(self.val_set), float("nan")), control=name)
+        if self.accelerator.is_main_process:
+            self.write(result, f"prune_{name}")
+        return result
+
+    def controlled(self, name: str, at: Sequence[int]) -> xr.Dataset:
+        there = [number for number in range(1, self.plan.rounds + 1) if self.path(number, "ckpt").exists()]
+        missing = sorted(set(at) - set(there))
+        if missing or not there:
+            numbers = ", ".join(map(str, missing)) or 1
+            raise InputError(f"{self.out} has no finished round {numbers}; run python -m probes.prune --out {self.out}")
+        rounds = [number for number in there if not at or number in at]
+        if name == "swap":
+            swapped = [self.swapped(number) for number in rounds]
+            return xr.Dataset({"swap": (("round", "step", "other_step"), swapped)}, {"round": rounds})
+        if name == "shared":  # its masks come from one another
+            rounds = there[: there.index(rounds[-1]) + 1]
+        accuracy = [self.under_other_masks(name, number)["accuracy"] for number in rounds]
+        return xr.Dataset({"accuracy": ("round", accuracy)}, {"round": rounds})
+
+    def under_other_masks(self, name: str, number: int) -> dict[str, float]:
+        """A round's model trained under altered masks, or under classic lottery pruning's one mask for all steps."""
+        if name == "shared":
+            return self.train_under(self.shared_masks(number), number, name, name)
+        sizes = list(masks.sizes(self.config).values())
+        seed = self.plan.seed * 1009 + number
+        return self.train_under(lottery.altered(self.masks(number)[0], name, seed, sizes), number, name, name)
+
+    def shared_masks(self, number: int) -> torch.Tensor:
+        """Classic lottery pruning (Frankle & Carbin, 2019): the smallest trained weights of the round before go."""
+        before = checkpoint.load_file(self.path(number - 1, "shared" if number > 1 else "ckpt"), "raw")
+        blocks = [before.core[self.config.block_of(t)] for t in range(self.config.n_steps)]
+        weights = [
+            masks.joined({name: block.get_parameter(name).detach() for name in masks.WEIGHTS.values()})
+            for block in blocks
+        ]
+        return self.without_smallest(torch.stack(weights), masks.taken_from(before))
+
+    def swapped(self, number: int) -> np.ndarray:
+        """Accuracy when step t runs under the mask of step s: [step other_step]."""
+        rows, model = self.masks(number)[0], self.load(number)
+        accuracy = np.zeros((len(rows), len(rows)), np.float32)
+        quiet = not self.accelerator.is_main_process
+        for t in tqdm(range(len(rows)), desc=f"swap, round {number}", unit=" steps", disable=quiet):
+            for s in range(len(rows)):
+                other = rows.clone()
+                other[t] = rows[s]
+                accuracy[t, s] = self.accuracy(masks.put_on(model, other), limit=1000)
+        return accuracy
+
+    # Training
+
+    def fit(
+        self,
+        path: Path,
+        parameters: dict[str, torch.Tensor],
+        optimizer: torch.optim.Optimizer,
+        descend: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        how: recipe.Recipe,
+        epochs: float,
+        keys: tuple[int, int],
+        label: str,
+        after: Callable[[], None] = lambda: None,
+    ) -> torch.Tensor:
+        """Train `parameters` in place; `descend` leaves their gradients and returns the loss, of which the mean over
+        the last quarter is given back.
+        """
+        order = loop.Order(len(self.train_set), self.plan.batch_size, self.plan.seed, *keys)
+        n = max(1, round(order.per_epoch * epochs))
+        schedule = recipe.schedule(optimizer, how, n, order.per_epoch)
+        updates = loop.Loop(
+            self.out / f"last.{path.parent.name}.{path.stem}.pt",
+            {"parameters": parameters, "optimizer": optimizer},
+            updates=n,
+            images=self.plan.batch_size,
+            label=label,
+            accelerator=self.accelerator,
+            advice=ADVICE,
+        )
+        share = self.accelerator.process_index, self.accelerator.num_processes
+        for update in updates:
+            epoch, places, _ = order.batch(update)
+            mine = torch.tensor(loop.share(places.tolist(), *share))
+            images, labels = self.train_set.flipped(mine, self.plan.seed, *keys, epoch, 1)
+            schedule.step_update(update)
+            loss = descend(images, labels)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            after()
+            if update + 1 > 0.75 * n:
+                updates.note(loss)
+        return updates.averaged()
+
+    def average(self, parameters: dict[str, torch.Tensor]) -> None:
+        """Gradients as the mean over processes."""
+        if self.accelerator.num_processes > 1:
+            for value in parameters.values():
+                value.grad = self.accelerator.reduce(value.grad, "mean")
+
+    # Models
+
+    def untrained(self) -> BViT:
+        """The model at its initialisation, without masks."""
+        return copy.deepcopy(self.model)
+
+    def rewound(self, rows: torch.Tensor) -> BViT:
+        """The initialisation under masks [step weight], weights that no step keeps set to zero."""
+        model = self.untrained()
+        with torch.no_grad():
+            for name, mask in lottery.alive(rows, self.config).items():
+                model.get_parameter(name).mul_(mask.to(self.train_set.images.device))
+        return masks.put_on(model.train(), rows)
+
+    def load(self, number: int) -> BViT:
+        """The trained model of a round, frozen, under its masks."""
+        model = checkpoint.load_file(self.path(number, "ckpt"), "raw")
+        return model.to(self.train_set.images.device).requires_grad_(False)
+
+    def accuracy(self, model: BViT, limit: int | None = None) -> float:
+        images, labels = self.val_set.images[:limit], self.val_set.labels[:limit]
+        model.eval()
+        with torch.inference_mode():
+            parts = zip(images.split(500), labels.split(500), strict=True)
+            right = sum((model(x).argmax(-1) == y).sum() for x, y in parts)
+        return float(right) / len(labels)
+
+    # Files and results
+
+    @property
+    def spec(self) -> str:
+        return self.images.about.spec
+
+    def path(self, number: int, name: str) -> Path:
+        return run_folder.pruning_round(self.out, number) / f"{name}.pt"
+
+    def read(self, number: int, name: str) -> dict[str, Any]:
+        return checkpoint.load_plain(self.path(number, name))
+
+    def result(self) -> xr.Dataset:
+        """Everything the finished rounds say, with its statistics."""
+        rounds = [number for number in range(self.plan.rounds + 1) if self.path(number, "ckpt").exists()]
+        metrics = [self.read(number, "ckpt")["metrics"] for number in rounds]
+        rows = [self.masks(number) for number in rounds]
+        nothing = {"graft_loss": np.full(self.config.n_steps, np.nan), "accuracy_cut": np.nan}
+        after = [self.read(n, "pruned") if self.path(n, "pruned").exists() else nothing for n in rounds]
+        packed = [np.stack([masks.packed(pair[i]).numpy() for pair in rows]) for i in (0, 1)]
+        result = analysis.statistics(*packed, masks.sizes(self.config))
+        result["accuracy"] = "round", [of_round["accuracy"] for of_round in metrics]
+        cut = [np.nan, *(of_round["accuracy_cut"] for of_round in after[:-1])]
+        result["accuracy_cut"] = "round", cut  # the round before's weights under this round's masks
+        result["loss"] = "round", [of_round["loss"] for of_round in metrics]
+        result["graft_loss"] = ("round", "step"), [np.asarray(of_round["graft_loss"], float) for of_round in after]
+        return result.assign_attrs(self.attributes(metrics[0]["n_val"], metrics[0]["accuracy"]))
+
+    def attributes(self, n_val: int, accuracy: float) -> dict[str, Any]:
+        of_model = self.model.origin
+        self.model.origin = replace(of_model, sha256=of_model.sha256 or self.init_sha256)
+        chance = 1 / self.config.n_classes
+        plan = {name: value for name, value in asdict(self.plan).items() if value is not None}
+        weak = accuracy < 3 * chance
+        return attributes(self.model, self.images, started=self.started) | {
+            "plan": json.dumps(plan),
+            "init_sha256": self.init_sha256,
+            "chance": chance,
+            "n_val": n_val,
+            "replicated_step": self.replicated,
+            "note": f"unpruned accuracy {accuracy:.3f} is below three times chance: the masks are noise"
+            if weak
+            else "",
+        }
+
+    def write(self, result: xr.Dataset, name: str) -> None:
+        """The result, and beside it the unpruned model as the run's checkpoint."""
+        save(result, run_folder.result(self.out, name))
+        if not run_folder.checkpoint(self.out).exists():
+            with run_folder.atomic(run_folder.checkpoint(self.out)) as temporary:
+                temporary.write_bytes(self.path(0, "ckpt").read_bytes())
+        for path in self.out.glob("last.*.pt"):
+            path.unlink(missing_ok=True)
+
+    def warn_if_untrained(self, accuracy: float) -> None:
+        chance = 1 / self.config.n_classes
+        if self.accelerator.is_main_process:
+            of = f"(chance {100 * chance:.1f} %, {len(self.val_set)} images)"
+            print(f"unpruned accuracy {100 * accuracy:.1f} % {of}", file=sys.stderr)
+            if accuracy < 3 * chance:
+                print(
+                    "warning: that is below three times chance; masks of an untrained model are noise, "
+                    "give more --epochs",
+                    file=sys.stderr,
+                )

@@ -1,0 +1,131 @@
+"""Run with: pytest tests/analyses/test_intervals.py"""
+
+import itertools
+import time
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from analyses import intervals
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95])
+@pytest.mark.parametrize(("hits", "n"), [(0, 10), (10, 10), (3, 7), (30, 100), (1, 1), (4990, 5000)])
+def test_wilson_is_scipy_s(hits: int, n: int, level: float) -> None:
+    expected = stats.binomtest(hits, n).proportion_ci(level, method="wilson")
+    assert np.allclose(intervals.wilson(hits, n, level), expected, atol=1e-12)
+    assert np.allclose(intervals.of_ratio(hits / n, n, 100), 100 * np.array(intervals.wilson(hits, n)))
+
+
+def test_wilson_of_nothing_is_everything_and_all_right_is_not_certain() -> None:
+    assert np.allclose(intervals.wilson([0, 10], [0, 10]), [[0, 0.722], [1, 1]], atol=1e-3)
+
+
+def test_averages_equal_loops() -> None:
+    rng = np.random.default_rng(0)
+    values, labels = rng.random((30, 3)), rng.integers(0, 4, 30)
+    values[5, 0] = np.nan
+    keep = np.arange(30) != 5
+    micro, macro = intervals.averages(values, labels)
+    assert micro[0] == pytest.approx(values[keep, 0].mean()) and micro[2] == pytest.approx(values[:, 2].mean())
+    assert macro[0] == pytest.approx(np.mean([values[keep & (labels == c), 0].mean() for c in range(4)]))
+    assert np.isnan(intervals.averages(np.full((3, 1), np.nan), np.zeros(3))).all()
+
+
+# Bootstrap
+
+
+def slow(values: np.ndarray, labels: np.ndarray, groups: np.ndarray, drawn: np.ndarray) -> tuple[float, float]:
+    """Micro and macro mean of one resample: photographs as often as drawn, item by item."""
+    taken = [i for photo, times in enumerate(drawn) for i in np.flatnonzero(groups == photo) for _ in range(times)]
+    by_class = {}
+    for i in taken:
+        if not np.isnan(values[i]):
+            by_class.setdefault(labels[i], []).append(values[i])
+    return np.mean(sum(by_class.values(), [])), np.mean([np.mean(of_class) for of_class in by_class.values()])
+
+
+def test_bootstrap_equals_one_that_draws_photographs_one_by_one() -> None:
+    rng = np.random.default_rng(0)
+    groups, labels = rng.integers(0, 12, 40), rng.integers(0, 3, 40)
+    groups[:12] = np.arange(12)
+    values = rng.random((40, 2))
+    values[rng.random(40) < 0.2, 0] = np.nan
+    counts = np.random.default_rng(7).multinomial(12, np.full(12, 1 / 12), size=200)
+    low, high = intervals.bootstrap(values, labels, groups, resamples=200, seed=7)
+    for cell in range(2):
+        expected = [slow(values[:, cell], labels, groups, drawn) for drawn in counts]
+        assert np.allclose([low[:, cell], high[:, cell]], np.quantile(expected, [0.025, 0.975], axis=0), atol=1e-5)
+
+
+def test_items_of_one_photograph_are_not_independent() -> None:
+    """Every item twice is as sure as once where it is the same photograph, and surer by sqrt(2) where it is not."""
+    rng = np.random.default_rng(1)
+    values, labels = rng.random((300, 1)), np.arange(300) % 3
+    twice, once = np.repeat(values, 2, 0), np.arange(300)
+    low, high = intervals.bootstrap(values, labels)
+    together = intervals.bootstrap(twice, np.repeat(labels, 2), np.repeat(once, 2))
+    assert np.allclose(together, (low, high), atol=1e-5)
+    apart = np.subtract(*intervals.bootstrap(twice, np.repeat(labels, 2))[::-1])
+    assert np.allclose((high - low) / apart, 2**0.5, rtol=0.15)
+
+
+def test_bootstrap_interval_covers_as_it_says() -> None:
+    """95 % intervals of a coin of 0.3 cover 0.3 in 95 % of 200 cells, within the sampling error of that count."""
+    hit = (np.random.default_rng(1).random((400, 200)) < 0.3).astype(np.float32)
+    low, high = intervals.bootstrap(hit, np.arange(400) % 2)
+    for average in (0, 1):
+        assert 0.89 <= ((low[average] <= 0.3) & (high[average] >= 0.3)).mean() <= 0.99
+
+
+def test_bootstrap_keeps_the_shape_of_its_cells_and_leaves_nan_out() -> None:
+    values = np.random.default_rng(2).random((20, 2, 3))
+    low, high = intervals.bootstrap(values, np.zeros(20, int), resamples=50)
+    assert low.shape == high.shape == (2, 2, 3) and (low < high).all()
+    values[:, 0, 0] = np.nan
+    low, _ = intervals.bootstrap(values, np.zeros(20, int), resamples=50)
+    assert np.isnan(low[:, 0, 0]).all() and not np.isnan(low[:, 1]).any()
+
+
+# The best of many
+
+
+@pytest.mark.parametrize(("n", "cells", "mean", "high"), [(30, 36, 0.088, 0.133), (100, 144, 0.065, 0.080)])
+def test_best_of_many_has_its_known_values(n: int, cells: int, mean: float, high: float) -> None:
+    assert intervals.best_of(np.full(n, 0.02), cells) == pytest.approx((mean, high), abs=5e-4)
+
+
+def test_best_of_many_is_exact_for_one_and_two_images() -> None:
+    assert intervals.best_of([0.3], 5) == pytest.approx((1 - 0.7**5, 1.0))
+    none, at_most_one = (0.7 * 0.8) ** 4, (1 - 0.3 * 0.2) ** 4
+    assert intervals.best_of([0.3, 0.2], 4) == pytest.approx(((1 - none + 1 - at_most_one) / 2, 1.0))
+    assert intervals.best_of([0.3, np.nan], 5) == intervals.best_of([0.3], 5)
+    assert intervals.best_of([1.0, 1.0], 3) == (1, 1) and intervals.best_of([0.0], 3) == (0, 0)
+    assert np.isnan(intervals.best_of([np.nan], 3)).all()
+
+
+def test_best_of_many_equals_a_simulation_of_unequal_coins() -> None:
+    rng = np.random.default_rng(2)
+    chance = rng.uniform(0.05, 0.6, 200)
+    best = (rng.random((400, 36, 200)) < chance).mean(2).max(1)
+    mean, high = intervals.best_of(chance, 36)
+    assert mean == pytest.approx(best.mean(), abs=4 * best.std() / 20)
+    assert abs((best > high).mean() - 0.05) < 0.05
+
+
+def test_poisson_binomial_is_scipy_s_and_that_of_all_outcomes() -> None:
+    chance = np.random.default_rng(3).random(6)
+    outcomes = np.array(list(itertools.product([0, 1], repeat=6)))
+    each = np.prod(np.where(outcomes, chance, 1 - chance), 1)
+    assert np.allclose(intervals.poisson_binomial(chance), np.bincount(outcomes.sum(1), each))
+    many = np.random.default_rng(4).random(301)
+    assert np.allclose(intervals.poisson_binomial(many), stats.poisson_binom(many).pmf(np.arange(302)), atol=1e-12)
+
+
+def test_best_of_many_is_fast_on_a_whole_validation_set() -> None:
+    start = time.process_time()
+    mean, _ = intervals.best_of(np.full(12_419, 0.2), 144)
+    assert time.process_time() - start < 1
+    spread = stats.norm(0.2, (0.2 * 0.8 / 12_419) ** 0.5)
+    assert mean == pytest.approx(spread.ppf(0.995), abs=1e-3)

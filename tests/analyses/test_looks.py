@@ -1,0 +1,126 @@
+"""Run with: pytest tests/analyses/test_looks.py"""
+
+import re
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+import xarray as xr
+
+from analyses import looks, style
+
+X = np.arange(1, 5)
+
+
+@pytest.fixture
+def curves() -> looks.Curves:
+    trained = looks.Line(X, X / 4, X / 4 - 0.1, X / 4 + 0.1, label="trained", mark="o")
+    untrained = looks.Line(X, X / 8, label="untrained", colour=style.UNTRAINED, dash="dash")
+    levels, marks = {"chance": 0.05, "centre": 0.4}, {"trained for": 3}
+    return looks.Curves([trained, untrained], y="hit ratio", levels=levels, marks=marks, low=0)
+
+
+def test_curves_are_the_same_in_both_libraries(curves, drawn) -> None:
+    _, (ax,) = looks.panels()
+    curves.draw(ax)
+    drawn(ax.figure)
+    traces = {trace.name: trace for trace in curves.interactive().data if trace.fill is None}
+    for line in ax.lines[:2]:
+        trace = traces[line.get_label()]
+        assert np.allclose(trace.x, line.get_xdata()) and np.allclose(trace.y, line.get_ydata())
+        assert trace.line.color == line.get_color()
+    assert [line.get_linestyle() for line in ax.lines[:4]] == ["-", "--", ":", "-."]
+    assert [traces[name].line.dash for name in ("trained", "untrained", "chance", "centre")] == [
+        "solid",
+        "dash",
+        "dot",
+        "dashdot",
+    ]
+    assert np.allclose(traces["chance"].y, 0.05) and list(traces["chance"].x) == [1, 4]
+    assert ax.get_ylim()[0] == 0 and ax.get_xlabel() == "step" and ax.lines[4].get_xdata() == [3, 3]
+
+
+def test_a_band_is_a_filled_outline_without_nan(curves) -> None:
+    low = np.array([0.1, np.nan, 0.3, 0.4])
+    band = looks.Line(X, low, low - 0.1, low + 0.1).band()
+    assert list(band.x) == [1, 3, 4, 4, 3, 1] and np.allclose(band.y, [0.2, 0.4, 0.5, 0.3, 0.2, 0])
+    bands = [trace for trace in curves.traces() if trace.fill]
+    assert len(bands) == 1 and not bands[0].showlegend and curves.lines[1].band() is None
+
+
+def test_logarithmic_axes_have_plain_numbers(drawn) -> None:
+    _, (ax,) = looks.panels()
+    ranks = [1, 2, 4, 96]
+    drawn_ranks = looks.Curves([looks.Line(ranks, ranks)], log="x", base=2, ticks=ranks)
+    drawn_ranks.draw(ax)
+    drawn(ax.figure)
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "2", "4", "96"]
+    assert drawn_ranks.interactive().layout.xaxis.type == "log" and ax.get_legend() is None
+
+
+@pytest.fixture
+def scores() -> xr.DataArray:
+    return xr.DataArray(np.arange(6.0).reshape(3, 2), dims=("step", "head"), coords={"step": range(3), "head": [0, 1]})
+
+
+def test_a_click_on_a_head_map_says_step_and_head(scores) -> None:
+    figure = looks.head_map(scores).interactive(clickable=True)
+    cells, overlay = figure.data
+    assert np.asarray(cells.z).tolist() == [[0, 2, 4], [1, 3, 5]] and cells.hoverinfo == "skip"
+    assert list(zip(overlay.x, overlay.y, strict=True)) == [(1, 0), (2, 0), (3, 0), (1, 1), (2, 1), (3, 1)]
+    assert overlay.marker.opacity == 0 and overlay.marker.symbol == "square"
+    assert list(figure.layout.xaxis.range) == [0.5, 3.5] and list(figure.layout.yaxis.range) == [1.5, -0.5]
+
+
+def test_head_maps_share_one_bar_that_names_their_levels(scores, drawn) -> None:
+    maps = [looks.head_map(scale * scores, title=str(scale), levels={"random patch": 2.5}) for scale in (1, 2)]
+    figure = drawn(looks.draw_maps(maps))
+    first, second, bar = figure.axes
+    assert first.images[0].get_clim() == second.images[0].get_clim() == (0, 10)
+    assert "2.5 random patch" in [label.get_text() for label in bar.get_yticklabels()]
+    assert [label.get_text() for label in first.get_xticklabels()] == ["1", "2", "3"]
+
+
+def test_levels_on_a_bar_give_ticks_no_way_and_merge_where_they_touch() -> None:
+    places, labels = looks.bar_ticks(0, 100, {"centre": 50.1, "random patch": 17.7, "random pixel": 17.6})
+    named = dict(zip(labels, places, strict=True))
+    assert named["17.6 random pixel, random patch"] == 17.6 and named["50.1 centre"] == 50.1
+    assert "20" in named or named.keys().isdisjoint({"17", "18", "50"})
+    gaps = np.diff(sorted(places))
+    assert (gaps[gaps > 0] >= 2).all()
+
+
+def test_a_step_map_leaves_its_diagonal_out_and_says_the_null(drawn) -> None:
+    matrix = np.full((3, 3), 0.5)
+    look = looks.step_map(matrix, [0, 5, 11], diagonal=False, beside={"random": np.full((3, 3), 0.25)})
+    (trace,) = look.interactive().data
+    assert np.isnan(np.diag(np.asarray(trace.z))).all() and (matrix == 0.5).all()
+    assert list(trace.x) == [1, 6, 12] and np.allclose(trace.customdata, 0.25) and "random" in trace.hovertemplate
+    _, (ax,) = looks.panels()
+    look.draw(ax)
+    drawn(ax.figure)
+    assert len(ax.figure.axes) == 2 and ax.get_aspect() == 1
+
+
+def test_a_map_of_nothing_can_be_drawn(drawn) -> None:
+    _, (ax,) = looks.panels()
+    looks.step_map(np.full((1, 1), np.nan), [0]).draw(ax)
+    drawn(ax.figure)
+
+
+def test_a_grid_has_a_caption_under_each_image(drawn) -> None:
+    def draw(ax, row: int, column: int) -> str:
+        ax.imshow(np.zeros((4, 4)))
+        return f"{row} {column}"
+
+    figure = drawn(looks.grid(draw, ["step 1", "step 2"], ["a", "b", "c"]))
+    assert [ax.get_xlabel() for ax in figure.axes] == ["0 0", "0 1", "1 0", "1 1", "2 0", "2 1"]
+    assert [ax.get_ylabel() for ax in figure.axes] == ["a", "", "b", "", "c", ""]
+
+
+def test_a_page_needs_nothing_from_outside_and_sends_nothing_there() -> None:
+    page = looks.as_html(go.Figure(), "<b>title</b>", 'of "shapes" & more')
+    assert "&lt;b&gt;title&lt;/b&gt;" in page and "of &quot;shapes&quot; &amp; more" in page
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=", page)
+    assert '"showSendToCloud": false' in page
+    assert page == looks.as_html(go.Figure(), "<b>title</b>", 'of "shapes" & more')
