@@ -5,6 +5,7 @@ runs (`models.hooks`), because its weights serve many steps.
 """
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from einops import einsum, rearrange
 from jaxtyping import Float
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 
 from models.config import ViTConfig
 from models.hooks import AttentionHooks, MlpHooks, NormHooks, Step, listening
+
+torch.fx.wrap("rearrange")  # nothing that torch.fx has to look into
+torch.fx.wrap("einsum")
 
 Stream = Float[Tensor, "batch pos d_model"]
 Gamma = Float[Tensor, " d_model"] | None
@@ -118,7 +122,7 @@ class Block(nn.Module):
         if not self.training or self.drop_path == 0:
             return x
         keep = 1 - self.drop_path
-        return x * x.new_empty(len(x), 1, 1).bernoulli_(keep) / keep
+        return x * x.new_empty(x.shape[0], 1, 1).bernoulli_(keep) / keep
 
 
 def scale(x: Stream, gamma: Gamma) -> Stream:

@@ -34,6 +34,8 @@ import torch
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
+from models.errors import InputError
+
 HookFunction = Callable[..., Tensor]
 MATRICES = (("attn", "qkv"), ("attn", "proj"), ("mlp", "fc1"), ("mlp", "fc2"))  # of a block, by the half they belong to
 
@@ -163,10 +165,15 @@ class Step(nn.Module):
         self.attn, self.mlp = AttentionHooks(shared), MlpHooks(shared)
 
     def forward(self, x: Tensor, step_embedding: Tensor | None = None) -> Tensor:
-        if not self.is_masked:
-            return self.shared.called(x, self, step_embedding)
-        weights = {f"{part}.{name}.weight": self.weight(name) for part, name in MATRICES}
-        return torch.func.functional_call(self.shared.block, weights, (x, self, step_embedding))
+        if self.is_masked:
+            weights = {f"{part}.{name}.weight": self.weight(name) for part, name in MATRICES}
+            return torch.func.functional_call(self.shared.block, weights, (x, self, step_embedding))
+        block = self.shared.called
+        if getattr(block, "_compiled_call_impl", None) is None:
+            return block(x, self, step_embedding)
+        if self.is_watched:  # compiled code would not hear hooks that are set later
+            return block._call_impl(x, self, step_embedding)
+        return block(x, self.shared.model.unwatched, step_embedding)
 
     def part(self, name: str) -> Part:
         """The half of the step that the matrix `name` (qkv, proj, fc1, fc2) belongs to."""
@@ -195,7 +202,12 @@ def zero(activation: Tensor, hook: HookPoint) -> Tensor:
 
 
 def mean(activation: Tensor, hook: HookPoint) -> Tensor:
-    """Mean ablation: every image gets the mean over the batch."""
+    """Mean ablation: every image gets the mean over the batch, which must be of several (else ``replace(mean)``)."""
+    if len(activation) == 1:
+        raise InputError(
+            f"{hook.name}: the mean over a batch of one image is that image's own activation; give more images, or "
+            "replace(mean) with a mean over a data set"
+        )
     return activation.mean(0, keepdim=True).expand_as(activation)
 
 

@@ -8,7 +8,6 @@ models.timm_bridge``, ``timm.create_model("bvit_base_patch16_224")`` works.
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file as load_safetensors
 from timm.layers import LayerNorm, LayerScale, Mlp
 from timm.layers.norm import RmsNorm
-from timm.models import generate_default_cfgs, register_model
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from models import timm_registry  # noqa: F401  whoever imports this finds bViT in timm's registry
 from models.checkpoint import State, load_plain
 from models.config import IMAGENET_MEAN, IMAGENET_STD, ViTConfig
 from models.errors import InputError, brief
@@ -220,7 +219,7 @@ def to_timm(model: BViT) -> VisionTransformer:
         embed_dim=config.d_model,
         depth=config.n_steps,
         num_heads=config.n_heads,
-        mlp_ratio=config.d_mlp / config.d_model,
+        mlp_ratio=(config.d_mlp + 0.5) / config.d_model,  # timm cuts the product down to a whole number
         init_values=config.layer_scale,
         reg_tokens=config.n_registers,
         global_pool="token" if config.pool == "cls" else "avg",
@@ -246,75 +245,3 @@ def timm_names(model: BViT) -> State:
     if model.config.pool == "mean":
         out = {re.sub(r"^norm\.", "fc_norm.", name): value for name, value in out.items()}
     return out
-
-
-# Registry
-
-
-class TimmBViT(BViT):
-    """A bViT with the members that timm's users expect."""
-
-    def __init__(self, config: ViTConfig, pretrained_cfg: dict[str, Any]):
-        super().__init__(config)
-        self.pretrained_cfg = self.default_cfg = pretrained_cfg
-        self.num_features = self.head_hidden_size = config.d_model
-
-    @property
-    def num_classes(self) -> int:
-        return self.config.n_classes
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Normalised tokens after the last step: [batch pos d_model]."""
-        return self.norm(self.run_steps(self.embed(images), 0, self.config.n_steps), self.ln_final)
-
-    def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pooled features, or logits, from what `forward_features` gives."""
-        pooled = tokens[:, 0] if self.config.pool == "cls" else tokens[:, self.config.n_prefix :].mean(1)
-        return pooled if pre_logits else self.head(pooled)
-
-    def get_classifier(self) -> nn.Module:
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new head for `num_classes` classes, 0 for none."""
-        self.config = self.trained = replace(self.config, n_classes=num_classes, classes=None)
-        self.head = (
-            nn.Linear(self.config.d_model, num_classes).to(self.pos_embed.device) if num_classes else nn.Identity()
-        )
-
-
-def _registered(size: str) -> None:
-    name = f"bvit_{size}_patch16_224"
-    about = dict(
-        url="",
-        num_classes=1000,
-        input_size=(3, 224, 224),
-        crop_pct=0.9,
-        interpolation="bicubic",
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        first_conv="patch_embed.proj",
-        classifier="head",
-    )
-
-    def entry(
-        pretrained: bool = False, num_classes: int = 1000, drop_path_rate: float = 0.0, **fields: Any
-    ) -> TimmBViT:
-        if pretrained:
-            raise InputError(f"{name} has no published weights; train some with python -m models.train")
-        known = {key: value for key, value in fields.items() if key in ViTConfig.__dataclass_fields__}
-        return TimmBViT(
-            ViTConfig.preset(f"bvit_{size}", n_classes=num_classes, drop_path=drop_path_rate, **known),
-            dict(about, architecture=name),
-        )
-
-    entry.__name__, entry.__module__ = name, __name__
-    globals()[name] = entry
-    globals().setdefault("__all__", []).append(name)
-    default_cfgs.update(generate_default_cfgs({name: about}))
-    register_model(entry)
-
-
-default_cfgs: dict[str, Any] = {}
-for _size in ("tiny", "small", "base", "large"):
-    _registered(_size)

@@ -9,57 +9,30 @@ import difflib
 import fnmatch
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.fx
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformer_lens import ActivationCache, HookedRootModule
+from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
 from models.block import Block, Norm, Stream
+from models.cache import Reduced, StepCache
 from models.config import ViTConfig
 from models.errors import InputError
 from models.hooks import NormHooks, Shared, Step
 from models.origin import Origin
 
+torch.fx.wrap("rearrange")  # nothing that torch.fx has to look into
+
 Images = Float[Tensor, "batch 3 height width"]
 Logits = Float[Tensor, "batch class"]
 Names = str | Iterable[str] | Callable[[str], bool] | dict[str, Callable[[Tensor], Any]] | None
-
-
-class StepCache(ActivationCache):
-    """TransformerLens' cache, which also knows step embeddings and the logit lens of an image model."""
-
-    def decompose_resid(self, layer: int | None = None, *args: Any, return_labels: bool = False, **kwargs: Any) -> Any:
-        """As TransformerLens, with one more component per step that has a step embedding."""
-        parts, labels = super().decompose_resid(layer, *args, return_labels=True, **kwargs)
-        if self.model.config.step_embedding != "none" and kwargs.get("incl_embeds", True):
-            last = self.model.config.n_layers if layer in (None, -1) else layer
-            steps = range(min(last + 1, self.model.config.n_layers))
-            embeddings = torch.stack([self.model.step_embedding(t) for t in steps]).to(parts)
-            if kwargs.get("apply_ln"):
-                raise InputError(
-                    "decompose_resid: apply_ln is not offered for a model with a step embedding; divide by ln scale "
-                    "after the call"
-                )
-            parts = torch.cat(
-                [parts, embeddings.reshape(len(steps), *[1] * (parts.ndim - 2), -1).expand(-1, *parts.shape[1:])]
-            )
-            labels += [f"{t}_step_embed" for t in steps]
-        return (parts, labels) if return_labels else parts
-
-    def logit_lens(self) -> Float[Tensor, "state batch class"]:
-        """Logits read out of every state z_0 .. z_T; the last is the model's answer (nostalgebraist, 2020).
-
-        Needs ``hook_embed``, ``hook_pos_embed`` and every ``hook_resid_post`` in the cache.
-        """
-        states = [self["hook_embed"] + self["hook_pos_embed"]]
-        states += [self[f"blocks.{t}.hook_resid_post"] for t in range(self.model.config.n_steps)]
-        with torch.no_grad():
-            return torch.stack([self.model.read_out(state) for state in states])
 
 
 class PatchEmbed(nn.Module):
@@ -132,31 +105,45 @@ class BViT(HookedRootModule):
     # Forward
 
     def forward(
-        self, images: Images, n_steps: int | None = None, *, stop_at_step: int | None = None
+        self, images: Tensor, n_steps: int | None = None, *, stop_at_step: int | None = None
     ) -> Logits | Stream:
         """Logits `[batch class]` after `n_steps` steps (default T); 0 reads out the embedding.
 
         `stop_at_step` = s runs steps 0..s-1 and returns the stream that enters step s; negative counts from the end.
         """
+        if torch.compiler.is_dynamo_compiling() and not is_exporting():
+            return self._as_it_is(images, n_steps, stop_at_step)
         n_steps = self.config.n_steps if n_steps is None else self._checked(n_steps)
+        if n_steps > len(self.blocks) and any(step.is_watched for step in self.blocks):
+            self._refuse_unwatched(n_steps)
         if stop_at_step is not None:
             return self.run_steps(self.embed(images), 0, self._stop(stop_at_step, n_steps))
         return self.read_out(self.run_steps(self.embed(images), 0, n_steps))
 
-    def embed(self, images: Images) -> Stream:
+    @torch.compiler.disable
+    def _as_it_is(self, images: Tensor, n_steps: int | None, stop_at_step: int | None) -> Tensor:
+        """What ``torch.compile(model)`` runs: its code would keep the hooks of its first call for ever."""
+        warnings.warn(
+            "torch.compile(model) runs a BViT as it is, so that hooks are heard; model.compile() compiles its blocks",
+            stacklevel=2,
+        )
+        return self.forward(images, n_steps, stop_at_step=stop_at_step)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the blocks, in a time that does not grow with T; a step where somebody listens runs as it is."""
+        self.__dict__["unwatched"] = self._new_step(0)  # one for all steps, so that a block is compiled once
+        for block in self.core:
+            block.compile(*args, **kwargs)
+
+    def embed(self, images: Tensor) -> Stream:
         """z_0: CLS, registers and patches plus the position embedding."""
-        size = self.config.image_size
-        if images.shape[-3:] != (3, size, size):
-            raise InputError(
-                f"the model takes images [batch 3 {size} {size}], it was given {list(images.shape)}; open the data "
-                "with like=model"
-            )
+        refuse_other_images(images, self.config.image_size)
         patches = self.patch_embed(images)
         prefix = [self.cls_token, self.reg_token] if self.config.n_registers else [self.cls_token]
         tokens = torch.cat(
-            [*(token.expand(len(patches), -1, -1).to(patches.dtype) for token in prefix), patches], dim=1
+            [*(token.expand(patches.shape[0], -1, -1).to(patches.dtype) for token in prefix), patches], dim=1
         )
-        return self.hook_embed(tokens) + self.hook_pos_embed(self.pos_embed.expand(len(patches), -1, -1))
+        return self.hook_embed(tokens) + self.hook_pos_embed(self.pos_embed.expand(patches.shape[0], -1, -1))
 
     def run_steps(self, z: Stream, first: int, last: int) -> Stream:
         """The stream after steps `first` .. `last` - 1, from the stream that enters step `first`."""
@@ -242,33 +229,56 @@ class BViT(HookedRootModule):
 
     def run_with_cache(  # type: ignore[override]
         self,
-        images: Images,
+        images: Tensor,
         *,
         names_filter: Names = None,
         n_steps: int | None = None,
         stop_at_step: int | None = None,
-        **kwargs: Any,
+        device: torch.device | str | None = None,
+        remove_batch_dim: bool = False,
+        incl_bwd: bool = False,
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+        pos_slice: Any = None,
     ) -> tuple[Tensor, StepCache]:
-        """Output and an `ActivationCache` of the named activations.
+        """Output and a cache of the named activations.
 
         `names_filter` as in `names`, or a dict name-or-glob -> function: the cache then holds ``function(activation)``,
-        computed inside the hook, so nothing larger is ever kept. Other arguments as TransformerLens'.
+        computed inside the hook, so nothing larger is ever kept. Other arguments as TransformerLens'. Raises
+        `InputError` for steps beyond the hook points (see `at_steps`) and for names that would never be reached.
         """
         n_run = self.config.n_steps if n_steps is None else self._checked(n_steps)
+        self._refuse_unwatched(n_run)
         n_run = n_run if stop_at_step is None else self._stop(stop_at_step, n_run)
-        reducers = names_filter if isinstance(names_filter, dict) else None
         self._refuse_idle(names_filter, n_run)
-        call = dict(n_steps=n_steps, stop_at_step=stop_at_step)
-        if reducers is None:
-            wanted = set(self.names(names_filter))
-            output, cache = super().run_with_cache(images, names_filter=wanted.__contains__, **kwargs, **call)
-            return output, StepCache(cache, self, has_batch_dim=not kwargs.get("remove_batch_dim", False))
-        cache: dict[str, Any] = {}
-        hooks = [
-            (name, _keep(cache, function)) for pattern, function in reducers.items() for name in self.names(pattern)
-        ]
-        output = self.run_with_hooks(images, fwd_hooks=hooks, **call)
-        return output, StepCache(cache, self)
+        if remove_batch_dim and len(images) != 1:
+            raise InputError(f"remove_batch_dim needs a batch of one image, it has {len(images)}")
+        if isinstance(names_filter, dict):
+            functions = {name: function for key, function in names_filter.items() for name in self.names(key)}
+        else:
+            functions = dict.fromkeys(self.names(names_filter), lambda activation: activation)
+        kept, fwd, bwd = self.get_caching_hooks(
+            functions.__contains__, incl_bwd, device, remove_batch_dim, Reduced(functions), pos_slice
+        )
+        with self.hooks(fwd, bwd, reset_hooks_end, clear_contexts):
+            output = self(images, n_steps=n_steps, stop_at_step=stop_at_step)
+            if incl_bwd:
+                output.backward()
+        return output, StepCache(dict(kept), self, n_run, has_batch_dim=not remove_batch_dim)
+
+    def run_with_hooks(self, images: Tensor, *args: Any, n_steps: int | None = None, **kwargs: Any) -> Tensor:
+        """As TransformerLens'; raises `InputError` for steps beyond the hook points (see `at_steps`)."""
+        if n_steps is not None:
+            self._refuse_unwatched(self._checked(n_steps))
+        return super().run_with_hooks(images, *args, n_steps=n_steps, **kwargs)
+
+    def _refuse_unwatched(self, n_run: int) -> None:
+        """Steps beyond the model's hook points run, but nobody could hear them."""
+        if n_run > len(self.blocks):
+            raise InputError(
+                f"only {len(self.blocks)} of {n_run} steps have hook points; watch all of them in "
+                f"model.at_steps({n_run}), which has the same weights"
+            )
 
     def _refuse_idle(self, names: Names, n_run: int) -> None:
         """A hook point named one by one at a step that will not run is an error, not an empty cache."""
@@ -282,9 +292,7 @@ class BViT(HookedRootModule):
         return super().hooks(self._spelt_out(fwd_hooks), self._spelt_out(bwd_hooks), *args, **kwargs)
 
     def _spelt_out(self, hooks: Iterable) -> list:
-        return [
-            (point, hook) for name, hook in hooks for point in ([name] if name in self.mod_dict else self.names(name))
-        ]
+        return [(point, hook) for name, hook in hooks for point in self.names(name)]
 
     # What TransformerLens' ActivationCache asks of a model
 
@@ -325,15 +333,23 @@ class BViT(HookedRootModule):
         return total + self.blocks[layer].attn.b_O if mlp_input else total
 
 
+@torch.fx.wrap
+def refuse_other_images(images: Tensor, size: int) -> None:
+    """Raise `InputError` for anything but a batch of floating-point RGB images of the model's size."""
+    if images.ndim != 4 or images.shape[1:] != (3, size, size) or not images.is_floating_point():
+        raise InputError(
+            f"the model takes floating-point images [batch 3 {size} {size}], it was given {images.dtype} "
+            f"{list(images.shape)}; open the data with like=model, and put one image in a batch with image[None]"
+        )
+
+
+def is_exporting() -> bool:
+    """Whether torch.export is tracing; torch before 2.7 cannot tell."""
+    return getattr(torch.compiler, "is_exporting", lambda: False)()
+
+
 def sinusoid(t: int, d_model: int, like: Tensor) -> Float[Tensor, " d_model"]:
     """The sinusoidal embedding of step t (Vaswani et al., 2017), scaled like a learned one at its initialisation."""
     frequency = torch.exp(-math.log(10_000) * torch.arange(0, d_model, 2, device=like.device) / d_model)
     angles = t * frequency
     return (0.02 * torch.stack([angles.sin(), angles.cos()], -1).flatten()[:d_model]).to(like.dtype)
-
-
-def _keep(cache: dict[str, Any], function: Callable[[Tensor], Any]) -> Callable[..., None]:
-    def keep(activation: Tensor, hook: HookPoint) -> None:
-        cache[hook.name] = function(activation.detach())
-
-    return keep
