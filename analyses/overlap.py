@@ -1,11 +1,13 @@
 """How much do step-specific masks share, beside what chance alone would give (figures 5 and 14 of the paper).
 
-Masks are [step weight] of 0 and 1. Overlap and specialisation both move with sparsity alone, so every one of them has its
-closed form for random masks of the same densities here: `sizes` are the numbers of weights of each matrix, `density`
-[matrix step] the share each step keeps of it.
+Masks are [step weight] of 0 and 1. Overlap and specialisation both move with sparsity alone, so every one of them has
+its closed form for random masks of the same densities here: `sizes` are the numbers of weights of each matrix,
+`density` [matrix step] the share each step keeps of it.
 """
 
 import numpy as np
+
+from analyses.intervals import poisson_binomial
 
 CATEGORIES = ("dead", "step-specific", "partly shared", "universal")
 
@@ -53,7 +55,7 @@ def union_density(masks: np.ndarray) -> float:
 
 
 def random_jaccard(sizes: np.ndarray, density: np.ndarray) -> np.ndarray:
-    """Jaccard of independent random masks (ratio of expectations): [step other_step]; rho / (2 - rho) at one density."""
+    """Jaccard of independent random masks (ratio of expectations): [step other_step]; rho / (2 - rho) if alike."""
     both, either = _expected_pairs(sizes, density)
     return _with_diagonal_one(_ratio(both, either))
 
@@ -74,7 +76,7 @@ def random_specialization(sizes: np.ndarray, density: np.ndarray) -> np.ndarray:
 def random_categories(sizes: np.ndarray, density: np.ndarray) -> np.ndarray:
     """Shares of weights in the order of CATEGORIES under independent random masks: [category]."""
     weight = np.asarray(sizes, float) / np.sum(sizes)
-    counts = np.stack([_poisson_binomial(row) for row in density])
+    counts = np.stack([poisson_binomial(row) for row in density])
     return categories(weight @ counts)
 
 
@@ -83,14 +85,6 @@ def _expected_pairs(sizes: np.ndarray, density: np.ndarray) -> tuple[np.ndarray,
     s, t = density[:, :, None], density[:, None, :]
     weight = np.asarray(sizes, float)
     return np.tensordot(weight, s * t, 1), np.tensordot(weight, s + t - s * t, 1)
-
-
-def _poisson_binomial(p: np.ndarray) -> np.ndarray:
-    """Distribution of the number of successes among independent trials: [count]."""
-    out = np.ones(1)
-    for q in p:
-        out = np.convolve(out, [1 - q, q])
-    return out
 
 
 def _with_diagonal_one(values: np.ndarray) -> np.ndarray:

@@ -1,21 +1,27 @@
 """Ranks, subspaces, tables and figures of the rank probe (figures 6 and 7 of the paper).
 
-Spectra are eigenvalues in falling order, NaN or 0 behind them. Every rank stands beside that of the untrained model, every overlap
-of subspaces beside that of random ones, every accuracy beside the best constant answer.
+Spectra are eigenvalues in falling order, NaN or 0 behind them. Every rank stands beside that of the untrained model,
+every overlap of subspaces beside that of random ones, every accuracy beside the best constant answer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 import xarray as xr
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analyses import style
+from analyses import intervals, looks, style
+from analyses.style import Results, as_percent
 
-SITES = {"mlp_pre": "FFN hidden, before GELU", "mlp_post": "FFN hidden, after GELU", "mlp_out": "FFN output", "cls": "CLS state"}
-METHODS = {"plain": "truncated SVD", "utilised": "activation-aware", "sparse": "low rank + 5 % sparse"}
+SITES = {
+    "mlp_pre": "FFN hidden, before GELU",
+    "mlp_post": "FFN hidden, after GELU",
+    "mlp_out": "FFN output",
+    "cls": "CLS state",
+}
+CUTS = {"plain": "truncated SVD", "utilised": "activation-aware", "sparse": "low rank + 5 % sparse"}
 
 # Statistics
 
@@ -44,16 +50,16 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
 
 
 def subspace_overlap(one: np.ndarray, other: np.ndarray) -> float:
-    """Mean squared cosine of the principal angles between two orthonormal bases [d k], over the smaller k; NaN where one is empty.
+    """Mean squared cosine of the principal angles between two orthonormal bases [d k], over the smaller k.
 
-    1 where one subspace contains the other, 0 where they are orthogonal.
+    1 where one subspace contains the other, 0 where they are orthogonal, NaN where one is empty.
     """
     k = min(one.shape[1], other.shape[1])
     return float(np.square(one.T @ other).sum() / k) if k else np.nan
 
 
 def chance_overlap(k: np.ndarray, room: int | np.ndarray) -> np.ndarray:
-    """What random subspaces of dimensions k [step] overlap by in `room` dimensions: max(k, k') / room, [step other_step]."""
+    """What random subspaces of dimensions k [step] overlap by in `room` dimensions: max(k, k') / room."""
     return np.minimum(np.maximum(k[:, None], k) / room, 1.0)
 
 
@@ -64,37 +70,45 @@ def between_steps(matrix: np.ndarray) -> float:
     return float(pairs.mean()) if len(pairs) else np.nan
 
 
-def accuracy_at(result: xr.Dataset, method: str) -> tuple[np.ndarray, np.ndarray]:
+def overlap_levels(result: xr.Dataset, site: str) -> dict[str, float]:
+    """Overlap of two steps' subspaces on average: of each model, and of random subspaces."""
+    by_model = {model.label(): model.numbers["overlap"] for model in style.series(result, "overlap")}
+    every = by_model | {"random": result["overlap_chance"]}
+    return {name: between_steps(overlap.sel(site=site).values) for name, overlap in every.items()}
+
+
+def accuracy_at(result: xr.Dataset, cut: str) -> tuple[np.ndarray, np.ndarray]:
     """The ranks of the ladder and the top-1 accuracy at each."""
-    curve = result["svd_accuracy"].sel(dict(method=method)).dropna("rank")
+    curve = result["svd_accuracy"].sel(cut=cut).dropna("rank")
     return curve["rank"].values, curve.values
 
 
-def sufficient_rank(result: xr.Dataset, method: str, loss: float = 0.01) -> int:
+def sufficient_rank(result: xr.Dataset, cut: str, loss: float = 0.01) -> int:
     """The least rank of the ladder that loses at most `loss` of the accuracy."""
-    ranks, values = accuracy_at(result, method)
+    ranks, values = accuracy_at(result, cut)
     return int(ranks[np.argmax(values >= float(result["accuracy"]) - loss)])
 
 
-# Table
+# Tables
 
 
 def table(result: xr.Dataset) -> str:
-    """What the command prints: 95 % ranks per step and site (centred / not), the untrained model's, overlaps, accuracy by rank."""
+    """What the command prints: 95 % ranks per step and site (centred / not), overlaps, accuracy by rank."""
     sites = result.site.values
-    widths = [f"{site} of {width}" for site, width in zip(sites, result.width.values, strict=True)]
+    wide = (f"{site} of {width}" for site, width in zip(sites, result.width.values, strict=True))
     lines = [
         f"95 % rank, centred / not: {result.attrs['n_images']} images, {result.attrs['tokens']} tokens of each",
-        f"{'':22}" + "".join(f"{name:>17}" for name in widths),
+        style.row("", wide, 17),
     ]
     for t in result.step.values:
-        cells = [_pair(result["k95"].sel(dict(step=t, site=site))) for site in sites]
-        lines.append(f"{style.step_label(t):22}" + "".join(f"{cell:>17}" for cell in cells))
-    if "control_k95" in result:
-        means = [_pair(result["control_k95"].sel(site=site).mean("step")) for site in sites]
-        lines.append(f"{'untrained, mean':22}" + "".join(f"{cell:>17}" for cell in means))
-    lines.append(f"{'steps together / sum':22}" + "".join(f"{_together(result, site):>17}" for site in sites))
-    lines.append(f"{'overlap / random':22}" + "".join(f"{_overlap(result, site):>17}" for site in sites))
+        lines.append(style.row(style.step_label(t), (_pair(result["k95"].sel(step=t, site=s)) for s in sites), 17))
+    untrained = style.untrained(result, "k95")
+    if untrained is not None:
+        lines.append(style.row("untrained, mean", (_pair(untrained.mean("step").sel(site=site)) for site in sites), 17))
+    together, apart = result["union_k95"].isel(step=-1), result["k95"].sel(centred=True).sum("step")
+    sums = (f"{int(together.sel(site=site))} / {int(apart.sel(site=site))}" for site in sites)
+    lines.append(style.row("steps together / sum", sums, 17))
+    lines.append(style.row("overlap / random", (_overlap(result, site) for site in sites), 17))
     return "\n".join(lines + accuracy_rows(result))
 
 
@@ -102,164 +116,137 @@ def _pair(cell: xr.DataArray) -> str:
     return f"{float(cell.sel(centred=True)):.0f} / {float(cell.sel(centred=False)):.0f}"
 
 
-def _together(result: xr.Dataset, site: str) -> str:
-    return f"{int(result['union_k95'].sel(site=site)[-1])} / {int(result['k95'].sel(dict(site=site, centred=True)).sum())}"
-
-
-def _overlap(result: xr.Dataset, site: str) -> str:
-    return " / ".join(f"{between_steps(result[name].sel(site=site).values):.2f}" for name in ("overlap", "overlap_chance"))
+def _overlap(result: xr.Dataset, site: str, sep: str = " / ") -> str:
+    levels = overlap_levels(result, site)
+    return f"{levels['trained']:.2f}{sep}{levels['random']:.2f}"
 
 
 def accuracy_rows(result: xr.Dataset) -> list[str]:
-    """Top-1 in % by method and rank; empty where the result has none."""
+    """Top-1 in % by cut and rank; empty where the result has none."""
     if "svd_accuracy" not in result:
         return []
-    ranks, _ = accuracy_at(result, result.method.values[0])
-    rows = [
-        f"top-1 in % with FFN weights of rank k: {int(result['n_accuracy'])} images, unharmed {100 * float(result['accuracy']):.1f}, "
-        f"best constant answer {100 * float(result['accuracy_chance']):.1f}",
-        f"{'k':22}" + "".join(f"{rank:>7}" for rank in ranks),
+    ranks, _ = accuracy_at(result, result.cut.values[0])
+    best, constant = 100 * float(result["accuracy"]), 100 * float(result["accuracy_chance"])
+    rows = {CUTS[cut]: [f"{100 * value:.1f}" for value in accuracy_at(result, cut)[1]] for cut in result.cut.values}
+    return [
+        f"top-1 in % with FFN weights of rank k: {int(result['n_accuracy'])} images, unharmed {best:.1f}, "
+        f"best constant answer {constant:.1f}",
+        *(style.row(name, cells, 7) for name, cells in ({"k": ranks} | rows).items()),
     ]
-    return rows + [
-        f"{METHODS[method]:22}" + "".join(f"{100 * value:7.1f}" for value in accuracy_at(result, method)[1]) for method in result.method.values
-    ]
+
+
+def frame(result: xr.Dataset) -> pd.DataFrame:
+    """Ranks, one line a site, step, centring and model."""
+    return style.tidy(result, "k95", "participation_ratio", "stable_rank")
 
 
 # Figures
 
 
-def _named(results: xr.Dataset | Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
-    return {"": results} if isinstance(results, xr.Dataset) else dict(results)
+def ranks_of(results: Results, site: str, *, share: bool = False) -> Iterator[looks.Line]:
+    """95 % rank per step of every model, centred and not (the untrained one centred); as shares of the width."""
+    for model in style.series(results, "k95"):
+        k95 = model.numbers["k95"].sel(site=site) / (int(model.result["width"].sel(site=site)) if share else 1)
+        steps = k95.step.values + 1
+        yield looks.Line(steps, k95.sel(centred=True).values, **model.look("centred"))
+        if model.is_trained:
+            yield looks.Line(steps, k95.sel(centred=False).values, **model.look("not centred", dash="dot", mark=""))
 
 
-def figure(results: xr.Dataset | Mapping[str, xr.Dataset]) -> Figure:
+def figure(results: Results) -> Figure:
     """Figure 6: 95 % rank per step and site, one colour a model, centred and not, the untrained model dashed.
 
     The right axis is the share of the width; models of different width are drawn as shares.
     """
-    named = _named(results)
-    fig, axes = style.panels(1, len(SITES), width=3.1)
-    is_share = len({int(result["width"].sel(site="mlp_out")) for result in named.values()}) > 1
+    every = style.named(results)
+    fig, axes = looks.panels(1, len(SITES), width=3.1)
+    share = len({int(result["width"].sel(site="mlp_out")) for result in every.values()}) > 1
     for ax, (site, title) in zip(axes, SITES.items(), strict=True):
-        for colour, (name, result) in zip(style.SEQUENCE * len(named), named.items(), strict=False):
-            width = int(result["width"].sel(site=site))
-            _ranks(ax, result, site, colour if len(named) > 1 else style.MAIN, name, width if is_share else 1)
-        ax.set_title(title if is_share else f"{title} (d = {width})", fontsize=9)
-        ax.set_ylim(bottom=0)
-        if not is_share:
-            ax.secondary_yaxis("right", functions=(lambda k, d=width: k / d, lambda share, d=width: share * d)).tick_params(labelsize=7)
-        style.step_axis(ax, max(r.sizes["step"] for r in named.values()))
-    axes[0].set_ylabel("95 % rank, share of d" if is_share else "95 % rank (right: share of d)")
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=7, frameon=False)
+        d = int(next(iter(every.values()))["width"].sel(site=site))
+        title = title if share else f"{title} (d = {d})"
+        looks.Curves([*ranks_of(results, site, share=share)], title=title, low=0).draw(ax, legend=False)
+        if not share:
+            right = ax.secondary_yaxis("right", functions=(lambda k, d=d: k / d, lambda part, d=d: part * d))
+            right.tick_params(labelsize=7)
+    axes[0].set_ylabel("95 % rank, share of d" if share else "95 % rank (right: share of d)")
+    looks.legend_below(fig, axes[0], 3)
     return fig
 
 
-def _ranks(ax: Axes, result: xr.Dataset, site: str, colour: str, name: str, scale: int) -> None:
-    """Centred, not centred, and untrained, divided by `scale`."""
-    steps, k95 = result.step.values + 1, result["k95"].sel(site=site) / scale
-    ax.plot(steps, k95.sel(centred=True), "o-", color=colour, markersize=4, label=f"{name} centred".strip())
-    ax.plot(steps, k95.sel(centred=False), ":", color=colour, lw=1.5, label=f"{name} not centred".strip())
-    if "control_k95" in result:
-        untrained = result["control_k95"].sel(dict(site=site, centred=True)) / scale
-        ax.plot(steps, untrained, "--", color=style.CONTROL if not name else colour, lw=1.2, label=f"{name} untrained, centred".strip())
+def accuracy_of(results: Results, x: str) -> looks.Curves:
+    """Top-1 against "rank" or "stored" numbers by cut, with Wilson's interval, unharmed and best constant answer."""
+    lines = []
+    for (name, result), dash in zip(style.named(results).items(), list(looks.DASHES) * 9, strict=False):
+        n = int(result["n_accuracy"])
+        for colour, cut in zip(style.SEQUENCE, result.cut.values, strict=False):
+            ranks, values = accuracy_at(result, cut)
+            size = result["svd_parameters"].sel(cut=cut, rank=ranks).values
+            bounds = intervals.of_ratio(values, n, 100)
+            look = dict(label=f"{name} {CUTS[cut]}".strip(), colour=colour, dash=dash, mark="o")
+            said = [f"rank {k}: {100 * v:.1f} %, {s:,.0f} numbers" for k, v, s in zip(ranks, values, size, strict=True)]
+            lines.append(looks.Line(ranks if x == "rank" else size, as_percent(values), *bounds, hover=said, **look))
+    ticks = sorted({int(rank) for line in lines for rank in line.x}) if x == "rank" else None
+    look = dict(levels=style.levels(results, _accuracy_levels), ticks=ticks, log="x", base=2)
+    names = {"rank": "rank of fc1 and fc2", "stored": "numbers stored for fc1 and fc2"}
+    return looks.Curves(lines, x=names[x], y="top-1 (%)", **look)
 
 
-def accuracy_figure(results: xr.Dataset | Mapping[str, xr.Dataset]) -> Figure | None:
-    """Figure 7: top-1 against rank and against the numbers stored, by method, with the unharmed accuracy and the best constant answer.
+def _accuracy_levels(result: xr.Dataset) -> dict[str, float]:
+    names = {"all of the weights": "accuracy", "best constant answer": "accuracy_chance"}
+    return {what: 100 * float(result[name]) for what, name in names.items()}
 
-    Bands are 95 % binomial. None where no result holds accuracies.
-    """
-    named = {name: result for name, result in _named(results).items() if "svd_accuracy" in result}
-    if not named:
+
+def accuracy_figure(results: Results) -> Figure | None:
+    """Figure 7: top-1 against rank and against the numbers stored, by cut; None where no result holds accuracies."""
+    there = {name: result for name, result in style.named(results).items() if "svd_accuracy" in result}
+    if not there:
         return None
-    fig, axes = style.panels(1, 2, sharey=True)
-    lines = ("-", "--", ":", "-.")
-    for (name, result), line in zip(named.items(), lines * len(named), strict=False):
-        for colour, method in zip(style.SEQUENCE, result.method.values, strict=False):
-            ranks, values = accuracy_at(result, method)
-            size = result["svd_parameters"].sel(dict(method=method, rank=ranks)).values
-            spread = 1.96 * np.sqrt(values * (1 - values) / int(result["n_accuracy"]))
-            for ax, x in zip(axes, (ranks, size), strict=True):
-                ax.plot(x, 100 * values, f"o{line}", color=colour, markersize=4, label=f"{name} {METHODS[method]}".strip())
-                ax.fill_between(x, 100 * (values - spread), 100 * (values + spread), color=colour, alpha=0.12, lw=0)
-        for ax in axes:
-            ax.axhline(100 * float(result["accuracy"]), ls=line, color=style.CONTROL, lw=1, label=f"{name} all of the weights".strip())
-            ax.axhline(100 * float(result["accuracy_chance"]), ls=":", color=style.CHANCE, lw=1, label=f"{name} best constant answer".strip())
-    for ax, title in zip(axes, ("rank of fc1 and fc2", "numbers stored for fc1 and fc2"), strict=True):
-        ax.set_xscale("log", base=2)
-        ax.set_xlabel(title)
-    axes[0].set_ylabel("top-1 (%)")
-    axes[0].legend(fontsize=7, frameon=False)
+    fig, axes = looks.panels(1, 2, sharey=True)
+    for ax, x in zip(axes, ("rank", "stored"), strict=True):
+        accuracy_of(there, x).draw(ax, legend=False)
+    axes[1].set_ylabel("")
+    looks.legend_below(fig, axes[0], 3)
     return fig
+
+
+def overlap_at(result: xr.Dataset, site: str) -> looks.Map:
+    """Overlap of the steps' 95 % subspaces at a site; the title compares its mean with that of random subspaces."""
+    title = f"{SITES[site]}\nmean {_overlap(result, site, ', random ')}"
+    beside = {"random": result["overlap_chance"].sel(site=site).values}
+    look = dict(low=0.0, high=1.0, bar="mean squared cosine", title=title, beside=beside)
+    return looks.step_map(result["overlap"].sel(site=site).values, result.step.values, **look)
 
 
 def overlap_map(result: xr.Dataset) -> Figure:
-    """Overlap of the steps' 95 % subspaces, a map a site; its title compares the mean of different steps with that of random subspaces."""
-    fig, axes = style.panels(1, len(SITES), width=2.6, height=2.8)
-    for ax, (site, title) in zip(axes, SITES.items(), strict=True):
-        drawn = ax.imshow(result["overlap"].sel(site=site), cmap=style.MAP, vmin=0, vmax=1)
-        ax.set_title(f"{title}\nmean {_overlap(result, site).replace(' / ', ', random ')}", fontsize=8)
-        ticks = range(0, result.sizes["step"], max(1, result.sizes["step"] // 6))
-        ax.set(xticks=ticks, yticks=ticks, xticklabels=[t + 1 for t in ticks], yticklabels=[t + 1 for t in ticks], xlabel="step")
-    axes[0].set_ylabel("step")
-    fig.colorbar(drawn, ax=axes, label="mean squared cosine")
-    return fig
+    """Overlap of the steps' 95 % subspaces, a map a site."""
+    return looks.draw_maps([overlap_at(result, site) for site in SITES], width=2.6, height=2.8)
 
+
+FIGURES = {"ranks": figure, "accuracy": accuracy_figure, "overlap": overlap_map}
 
 # Interactive
 
 
 def interactive(result: xr.Dataset, *, centred: bool = True, measure: str = "k95") -> go.Figure:
-    """Figure 6 to hover over: a rank (k95, participation_ratio, stable_rank) as share of the width per step, one line a site, untrained dotted."""
-    steps, fig = result.step.values + 1, go.Figure()
+    """Figure 6 to hover over: k95, participation_ratio or stable_rank as share of the width, one line a site."""
+    lines = []
     for colour, (site, title) in zip(style.SEQUENCE, SITES.items(), strict=False):
-        width, cell = int(result["width"].sel(site=site)), dict(site=site, centred=centred)
-        rows = {title: (result[measure].sel(cell).values, None)}
-        if measure == "k95" and "control_k95" in result:
-            rows[f"untrained, {title}"] = result["control_k95"].sel(cell).values, "dot"
-        for name, (values, dash) in rows.items():
-            fig.add_scatter(
-                x=steps, y=values / width, name=name, customdata=values, line=dict(color=colour, dash=dash),
-                hovertemplate=f"step %{{x}}: %{{customdata:.4~g}} of {width}<extra>{name}</extra>",
-            )  # fmt: skip
-    fig.update_layout(
-        xaxis=dict(title="step", dtick=1, range=[0.5, len(steps) + 0.5]), yaxis=dict(title="share of the width", rangemode="tozero"),
-        legend=dict(orientation="h", y=-0.2), margin=dict(l=50, r=10, t=20, b=45),
-    )  # fmt: skip
-    return fig
+        width = int(result["width"].sel(site=site))
+        for model in style.series(result, measure):
+            values = model.numbers[measure].sel(site=site, centred=centred).values
+            said = [
+                f"{style.step_label(t)}: {k:.4g} of {width}" for t, k in zip(result.step.values, values, strict=True)
+            ]
+            look = model.look(title, colour=colour, hover=said)
+            lines.append(looks.Line(result.step.values + 1, values / width, **look))
+    return looks.Curves(lines, y="share of the width", low=0).interactive(450)
 
 
 def accuracy_curves(result: xr.Dataset) -> go.Figure:
-    """Figure 7 to hover over: top-1 against rank by method; hover says how many numbers are stored."""
-    fig, ranks = go.Figure(), []
-    for colour, method in zip(style.SEQUENCE, result.method.values, strict=False):
-        ranks, values = accuracy_at(result, method)
-        size = result["svd_parameters"].sel(dict(method=method, rank=ranks)).values
-        fig.add_scatter(
-            x=ranks, y=100 * values, name=METHODS[method], line_color=colour, customdata=size,
-            hovertemplate="rank %{x}: %{y:.1f} %, %{customdata:,.0f} numbers<extra></extra>",
-        )  # fmt: skip
-    for name, key, dash in (("all of the weights", "accuracy", "dash"), ("best constant answer", "accuracy_chance", "dot")):
-        level = 100 * float(result[key])
-        fig.add_scatter(x=ranks, y=np.full(len(ranks), level), name=name, mode="lines", line=dict(color=style.CHANCE, dash=dash, width=1))
-    fig.update_layout(
-        xaxis=dict(title="rank of fc1 and fc2", type="log", tickvals=ranks), yaxis_title="top-1 (%)",
-        legend=dict(orientation="h", y=-0.2), margin=dict(l=50, r=10, t=20, b=45),
-    )  # fmt: skip
-    return fig
+    """Figure 7 to hover over: top-1 against rank by cut; hover says how many numbers are stored."""
+    return accuracy_of(result, "rank").interactive()
 
 
 def overlaps(result: xr.Dataset, site: str) -> go.Figure:
     """One site's overlap map to hover over, with the chance level of each pair."""
-    steps = result.step.values + 1
-    fig = go.Figure(
-        go.Heatmap(
-            z=result["overlap"].sel(site=site).values, x=steps, y=steps, zmin=0, zmax=1, colorscale=style.MAP,
-            customdata=result["overlap_chance"].sel(site=site).values,
-            hovertemplate="steps %{y} and %{x}: %{z:.3f}, random %{customdata:.3f}<extra></extra>", colorbar_title="overlap",
-        )
-    )  # fmt: skip
-    fig.update_layout(
-        xaxis=dict(title="step", dtick=1), yaxis=dict(title="step", dtick=1, autorange="reversed"), margin=dict(l=50, r=10, t=20, b=45)
-    )
-    return fig
+    return overlap_at(result, site).interactive()

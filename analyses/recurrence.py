@@ -1,16 +1,26 @@
-"""Statistics, tables and figures of running on (figure 8 of the paper): accuracy after every number of steps, and leaving early."""
-
-from collections.abc import Mapping
+"""Statistics, tables and figures of running on (figure 8 of the paper): accuracy after k steps, and leaving early."""
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analyses import style
+from analyses import intervals, looks, style
+from analyses.style import Results, as_percent
 
 CRITERIA = ("confidence", "entropy")
 THRESHOLDS = np.concatenate([1 - np.logspace(0, -6, 61), [1.0]])  # dense near 1, where trained models are
+CURVES = {
+    "accuracy": "top-1 (%)",
+    "loss": "loss",
+    "confidence": "confidence",
+    "entropy": "entropy (nats)",
+    "update": "|B(h) - h| / |h|",
+}
+
+# Statistics
 
 
 def settled(answers: np.ndarray) -> np.ndarray:
@@ -19,11 +29,13 @@ def settled(answers: np.ndarray) -> np.ndarray:
     return np.where(other.any(1), answers.shape[1] - other[:, ::-1].argmax(1), 0)
 
 
-def early_exit(confidence: np.ndarray, entropy: np.ndarray, correct: np.ndarray, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Accuracy and mean number of steps when each image leaves at the first state that is sure enough: two of [criterion threshold].
+def early_exit(
+    confidence: np.ndarray, entropy: np.ndarray, correct: np.ndarray, n_classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Accuracy and mean steps when each image leaves at the first state that is sure enough: [criterion threshold].
 
-    confidence, entropy (nats), correct: [image state] of states 1 .. T. Sure is confidence >= threshold, or 1 - entropy / log(classes)
-    >= threshold; whoever never is leaves at T.
+    confidence, entropy (nats), correct: [image state] of states 1 .. T. Sure is confidence >= threshold, or
+    1 - entropy / log(classes) >= threshold; whoever never is leaves at T.
     """
     sure = {"confidence": confidence, "entropy": 1 - entropy / np.log(max(n_classes, 2))}
     accuracy, steps = np.empty((2, len(THRESHOLDS))), np.empty((2, len(THRESHOLDS)))
@@ -34,14 +46,6 @@ def early_exit(confidence: np.ndarray, entropy: np.ndarray, correct: np.ndarray,
             at = leaves.argmax(1)
             accuracy[i, j], steps[i, j] = correct[np.arange(len(at)), at].mean(), at.mean() + 1
     return accuracy, steps
-
-
-def interval(ratio: np.ndarray, n: int) -> np.ndarray:
-    """95 % Wilson interval of ratios measured on n images: [bound ...]."""
-    z = 1.96
-    centre = (ratio + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(ratio * (1 - ratio) / n + z**2 / (4 * n**2))
-    return np.stack([centre - half, centre + half])
 
 
 def peak(result: xr.Dataset) -> tuple[int, float]:
@@ -58,115 +62,130 @@ def exit_at(result: xr.Dataset, lost: float = 0.01, criterion: str = "confidence
     return float(steps[best]), float(accuracy[best])
 
 
+# Tables
+
+
 def table(result: xr.Dataset) -> str:
-    """What the command prints."""
-    trained, n = result.attrs["trained_steps"], result.sizes["image"]
+    """What the command prints: a line for every state up to T + 2, then for every T states."""
+    trained, last = result.attrs["trained_steps"], result["state"].values[-1]
+    names = f"{'loss':>9}{'confidence':>12}{'entropy':>9}{'update':>9}"
+    shown = [k for k in result["state"].values if k <= trained + 2 or k % trained == 0 or k == last]
     lines = [
-        f"recurrence: {n} images, chance {100 * result.attrs['chance']:.1f} %, trained for {trained} steps",
-        f"{'after':10}{'top-1':>8}{'95 %':>15}{'untrained':>11}{'loss':>9}{'confidence':>12}{'entropy':>9}{'update':>9}",
+        f"recurrence: {result.sizes['image']} images, chance {100 * result.attrs['chance']:.1f} %, "
+        f"trained for {trained} steps",
+        f"{'after':10}{'top-1':>8}{'95 %':>15}{'untrained':>11}{names}",
+        *(_state_line(result, k) for k in shown),
+        f"highest after {peak(result)[0]} steps ({100 * peak(result)[1]:.1f} %); the answer is final after "
+        f"{float(result['settled'].mean()):.1f} steps on average",
+        f"leaving when sure: {100 * exit_at(result)[1]:.1f} % at {exit_at(result)[0]:.1f} steps on average "
+        f"(within one point of all {trained})",
     ]
-    for k in result["state"].values:
-        if k <= trained + 2 or k % trained == 0 or k == result["state"].values[-1]:
-            row = result.sel(state=k)
-            low, high = 100 * interval(row["accuracy"].values, n)
-            control = f"{100 * float(row['control_accuracy']):9.1f} %" if "control_accuracy" in result else f"{'-':>11}"
-            lines.append(
-                f"step {k:<5d}{100 * float(row['accuracy']):6.1f} %{low:7.1f} to{high:5.1f}{control}{float(row['loss']):9.3f}"
-                f"{float(row['confidence']):12.3f}{float(row['entropy']):9.3f}{float(row['update']):9.3f}"
-            )
-    best, accuracy = peak(result)
-    steps, reached = exit_at(result)
-    lines.append(f"highest after {best} steps ({100 * accuracy:.1f} %); the answer is final after {float(result['settled'].mean()):.1f} steps on average")
-    lines.append(f"leaving when sure: {100 * reached:.1f} % at {steps:.1f} steps on average (within one point of all {trained})")
     if result.attrs["overflow_state"] >= 0:
-        lines.append(f"states overflow from step {result.attrs['overflow_state']} on in some images; they count as wrong")
+        first = result.attrs["overflow_state"]
+        lines.append(f"states overflow from step {first} on in some images; they count as wrong")
     return "\n".join(lines)
 
 
-def figure(results: xr.Dataset | Mapping[str, xr.Dataset]) -> Figure:
-    """Figure 8: accuracy, update, and leaving early; the trained number of steps, the peak, chance and the untrained model marked."""
-    named = {"": results} if isinstance(results, xr.Dataset) else dict(results)
-    fig, (left, middle, right) = style.panels(1, 3, width=4.0)
-    for colour, (name, result) in zip(style.SEQUENCE * len(named), named.items(), strict=False):
-        states, n = result["state"].values, result.sizes["image"]
-        low, high = 100 * interval(result["accuracy"].values, n)
-        left.plot(states, 100 * result["accuracy"], color=colour, label=name or "trained")
-        left.fill_between(states, low, high, color=colour, alpha=0.15, lw=0)
-        if "control_accuracy" in result:
-            left.plot(states, 100 * result["control_accuracy"], "--", color=colour, lw=1, label=f"{name} untrained".strip())
-        best, accuracy = peak(result)
-        left.plot(best, 100 * accuracy, "v", color=colour)
-        left.annotate(f"{best}: {100 * accuracy:.1f} %", (best, 100 * accuracy), xytext=(4, 4), textcoords="offset points", fontsize=7)
-        left.axvline(result.attrs["trained_steps"], color=colour, lw=0.8, ls=":")
-        middle.semilogy(states[1:], result["update"][1:], color=colour, label=name or "update")
-        middle.axvline(result.attrs["trained_steps"], color=colour, lw=0.8, ls=":")
-        draw_exits(right, result, colour, name)
-    left.axhline(100 * next(iter(named.values())).attrs["chance"], ls=":", color=style.CHANCE, lw=1, label="chance")
-    left.set(xlabel="steps run", ylabel="top-1 (%)", title="")
+def _state_line(result: xr.Dataset, k: int) -> str:
+    accuracy, loss, confidence, entropy, update = (float(result[name].sel(state=k)) for name in CURVES)
+    low, high = intervals.of_ratio(accuracy, result.sizes["image"], 100)
+    untrained = style.untrained(result, "accuracy")
+    control = f"{'-':>11}" if untrained is None else f"{100 * float(untrained.sel(state=k)):9.1f} %"
+    return (
+        f"step {k:<5d}{100 * accuracy:6.1f} %{low:7.1f} to{high:5.1f}{control}"
+        f"{loss:9.3f}{confidence:12.3f}{entropy:9.3f}{update:9.3f}"
+    )
+
+
+def frame(result: xr.Dataset) -> pd.DataFrame:
+    """Every curve, one line a state and model; the trained model's accuracy with its interval."""
+    low, high = intervals.of_ratio(result["accuracy"].values, result.sizes["image"])
+    bounds = {"accuracy_low": ("state", low), "accuracy_high": ("state", high)}
+    return style.tidy(result.assign(bounds), *CURVES, *bounds)
+
+
+# Figures
+
+
+def curve(results: Results, name: str) -> looks.Curves:
+    """One curve over the states, of every model; accuracy with its interval and chance, the trained steps marked."""
+    lines, is_accuracy = [], name == "accuracy"
+    scale = 100 if is_accuracy else 1
+    for model in style.series(results, name):
+        values = model.numbers[name].values
+        bounds = intervals.of_ratio(values, model.result.sizes["image"], 100) if is_accuracy else ()
+        lines.append(looks.Line(model.numbers["state"].values, scale * values, *bounds, **model.look(mark="")))
+    levels = style.levels(results, lambda result: {"chance": 100 * result.attrs["chance"]}) if is_accuracy else {}
+    marks = style.levels(results, lambda result: {"trained for": result.attrs["trained_steps"]})
+    look = dict(x="steps run", y=CURVES[name], log="y" if name == "update" else "")
+    return looks.Curves(lines, levels=levels, marks=marks, **look)
+
+
+def exit_curves(results: Results) -> looks.Curves:
+    """Accuracy against mean steps when leaving early, beside stopping every image after the same number of steps."""
+    lines = []
+    for model in style.series(results, "exit_accuracy"):
+        for dash, criterion in zip(("solid", "dash"), CRITERIA, strict=True):
+            exits = model.numbers.sel(criterion=criterion)
+            place = exits["exit_steps"].values, as_percent(exits["exit_accuracy"])
+            said = [
+                f"threshold {sure:.6f}<br>{steps:.2f} steps, {top:.1f} %"
+                for sure, steps, top in zip(exits["threshold"].values, *place, strict=True)
+            ]
+            lines.append(looks.Line(*place, **model.look(criterion, dash=dash, mark="", hover=said)))
+        fixed = model.numbers["accuracy"].sel(state=slice(1, model.numbers.attrs["trained_steps"]))
+        colour = model.colour if model.name else style.CHANCE
+        look = dict(label=f"{model.name} same step for all".strip(), colour=colour, dash="dot")
+        lines.append(looks.Line(fixed["state"].values, as_percent(fixed), **look))
+    return looks.Curves(lines, x="mean steps", y="top-1 (%)", title="leaving when sure")
+
+
+def figure(results: Results) -> Figure:
+    """Figure 8: accuracy, update, leaving early; the trained number of steps, the peak, chance and untrained marked."""
+    fig, (left, middle, right) = looks.panels(1, 3, width=4.0)
+    curve(results, "accuracy").draw(left)
+    curve(results, "update").draw(middle)
+    exit_curves(results).draw(right)
+    for model in style.series(results, "accuracy"):
+        if model.is_trained:
+            _mark_peak(left, model)
     left.set_title("read out after k steps (dotted: trained for)", fontsize=9)
-    middle.set(xlabel="step", ylabel="|B(h) - h| / |h|")
     middle.set_title("relative update", fontsize=9)
-    left.legend(fontsize=7, frameon=False)
-    right.legend(fontsize=7, frameon=False)
     return fig
 
 
-def draw_exits(ax, result: xr.Dataset, colour: str, name: str) -> None:
-    """Accuracy against mean steps when leaving early, beside stopping every image after the same number of steps."""
-    for line, criterion in zip(("-", "--"), CRITERIA, strict=True):
-        row = result.sel(criterion=criterion)
-        ax.plot(row["exit_steps"], 100 * row["exit_accuracy"], line, color=colour, label=f"{name} {criterion}".strip())
-    fixed = result["accuracy"].sel(state=slice(1, result.attrs["trained_steps"]))
-    ax.plot(fixed["state"], 100 * fixed, ":", color=style.CONTROL, label="same step for all")
-    ax.set(xlabel="mean steps", ylabel="top-1 (%)")
-    ax.set_title("leaving when sure", fontsize=9)
+def _mark_peak(ax: Axes, model: style.Model) -> None:
+    best, accuracy = peak(model.numbers)
+    ax.plot(best, 100 * accuracy, "v", color=model.colour)
+    place = dict(xytext=(4, 4), textcoords="offset points", fontsize=7)
+    ax.annotate(f"{best}: {100 * accuracy:.1f} %", (best, 100 * accuracy), **place)
+
+
+FIGURES = {"steps": figure}
+
+# Interactive
 
 
 def interactive(result: xr.Dataset, name: str = "accuracy") -> go.Figure:
     """One curve over the states, with the untrained model and the trained number of steps."""
-    scale = 100 if name == "accuracy" else 1
-    figure = go.Figure(go.Scatter(x=result["state"].values, y=scale * result[name].values, mode="lines+markers", name="trained"))
-    if f"control_{name}" in result:
-        figure.add_scatter(
-            x=result["state"].values, y=scale * result[f"control_{name}"].values, mode="lines", name="untrained", line=dict(dash="dash", color=style.CONTROL)
-        )
-    if name == "accuracy":
-        figure.add_hline(100 * result.attrs["chance"], line_dash="dot", annotation_text="chance")
-    figure.add_vline(result.attrs["trained_steps"], line_color=style.CHANCE, line_width=1, annotation_text="trained for")
-    title = {"accuracy": "top-1 (%)", "update": "|B(h) - h| / |h|"}.get(name, name)
-    kind = "log" if name == "update" else "linear"
-    figure.update_layout(xaxis_title="steps run", yaxis_title=title, yaxis_type=kind, height=380, margin=dict(l=10, r=10, t=20, b=10))
-    return figure
+    return curve(result, name).interactive()
 
 
 def exits(result: xr.Dataset) -> go.Figure:
     """Accuracy against mean steps when each image leaves once it is sure."""
-    figure = go.Figure()
-    for criterion in CRITERIA:
-        row = result.sel(criterion=criterion)
-        hover = "threshold %{customdata:.6f}<br>%{x:.2f} steps, %{y:.1f} %<extra></extra>"
-        figure.add_scatter(
-            x=row["exit_steps"].values, y=100 * row["exit_accuracy"].values, customdata=row["threshold"].values, mode="lines+markers", name=criterion,
-            hovertemplate=hover,
-        )  # fmt: skip
-    fixed = result["accuracy"].sel(state=slice(1, result.attrs["trained_steps"]))
-    figure.add_scatter(x=fixed["state"].values, y=100 * fixed.values, mode="lines", name="same step for all", line=dict(dash="dot", color=style.CONTROL))
-    figure.update_layout(xaxis_title="mean steps", yaxis_title="top-1 (%)", height=380, margin=dict(l=10, r=10, t=20, b=10))
-    return figure
+    return exit_curves(result).interactive()
 
 
 def settling(result: xr.Dataset) -> go.Figure:
     """How many images have their final answer from which step on."""
     counts = np.bincount(result["settled"].values, minlength=result.attrs["trained_steps"] + 1)
-    figure = go.Figure(go.Bar(x=np.arange(len(counts)), y=100 * counts / counts.sum()))
-    figure.update_layout(xaxis_title="final from step", yaxis_title="images (%)", height=380, margin=dict(l=10, r=10, t=20, b=10))
+    figure = go.Figure(go.Bar(x=np.arange(len(counts)), y=100 * counts / counts.sum(), marker_color=style.MAIN))
+    figure.update_layout(xaxis_title="final from step", yaxis_title="images (%)", height=380, **looks.WHITE)
     return figure
 
 
 def per_class(result: xr.Dataset) -> go.Figure:
     """Accuracy of every class after every number of steps: class x state."""
-    classes = list(result.attrs["classes"])
-    z = 100 * result["class_accuracy"].values.T
-    figure = go.Figure(go.Heatmap(z=z, x=result["state"].values, y=classes, colorscale=style.MAP, hovertemplate="%{y}, step %{x}: %{z:.0f} %<extra></extra>"))
-    figure.update_layout(xaxis_title="steps run", height=max(300, 18 * len(classes)), margin=dict(l=10, r=10, t=20, b=10))
-    return figure
+    classes, ratio = list(result.attrs["classes"]), as_percent(result["class_accuracy"].T)
+    drawn = looks.Map(ratio, result["state"].values, classes, x="steps run", y="class", bar="top-1 (%)")
+    return drawn.interactive(height=110 + max(200, 18 * len(classes))).update_yaxes(dtick=1, title="")

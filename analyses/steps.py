@@ -4,12 +4,17 @@ Pure functions of arrays; the dashboard and notebooks call them.
 """
 
 from collections.abc import Sequence
+from itertools import cycle
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from analyses import style
+from analyses import intervals, looks, style
+from analyses.style import as_percent
+
+READ_OUT = "read out after step (0 is the embedding)"
 
 
 def attention(picture: np.ndarray, maps: np.ndarray, mask: np.ndarray | None = None, *, columns: int = 6) -> go.Figure:
@@ -17,133 +22,101 @@ def attention(picture: np.ndarray, maps: np.ndarray, mask: np.ndarray | None = N
 
     picture: [y x channel] uint8; maps: [head row column]; mask: [y x] of 0 and 1, or None.
     """
-    heads, rows, _ = maps.shape
-    across = min(columns, heads)
+    across = min(columns, len(maps))
+    down = -(-len(maps) // across)
     titles = [f"head {h} · {100 * m.max() / max(m.sum(), 1e-12):.0f} % at the peak" for h, m in enumerate(maps)]
-    fig = make_subplots(-(-heads // across), across, subplot_titles=titles, horizontal_spacing=0.02, vertical_spacing=0.12)
-    size, patch = len(picture), len(picture) / rows
-    for h, values in enumerate(maps):
-        place = dict(row=h // across + 1, col=h % across + 1)
-        fig.add_image(z=picture, hoverinfo="skip", **place)
-        centres = (np.arange(rows) + 0.5) * patch - 0.5
-        fig.add_heatmap(
-            z=values,
-            x=centres,
-            y=centres,
-            colorscale="Inferno",
-            opacity=0.6,
-            showscale=False,
-            hovertemplate="%{z:.3f}<extra></extra>",
-            zsmooth="best",
-            **place,
-        )
-        if mask is not None and mask.any():
-            line = dict(color="white", width=1.5)
-            fig.add_contour(
-                z=mask,
-                contours=dict(start=0.5, end=0.5, coloring="none"),
-                line=line,
-                showscale=False,
-                showlegend=False,
-                hoverinfo="skip",
-                **place,
-            )
-        row, column = np.unravel_index(values.argmax(), values.shape)
-        fig.add_scatter(
-            x=[centres[column]],
-            y=[centres[row]],
-            mode="markers",
-            marker=dict(symbol="x", color="cyan", size=9),
-            showlegend=False,
-            hoverinfo="skip",
-            **place,
-        )
+    fig = make_subplots(down, across, subplot_titles=titles, horizontal_spacing=0.02, vertical_spacing=0.12)
+    for head, values in enumerate(maps):
+        place = dict(row=head // across + 1, col=head % across + 1)
+        for trace in over_picture(picture, values, mask):
+            fig.add_trace(trace, **place)
+    size = len(picture)
     fig.update_xaxes(visible=False, range=[-0.5, size - 0.5])
     fig.update_yaxes(visible=False, range=[size - 0.5, -0.5])
     fig.update_annotations(font_size=12)
-    fig.update_layout(height=70 + 230 * -(-heads // across), margin=dict(l=5, r=5, t=30, b=5))
-    return fig
+    return fig.update_layout(height=70 + 230 * down, margin=dict(l=5, r=5, t=30, b=5))
+
+
+def over_picture(picture: np.ndarray, values: np.ndarray, mask: np.ndarray | None) -> list[Any]:
+    """One picture under one attention map [row column]: traces from the bottom up."""
+    patch = len(picture) / len(values)
+    centres = (np.arange(len(values)) + 0.5) * patch - 0.5
+    said = dict(hovertemplate="%{z:.3f}<extra></extra>", showscale=False)
+    look = dict(colorscale=style.ATTENTION, opacity=0.6, zsmooth="best")
+    traces = [go.Image(z=picture, hoverinfo="skip"), go.Heatmap(z=values, x=centres, y=centres, **look, **said)]
+    if mask is not None and mask.any():
+        outline = dict(contours=dict(start=0.5, end=0.5, coloring="none"), line=dict(color="white", width=1.5))
+        traces.append(go.Contour(z=mask, **outline, showscale=False, showlegend=False, hoverinfo="skip"))
+    row, column = np.unravel_index(values.argmax(), values.shape)
+    cross = dict(mode="markers", marker=dict(symbol="x", color="cyan", size=9), showlegend=False, hoverinfo="skip")
+    return [*traces, go.Scatter(x=[centres[column]], y=[centres[row]], **cross)]
 
 
 def lens(
-    probabilities: np.ndarray, classes: Sequence[str], *, step: int | None = None, truth: int | None = None, top: int = 5
+    probabilities: np.ndarray,
+    classes: Sequence[str],
+    *,
+    step: int | None = None,
+    truth: int | None = None,
+    top: int = 5,
 ) -> go.Figure:
-    """Class probabilities read out of every state z_0 .. z_T: [state class]; the classes that are ever likely, the true one dashed."""
-    shown = list(np.argsort(-probabilities.max(0), kind="stable")[:top])
-    if truth is not None and truth not in shown:
-        shown.append(truth)
-    fig = go.Figure()
-    for colour, k in zip(style.SEQUENCE * len(shown), shown, strict=False):
-        is_truth = k == truth
-        fig.add_scatter(
-            x=np.arange(len(probabilities)), y=100 * probabilities[:, k], name=classes[k] + (" (true)" if is_truth else ""),
-            line=dict(color=colour, width=3 if is_truth else 1.5), mode="lines+markers",
-        )  # fmt: skip
-    fig.add_hline(100 / probabilities.shape[1], line=dict(dash="dot", color=style.CHANCE), annotation_text="chance")
-    if step is not None:
-        fig.add_vline(step + 1, line=dict(color=style.CHANCE, width=1))
-    fig.update_layout(
-        xaxis=dict(title="read out after step (0 is the embedding)", dtick=1), yaxis=dict(title="probability (%)", range=[0, 102]),
-        legend=dict(orientation="h", y=1.2), margin=dict(l=50, r=10, t=10, b=45), height=340,
-    )  # fmt: skip
-    return fig
+    """Class probabilities read out of every state z_0 .. z_T [state class]: those ever likely, the true one thick."""
+    likely = list(np.argsort(-probabilities.max(0), kind="stable")[:top])
+    if truth is not None and truth not in likely:
+        likely.append(truth)
+    lines, states = [], np.arange(len(probabilities))
+    for colour, k in zip(cycle(style.SEQUENCE), likely, strict=False):
+        look = dict(label=f"{classes[k]} (true)", width=2.5) if k == truth else dict(label=classes[k], width=1.0)
+        lines.append(looks.Line(states, as_percent(probabilities[:, k]), colour=colour, mark="o", **look))
+    marks = {} if step is None else {"": step + 1}
+    chance = {"chance": 100 / probabilities.shape[1]}
+    drawn = looks.Curves(lines, x=READ_OUT, y="probability (%)", levels=chance, marks=marks).interactive(340)
+    return drawn.update_yaxes(range=[0, 102])
 
 
 def norms(values: np.ndarray, cls: np.ndarray, registers: np.ndarray, *, step: int) -> go.Figure:
-    """Token norms: a map of the patches at `step` [row column], and CLS, registers and the mean patch over the states.
+    """Token norms: a map of the patches at `step`, and CLS, registers and the mean patch over the states.
 
     values: [state row column]; cls: [state]; registers: [state register].
     """
-    fig = make_subplots(
-        1, 2, column_widths=[0.45, 0.55], horizontal_spacing=0.25, subplot_titles=[f"patches after step {step + 1}", "over the steps"]
-    )
+    titles = [f"patches after step {step + 1}", "over the steps"]
+    fig = make_subplots(1, 2, column_widths=[0.45, 0.55], horizontal_spacing=0.25, subplot_titles=titles)
     fig.add_heatmap(z=values[step + 1], colorscale=style.MAP, colorbar=dict(x=0.38, thickness=10), row=1, col=1)
     fig.update_yaxes(autorange="reversed", visible=False, scaleanchor="x", row=1, col=1)
     fig.update_xaxes(visible=False, row=1, col=1)
-    states = np.arange(len(cls))
-    lines = {"CLS": cls, "mean patch": values.mean((1, 2)), "largest patch": values.max((1, 2))}
-    lines |= {f"register {k}": registers[:, k] for k in range(registers.shape[1])}
-    for colour, (name, line) in zip(style.SEQUENCE * len(lines), lines.items(), strict=False):
-        fig.add_scatter(x=states, y=line, name=name, line_color=colour, row=1, col=2)
+    tokens = {"CLS": cls, "mean patch": values.mean((1, 2)), "largest patch": values.max((1, 2))}
+    tokens |= {f"register {k}": registers[:, k] for k in range(registers.shape[1])}
+    for colour, (name, norm) in zip(cycle(style.SEQUENCE), tokens.items(), strict=False):
+        fig.add_trace(looks.Line(np.arange(len(cls)), norm, label=name, colour=colour).trace(), row=1, col=2)
     fig.add_vline(step + 1, line=dict(color=style.CHANCE, width=1), row=1, col=2)
     fig.update_xaxes(title="after step", dtick=3, range=[-0.3, len(cls) - 0.7], row=1, col=2)
     fig.update_yaxes(rangemode="tozero", row=1, col=2)
     fig.update_annotations(font_size=13)
-    fig.update_layout(height=340, margin=dict(l=10, r=10, t=30, b=45), legend=dict(orientation="h", y=-0.25))
-    return fig
+    return fig.update_layout(height=340, legend=looks.BELOW, **looks.WHITE)
 
 
-def accuracy(ratio: np.ndarray, spread: np.ndarray, n_classes: int, n_images: int) -> go.Figure:
-    """Top-1 read out after each step [state], with 95 % intervals of half width `spread` [state], and chance."""
-    fig = go.Figure(
-        go.Scatter(
-            x=np.arange(len(ratio)),
-            y=100 * ratio,
-            error_y=dict(array=100 * spread, thickness=1),
-            line_color=style.MAIN,
-            name="top-1",
-            mode="lines+markers",
-        )
-    )
-    fig.add_hline(100 / n_classes, line=dict(dash="dot", color=style.CHANCE), annotation_text="chance")
+def accuracy(ratio: np.ndarray, n_classes: int, n_images: int) -> go.Figure:
+    """Top-1 read out after each step [state], measured on so many images, with Wilson's interval, and chance."""
+    bounds = intervals.of_ratio(ratio, n_images, 100)
+    line = looks.Line(np.arange(len(ratio)), as_percent(ratio), *bounds, label="top-1", mark="o")
     title = f"top-1 of {n_images} images (%)"
-    fig.update_layout(
-        xaxis=dict(title="read out after step (0 is the embedding)", dtick=1), yaxis=dict(title=title, range=[0, 102]), height=340,
-        margin=dict(l=50, r=10, t=10, b=45),
-    )  # fmt: skip
-    return fig
+    drawn = looks.Curves([line], x=READ_OUT, y=title, levels={"chance": 100 / n_classes}).interactive(340)
+    return drawn.update_yaxes(range=[0, 102])
 
 
-def training(records: Sequence[dict]) -> go.Figure:
+def training(records: Sequence[dict[str, Any]]) -> go.Figure:
     """The training log: loss, and top-1 of the validation split where it was measured, over images seen."""
     fig = make_subplots(specs=[[{"secondary_y": True}]])
-    losses = [r for r in records if "loss" in r]
-    scores = [r for r in records if "top1" in r]
-    fig.add_scatter(x=[r["images"] for r in losses], y=[r["loss"] for r in losses], name="training loss", line_color=style.CONTROL)
-    fig.add_scatter(
-        x=[r["images"] for r in scores], y=[100 * r["top1"] for r in scores], name="top-1 (%)", line_color=style.MAIN, secondary_y=True
-    )
-    fig.update_layout(xaxis_title="images seen", height=300, margin=dict(l=50, r=50, t=10, b=45), legend=dict(orientation="h", y=1.15))
+    for key, scale, label, colour in (
+        ("loss", 1, "training loss", style.CHANCE),
+        ("top1", 100, "top-1 (%)", style.MAIN),
+    ):
+        there = [record for record in records if key in record]
+        images, values = [record["images"] for record in there], [scale * record[key] for record in there]
+        line = looks.Line(images, values, label=label, colour=colour, width=1.0)
+        fig.add_trace(line.trace(), secondary_y=key == "top1")
+    fig.update_layout(height=300, legend=looks.BELOW, **looks.WHITE).update_layout(margin_r=50)
+    fig.update_xaxes(title="images seen")
     fig.update_yaxes(title="loss", secondary_y=False)
-    fig.update_yaxes(title="top-1 (%)", range=[0, 102], secondary_y=True)
-    return fig
+    right = dict(title="top-1 (%)", range=[0, 102], dtick=20, tickmode="linear", tick0=0, showgrid=False)
+    return fig.update_yaxes(**right, secondary_y=True)

@@ -1,12 +1,23 @@
-"""How every figure of the toolkit looks and names things: steps, colours, axes."""
+"""How every figure and table names and colours things, and which models a result holds beside each other."""
 
-from matplotlib import rcParams
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-MAIN, SECOND, CONTROL, CHANCE = "#2a6f97", "#d1495b", "#8d99ae", "#6c757d"
-MAP = "viridis"  # of ratios and attention, in matplotlib and plotly alike
-SEQUENCE = ("#2a6f97", "#d1495b", "#edae49", "#3a7d44", "#7b4b94", "#00798c")
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+# Colours that stay apart under protanopia and deuteranopia; colour maps by names that matplotlib and plotly share.
+
+MAIN, SECOND, UNTRAINED, CHANCE = "#2a6f97", "#d55e00", "#8d99ae", "#6c757d"
+SEQUENCE = (MAIN, SECOND, "#f0b73a", "#009e73", "#802060", "#7cc4ee")
+MAP, CHANGE, ATTENTION = "viridis", "RdBu", "inferno"
+
+PREFIX = "control_"  # of the untrained model's variables in a result; `models` alone reads them
+
+# Steps
 
 
 def step_label(step: int) -> str:
@@ -14,17 +25,111 @@ def step_label(step: int) -> str:
     return f"step {step + 1} (blocks.{step})"
 
 
-def panels(rows: int = 1, columns: int = 1, *, width: float = 4.2, height: float = 3.1, **kwargs: object) -> tuple[Figure, list[Axes]]:
-    """A figure outside pyplot's state, and its axes row by row."""
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained", dpi=120)
-    axes = figure.subplots(rows, columns, squeeze=False, **kwargs).ravel().tolist()
-    for ax in axes:
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.tick_params(labelsize=0.8 * rcParams["font.size"])
-    return figure, axes
+def state_label(state: int) -> str:
+    """How a state is printed, after its step."""
+    return "before step 1" if state == 0 else step_label(state - 1)
 
 
-def step_axis(ax: Axes, n_steps: int) -> None:
-    """Steps from 1 on the horizontal axis."""
-    ax.set_xticks(range(1, n_steps + 1), [str(t) for t in range(1, n_steps + 1)])
-    ax.set_xlabel("step")
+def some(values: Sequence[Any], most: int = 13) -> Sequence[Any]:
+    """At most so many of the values, evenly apart from the first on, for ticks that do not touch."""
+    return values[:: -(-len(values) // most)] if len(values) else values
+
+
+# Models
+
+Results = xr.Dataset | Mapping[str, xr.Dataset]  # one result, or several by name
+
+
+def models(result: xr.Dataset) -> dict[str, xr.Dataset]:
+    """The models that a result holds: "trained", and "untrained" where it was measured too, under the same names."""
+    untrained = [name for name in result.data_vars if str(name).startswith(PREFIX)]
+    parts = {"trained": result.drop_vars(untrained)}
+    if untrained:
+        parts["untrained"] = result[untrained].rename({name: str(name).removeprefix(PREFIX) for name in untrained})
+    return parts
+
+
+def named(results: Results) -> dict[str, xr.Dataset]:
+    """Results by name; one alone has none."""
+    return {"": results} if isinstance(results, xr.Dataset) else dict(results)
+
+
+def untrained(result: xr.Dataset, name: str) -> xr.DataArray | None:
+    """A variable of the untrained model, where it was measured."""
+    return models(result).get("untrained", {}).get(name)
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model of a figure: the result it is from, its own numbers, and how its lines look."""
+
+    name: str
+    is_trained: bool
+    colour: str
+    result: xr.Dataset
+    numbers: xr.Dataset
+
+    def label(self, what: str = "") -> str:
+        """How a quantity of it is named in a legend."""
+        title = self.name if self.is_trained else f"{self.name} untrained".strip()
+        return f"{title}{' ' if self.is_trained else ', '}{what}".strip() if what else title or "trained"
+
+    def look(self, what: str = "", **other: Any) -> dict[str, Any]:
+        """Label, colour and dash of its line for a quantity: dashed for the untrained model."""
+        dash, mark = ("solid", "o") if self.is_trained else ("dash", "")
+        return dict(label=self.label(what), colour=self.colour, dash=dash, mark=mark) | other
+
+
+def series(results: Results, *needed: str) -> Iterator[Model]:
+    """Every model of the results that holds the variables needed; an untrained one is grey if it is alone."""
+    every = named(results)
+    for (name, result), colour in zip(every.items(), itertools.cycle(SEQUENCE), strict=False):
+        for kind, numbers in models(result).items():
+            if all(variable in numbers for variable in needed):
+                grey = kind == "untrained" and len(every) == 1
+                yield Model(name, kind == "trained", UNTRAINED if grey else colour, result, numbers)
+
+
+def levels(results: Results, of: Callable[[xr.Dataset], Mapping[str, float]]) -> dict[str, float]:
+    """Levels of all results by name: once where they are the same, else each under the name of its result."""
+    each = {name: dict(of(result)) for name, result in named(results).items()}
+    first = next(iter(each.values()))
+    if all(other == first for other in each.values()):
+        return first
+    return {f"{name} {what}": level for name, of_one in each.items() for what, level in of_one.items()}
+
+
+# Tables
+
+
+def row(title: str, cells: Iterable[Any], width: int = 9, first: int = 22) -> str:
+    """One line of a printed table: its title, then the cells flush right."""
+    return f"{title:{first}}" + "".join(f"{cell:>{width}}" for cell in cells)
+
+
+def tidy(result: xr.Dataset, *names: str) -> pd.DataFrame:
+    """Variables as a table, one line a cell and model."""
+    frames = []
+    for kind, numbers in models(result).items():
+        there = [name for name in names if name in numbers]
+        if there:
+            frames.append(numbers[there].to_dataframe().reset_index().assign(model=kind))
+    return pd.concat(frames, ignore_index=True)
+
+
+def caption(result: xr.Dataset) -> str:
+    """Which model a result is of, and which data: as much as it says."""
+    said, n = result.attrs, result.attrs.get("n_images")
+    model = f"{said['source']} ({said.get('weights', '')} weights)" if "source" in said else ""
+    data = f"{said['data']} {said.get('split', '')}".strip() if "data" in said else ""
+    return ", ".join(part for part in (model, data, "" if n is None else f"{n} images") if part)
+
+
+def aligned(frame: pd.DataFrame) -> str:
+    """A table as a command prints it: numbers short, columns flush right."""
+    return frame.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="-")
+
+
+def as_percent(ratio: xr.DataArray | np.ndarray) -> np.ndarray:
+    """Ratios in %, as plain numbers."""
+    return 100 * np.asarray(ratio, np.float64)

@@ -1,29 +1,36 @@
-"""Statistics, tables and figures of the paths that images take (figure 9 of the paper), and how far a picture of them can be trusted."""
+"""The paths that images take (figure 9 of the paper): statistics, tables, figures, and how far to trust a picture."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 import xarray as xr
-from matplotlib import colormaps
+from etils import epy
+from matplotlib import colormaps, colors
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from plotly.colors import sample_colorscale
 
-from analyses import style
+from analyses import looks, style
+from analyses.style import Results, as_percent, state_label
+
+with epy.lazy_imports():
+    from sklearn import neighbors
 
 PICTURES = {"pacmap": "PaCMAP", "pca": "PCA"}
+SPACES = {"states": "full space"} | PICTURES
 MANY = 20  # classes beyond which mean paths are no longer drawn
+
+# Statistics
 
 
 def nearest(points: np.ndarray, n: int) -> np.ndarray:
-    """The n nearest images of every image, itself left out, within each state: [state image n] from points [image state d]."""
-    from sklearn.neighbors import NearestNeighbors
-
-    found = []
-    for state in np.moveaxis(np.asarray(points), 1, 0):
-        found.append(NearestNeighbors(n_neighbors=n).fit(state).kneighbors(return_distance=False))
-    return np.stack(found)
+    """The n nearest images of each, itself left out, within a state: [state image n] from points [image state d]."""
+    of_state = (neighbors.NearestNeighbors(n_neighbors=n).fit(state) for state in np.moveaxis(np.asarray(points), 1, 0))
+    return np.stack([fit.kneighbors(return_distance=False) for fit in of_state])
 
 
 def purity(near: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -37,13 +44,9 @@ def purity_chance(labels: np.ndarray) -> float:
     return float((counts * (counts - 1)).sum() / (len(labels) * (len(labels) - 1)))
 
 
-def kept(near: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Share of the nearest images that are still among the nearest in a picture: [state]. Chance is n / (images - 1)."""
-    return (near[..., :, None] == found[..., None, :]).any(-1).mean((1, 2))
-
-
-def state_label(state: int) -> str:
-    return "before step 1" if state == 0 else style.step_label(state - 1)
+def kept(near: np.ndarray, in_picture: np.ndarray) -> np.ndarray:
+    """Share of the nearest images that are so in a picture too: [state]; n / (images - 1) by chance."""
+    return (near[..., :, None] == in_picture[..., None, :]).any(-1).mean((1, 2))
 
 
 def is_one_point(result: xr.Dataset) -> bool:
@@ -57,60 +60,80 @@ def measured_states(result: xr.Dataset) -> np.ndarray:
     return result["state"].values[int(is_one_point(result)) :]
 
 
+def class_paths(result: xr.Dataset, picture: str = "pacmap") -> np.ndarray:
+    """Mean position of every class at every state: [class state axis], NaN for a class without an image."""
+    points, labels = result[picture].values.astype(np.float64), result["label"].values
+    nowhere = np.full(points.shape[1:], np.nan)
+    members = (labels == c for c in range(len(result.attrs["classes"])))
+    return np.stack([points[of_class].mean(0) if of_class.any() else nowhere for of_class in members])
+
+
+# Tables
+
+
 def table(result: xr.Dataset) -> str:
-    """What the command prints."""
-    attrs, explained = result.attrs, 100 * result["explained"].values
-    chance = 100 * attrs["purity_chance"]
+    """What the command prints: per state, neighbours with the same label and neighbours that the pictures keep."""
+    attrs, explained, untrained = result.attrs, as_percent(result["explained"]), style.untrained(result, "purity")
     lines = [
         f"trajectories: {result.sizes['image']} images x {result.sizes['state']} states of the {attrs['token']} token; "
-        f"two principal components hold {explained.sum():.0f} % of the variance ({explained[0]:.0f} + {explained[1]:.0f})",
-        f"of the {attrs['neighbors']} nearest images, same label (chance {chance:.1f} %)   neighbours kept (chance {100 * attrs['kept_chance']:.1f} %)",
+        f"two principal components hold {explained.sum():.0f} % of the variance "
+        f"({explained[0]:.0f} + {explained[1]:.0f})",
+        f"of the {attrs['neighbors']} nearest images, same label (chance {100 * attrs['purity_chance']:.1f} %)   "
+        f"neighbours kept (chance {100 * attrs['kept_chance']:.1f} %)",
         f"{'':22}{'states':>9}{'PaCMAP':>9}{'PCA':>9}{'untrained':>11}{'PaCMAP':>12}{'PCA':>9}",
     ]
     for state in measured_states(result):
-        row = result.sel(state=state)
-        same = "".join(f"{100 * float(value):9.1f}" for value in row["purity"])
-        control = f"{100 * float(row['control_purity']):11.1f}" if "control_purity" in result else f"{'-':>11}"
-        left, right = (100 * float(value) for value in row["kept"])
-        lines.append(f"{state_label(state):22}{same}{control}{left:12.1f}{right:9.1f}")
+        control = f"{'-':>11}" if untrained is None else f"{100 * float(untrained.sel(state=state)):11.1f}"
+        left, right = as_percent(result["kept"].sel(state=state))
+        cells = style.row(state_label(state), (f"{same:.1f}" for same in as_percent(result["purity"].sel(state=state))))
+        lines.append(f"{cells}{control}{left:12.1f}{right:9.1f}")
     if is_one_point(result):
         lines.append(f"before step 1 the {attrs['token']} state is the same for all images: one point")
     return "\n".join(lines)
 
 
-def class_paths(result: xr.Dataset, picture: str = "pacmap") -> np.ndarray:
-    """Mean position of every class at every state: [class state axis], NaN for a class without an image."""
-    points, labels = result[picture].values.astype(np.float64), result["label"].values
-    classes = range(len(result.attrs["classes"]))
-    return np.stack([points[labels == c].mean(0) if (labels == c).any() else np.full(points.shape[1:], np.nan) for c in classes])
+def frame(result: xr.Dataset) -> pd.DataFrame:
+    """Neighbours with the same label and neighbours kept, one line a state; columns name the space or the picture."""
+    columns = {f"purity_{space}": result["purity"].sel(space=space) for space in result["space"].values}
+    columns |= {"purity_untrained": style.untrained(result, "purity")}
+    columns |= {f"kept_{name}": result["kept"].sel(picture=name) for name in result["picture"].values}
+    there = {name: values.values for name, values in columns.items() if values is not None}
+    return pd.DataFrame({"state": result["state"].values} | there)
+
+
+# Figures
 
 
 def class_colours(n: int) -> list[str]:
     """A colour for every class, as hex."""
-    from matplotlib.colors import to_hex
+    if n <= len(style.SEQUENCE):
+        return list(style.SEQUENCE[:n])
+    spread = colormaps["tab10" if n <= 10 else "tab20"].colors if n <= 20 else colormaps["hsv"](np.arange(n) / n)
+    return [colors.to_hex(colour) for colour in spread[:n]]
 
-    spread = colormaps["tab10"].colors if n <= 10 else colormaps["tab20"].colors if n <= 20 else colormaps["hsv"](np.arange(n) / n)
-    return [to_hex(colour) for colour in spread[:n]]
 
-
-def figure(result: xr.Dataset) -> Figure:
-    """Figure 9: PaCMAP by step and by class with mean paths, PCA beside it, and the share of neighbours with the same label."""
-    fig, axes = style.panels(1, 4, width=3.8, height=3.6)
-    draw_steps(axes[0], result, "pacmap")
-    draw_classes(axes[1], result, "pacmap")
-    draw_classes(axes[2], result, "pca")
-    draw_purity(axes[3], result)
+def figure(results: Results) -> Figure:
+    """Figure 9: PaCMAP by step and by class with mean paths, PCA beside it, and neighbours with the same label."""
+    every = style.named(results)
+    fig, axes = looks.panels(len(every), 4, width=3.8, height=3.6)
+    for panels, (name, result) in zip(zip(*[iter(axes)] * 4, strict=True), every.items(), strict=True):
+        draw_steps(panels[0], result, "pacmap")
+        draw_classes(panels[1], result, "pacmap")
+        draw_classes(panels[2], result, "pca")
+        purity_curves(result).draw(panels[3])
+        panels[0].set_ylabel(name)
     return fig
 
 
-def draw_points(ax, result: xr.Dataset, picture: str, colours: object, **options: object) -> object:
+def draw_points(ax: Axes, result: xr.Dataset, picture: str, colours: Any, **look: Any) -> Any:
+    """All states of all images."""
     points = result[picture].values.reshape(-1, 2)
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
-    return ax.scatter(*points.T, c=colours, s=2, lw=0, rasterized=True, **options)
+    return ax.scatter(*points.T, c=colours, s=2, lw=0, rasterized=True, **look)
 
 
-def draw_steps(ax, result: xr.Dataset, picture: str) -> None:
+def draw_steps(ax: Axes, result: xr.Dataset, picture: str) -> None:
     """All points, coloured by step."""
     colours = np.broadcast_to(result["state"].values, result[picture].shape[:2]).ravel()
     drawn = draw_points(ax, result, picture, colours, cmap=style.MAP, alpha=0.6)
@@ -118,7 +141,7 @@ def draw_steps(ax, result: xr.Dataset, picture: str) -> None:
     ax.set_title(f"{PICTURES[picture]}, by step", fontsize=9)
 
 
-def draw_classes(ax, result: xr.Dataset, picture: str) -> None:
+def draw_classes(ax: Axes, result: xr.Dataset, picture: str) -> None:
     """All points, coloured by class, with the classes' mean paths from ring to dot where there are few enough."""
     classes = list(result.attrs["classes"])
     colours = np.array(class_colours(len(classes)))
@@ -132,78 +155,102 @@ def draw_classes(ax, result: xr.Dataset, picture: str) -> None:
     ax.set_title(f"{PICTURES[picture]}, by class{explained}", fontsize=9)
 
 
-def draw_purity(ax, result: xr.Dataset) -> None:
-    """Share of the nearest images with the same label, in the full space and both pictures, beside chance and the untrained model."""
-    states = measured_states(result)
-    seen = result.sel(state=states)
-    for colour, space in zip(style.SEQUENCE, result["space"].values, strict=False):
-        ax.plot(states, 100 * seen["purity"].sel(space=space), color=colour, label="full space" if space == "states" else PICTURES[str(space)])
-    if "control_purity" in result:
-        ax.plot(states, 100 * seen["control_purity"], "--", color=style.CONTROL, label="untrained")
-    ax.axhline(100 * result.attrs["purity_chance"], ls=":", color=style.CHANCE, label="chance")
-    ax.set(xlabel="after step", ylabel="%", ylim=(0, None))
-    ax.set_title(f"of {result.attrs['neighbors']} nearest images, same label", fontsize=9)
-    ax.legend(fontsize=7, frameon=False)
+def purity_curves(result: xr.Dataset) -> looks.Curves:
+    """Share of the nearest images with the same label, in the full space and both pictures, beside chance."""
+    states, lines = measured_states(result), []
+    for model in style.series(result, "purity"):
+        values = 100 * model.numbers["purity"].sel(state=states)
+        if not model.is_trained:
+            lines.append(looks.Line(states, values.values, **model.look()))
+            continue
+        for colour, space in zip(style.SEQUENCE, values["space"].values, strict=False):
+            look = dict(label=SPACES[str(space)], colour=colour)
+            lines.append(looks.Line(states, values.sel(space=space).values, **look))
+    levels = {"chance": 100 * result.attrs["purity_chance"]}
+    title = f"of {result.attrs['neighbors']} nearest images, same label"
+    return looks.Curves(lines, x="after step", y="same label (%)", title=title, levels=levels, low=0)
 
 
-def interactive(result: xr.Dataset, picture: str = "pacmap", colour: str = "class", follow: int | None = None) -> go.Figure:
-    """The picture with a slider and a play button over the states; colour is "class" or "step"; `follow` draws one image's path.
+FIGURES = {"paths": figure}
 
-    Every point carries the place of its image along `image` as `customdata[0]`.
+# Interactive
+
+
+def interactive(
+    result: xr.Dataset, picture: str = "pacmap", colour: str = "class", follow: int | None = None
+) -> go.Figure:
+    """The picture with a slider and a play button over the states; colour is "class" or "step".
+
+    `follow` draws one image's path. Every point carries the place of its image along `image` as `customdata[0]`.
     """
-    points, labels, states = result[picture].values, result["label"].values, result["state"].values
-    classes = list(result.attrs["classes"])
-    names = np.array(classes, dtype=object)[labels]
-    shades = class_colours(len(classes)) if colour == "class" else sample_colorscale(style.MAP, states / max(states[-1], 1))
-    paths = class_paths(result, picture) if len(classes) <= MANY else np.empty((0, len(states), 2))
+    points, states, names = result[picture].values, result["state"].values, list(result.attrs["classes"])
+    paths = class_paths(result, picture) if len(names) <= MANY else np.empty((0, len(states), 2))
+    if colour == "class":
+        shades = np.array(class_colours(len(names)), dtype=object)
+        marks = np.repeat(shades[result["label"].values, None], len(states), 1)
+    else:
+        names, shades = (
+            [state_label(state) for state in states],
+            sample_colorscale(style.MAP, states / max(states[-1], 1)),
+        )
+        marks = np.repeat(np.array(shades, dtype=object)[None], len(points), 0)
 
-    def cloud(chosen: np.ndarray) -> go.Scattergl:
-        """The points of the chosen states."""
-        xy = points[:, chosen].reshape(-1, 2)
-        state, image = np.tile(states[chosen], len(points)), np.repeat(np.arange(len(points)), len(chosen))
-        marks = np.array(shades, dtype=object)[labels[image] if colour == "class" else state]
-        hover = np.stack([image, result["index"].values[image], names[image], state], 1).astype(object)
-        return go.Scattergl(
-            x=xy[:, 0], y=xy[:, 1], customdata=hover, mode="markers", marker=dict(size=5, color=marks, opacity=0.35 if len(chosen) > 1 else 0.8),
-            hovertemplate="image %{customdata[1]}: %{customdata[2]}<br>after step %{customdata[3]}<extra></extra>", showlegend=False,
-        )  # fmt: skip
+    def frame(name: str, which: Sequence[int], last: int) -> go.Frame:
+        followed = points[[] if follow is None else [follow], : last + 1]
+        image = "" if follow is None else f"image {int(result['index'][follow])}"
+        one = dict(line=dict(color="black", width=2), mode="lines+markers", showlegend=follow is not None, name=image)
+        means = dict(line=dict(color="rgba(60,60,60,0.6)", width=1.5), mode="lines", name="class means")
+        drawn = [cloud(result, picture, which, marks), path(paths[:, : last + 1], **means), path(followed, **one)]
+        return go.Frame(name=name, data=drawn)
 
-    def means(last: int) -> go.Scatter:
-        """The classes' mean paths up to a state, as one line with gaps."""
-        walked = np.concatenate([paths[:, : last + 1], np.full((len(paths), 1, 2), np.nan)], 1).reshape(-1, 2)
-        return go.Scatter(x=walked[:, 0], y=walked[:, 1], mode="lines", line=dict(color="rgba(60,60,60,0.6)", width=1.5), hoverinfo="skip", name="class means")
+    frames = [frame(state_label(k), [k], k) for k in range(len(states))]
+    frames.append(frame("all", range(len(states)), len(states) - 1))
+    few = zip(names, shades, strict=True) if len(names) <= MANY else ()
+    legend = [
+        go.Scatter(x=[None], y=[None], mode="markers", marker=dict(size=7, color=c), name=name) for name, c in few
+    ]
+    figure = go.Figure(data=[*frames[-1].data, *legend], frames=frames)
+    figure.update_layout(height=640, margin=dict(l=10, r=10, t=10, b=10), template="plotly_white", hovermode="closest")
+    figure.update_layout(xaxis=span(points[..., 0]), yaxis=span(points[..., 1]))
+    return figure.update_layout(**controls([one.name for one in frames]))
 
-    def one(last: int) -> go.Scatter:
-        xy = points[follow, : last + 1] if follow is not None else np.empty((0, 2))
-        name = f"image {int(result['index'][follow])}" if follow is not None else ""
-        return go.Scatter(
-            x=xy[:, 0], y=xy[:, 1], mode="lines+markers", line=dict(color="black", width=2), marker=dict(size=6), hoverinfo="skip", name=name,
-            showlegend=follow is not None,
-        )  # fmt: skip
 
-    last = len(states) - 1
-    frames = [go.Frame(name=state_label(k), data=[cloud(np.array([k])), means(k), one(k)]) for k in range(last + 1)]
-    frames.append(go.Frame(name="all", data=[cloud(np.arange(last + 1)), means(last), one(last)]))
-    figure = go.Figure(data=frames[-1].data, frames=frames)
-    for name, shade in zip(classes if colour == "class" else map(state_label, states), shades, strict=True) if len(shades) <= MANY else ():
-        figure.add_scatter(x=[None], y=[None], mode="markers", marker=dict(size=7, color=shade), name=name)
+def cloud(result: xr.Dataset, picture: str, which: Sequence[int], marks: np.ndarray) -> go.Scattergl:
+    """The points of some states in the colours `marks` [image state]."""
+    which, n = list(which), result.sizes["image"]
+    xy, image = result[picture].values[:, which].reshape(-1, 2), np.repeat(np.arange(n), len(which))
+    names = np.array(result.attrs["classes"], dtype=object)[result["label"].values[image]]
+    state = np.tile(result["state"].values[which], n)
+    about = np.stack([image, result["index"].values[image], names, state], 1).astype(object)
+    said = "image %{customdata[1]}: %{customdata[2]}<br>after step %{customdata[3]}<extra></extra>"
+    marker = dict(size=5, color=marks[:, which].ravel(), opacity=0.35 if len(which) > 1 else 0.8)
+    look = dict(mode="markers", marker=marker, hovertemplate=said, showlegend=False)
+    return go.Scattergl(x=xy[:, 0], y=xy[:, 1], customdata=about, **look)
+
+
+def path(points: np.ndarray, **look: Any) -> go.Scatter:
+    """Paths [path state axis] as one line with gaps."""
+    xy = np.concatenate([points, np.full((len(points), 1, 2), np.nan)], 1).reshape(-1, 2)[:-1]
+    return go.Scatter(x=xy[:, 0], y=xy[:, 1], marker_size=6, hoverinfo="skip", **look)
+
+
+def controls(names: list[str]) -> dict[str, Any]:
+    """Play and pause, and a slider over the frames of these names, at the last."""
     jump = dict(mode="immediate", frame=dict(duration=0, redraw=True), transition=dict(duration=0))
-    play = dict(fromcurrent=False, mode="immediate", frame=dict(duration=700, redraw=True), transition=dict(duration=0))
-    figure.update_layout(
-        height=640, margin=dict(l=10, r=10, t=10, b=10), xaxis=span(points[..., 0]), yaxis=span(points[..., 1]), template="plotly_white",
-        hovermode="closest",
-        updatemenus=[dict(type="buttons", direction="left", x=0, y=0, xanchor="left", yanchor="top", pad=dict(t=45), showactive=False, buttons=[
-            dict(label="▶ play", method="animate", args=[[frame.name for frame in frames], play]),
-            dict(label="❚❚", method="animate", args=[[None], jump]),
-        ])],
-        sliders=[dict(active=last + 1, x=0.15, len=0.85, pad=dict(t=30), currentvalue=dict(visible=True, xanchor="left"), steps=[
-            dict(label="all" if frame.name == "all" else str(k), method="animate", args=[[frame.name], jump]) for k, frame in enumerate(frames)
-        ])],
-    )  # fmt: skip
-    return figure
+    play = jump | dict(fromcurrent=False, frame=dict(duration=700, redraw=True))
+    buttons = [
+        dict(label="▶ play", method="animate", args=[names, play]),
+        dict(label="❚❚", method="animate", args=[[None], jump]),
+    ]
+    steps = [dict(label=str(k), method="animate", args=[[name], jump]) for k, name in enumerate(names)]
+    steps[-1]["label"] = "all"
+    place = dict(type="buttons", direction="left", x=0, y=0, xanchor="left", yanchor="top", pad=dict(t=45))
+    current = dict(visible=True, xanchor="left")
+    slider = dict(active=len(names) - 1, x=0.15, len=0.85, pad=dict(t=30), currentvalue=current, steps=steps)
+    return dict(updatemenus=[dict(place, showactive=False, buttons=buttons)], sliders=[slider])
 
 
-def span(values: np.ndarray) -> dict:
+def span(values: np.ndarray) -> dict[str, Any]:
     """An axis without ticks that does not move while the steps play."""
     low, high = float(values.min()), float(values.max())
     room = 0.05 * (high - low or 1)
@@ -213,7 +260,8 @@ def span(values: np.ndarray) -> dict:
 SHOW_PICTURE = """
 const plot = document.getElementById('{plot_id}'), pictures = PICTURES;
 const shown = document.createElement('img');
-shown.style.cssText = 'position:fixed;pointer-events:none;display:none;width:128px;image-rendering:pixelated;border:1px solid #888;background:#fff;z-index:9';
+shown.style.cssText = 'position:fixed;pointer-events:none;display:none;width:128px;image-rendering:pixelated;' +
+  'border:1px solid #888;background:#fff;z-index:9';
 document.body.appendChild(shown);
 plot.on('plotly_hover', event => {
   const point = event.points.find(point => point.customdata), picture = point && pictures[point.customdata[0]];
@@ -233,19 +281,10 @@ def page(drawn: go.Figure, pictures: Mapping[int, str]) -> str:
 
     pictures: data URI of the image at each place.
     """
-    script = SHOW_PICTURE.replace("PICTURES", json.dumps({int(place): uri for place, uri in pictures.items()}))
-    return drawn.to_html(include_plotlyjs=True, full_html=True, post_script=script, auto_play=False, config={"displaylogo": False, "responsive": True})
+    uris = json.dumps({int(place): uri for place, uri in pictures.items()}).replace("<", r"\u003c")
+    return looks.as_html(drawn, post_script=SHOW_PICTURE.replace("PICTURES", uris), auto_play=False)
 
 
 def curves(result: xr.Dataset) -> go.Figure:
     """Share of the nearest images with the same label over the states, beside chance and the untrained model."""
-    states = measured_states(result)
-    seen, figure = result.sel(state=states), go.Figure()
-    for colour, space in zip(style.SEQUENCE, result["space"].values, strict=False):
-        name = "full space" if space == "states" else PICTURES[str(space)]
-        figure.add_scatter(x=states, y=100 * seen["purity"].sel(space=space).values, mode="lines+markers", name=name, line=dict(color=colour))
-    if "control_purity" in result:
-        figure.add_scatter(x=states, y=100 * seen["control_purity"].values, mode="lines", name="untrained", line=dict(dash="dash", color=style.CONTROL))
-    figure.add_hline(100 * result.attrs["purity_chance"], line_dash="dot", annotation_text="chance")
-    figure.update_layout(xaxis_title="after step", yaxis_title="same label (%)", yaxis_rangemode="tozero", height=340, margin=dict(l=10, r=10, t=20, b=10))
-    return figure
+    return purity_curves(result).interactive(340)

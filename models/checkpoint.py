@@ -10,6 +10,7 @@ import pickle
 import struct
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -131,33 +132,45 @@ def _untrained(config: ViTConfig, seed: int, expected: str, path: Path) -> BViT:
     return model
 
 
+# What torch's readers raise on a damaged file, beside pickle's own refusal of code
+DAMAGED = (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError, struct.error)
+
+
 def load_plain(path: Path) -> Any:
-    """What a torch file holds, without executing anything in it; raises `InputError`."""
-    with open(path, "rb") as file:
-        is_torch_file = file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+    """What a torch file holds, without executing anything in it; raises `InputError`, also for a file that was
+    damaged.
+    """
+    try:
+        with open(path, "rb") as file:
+            start = file.read(2)
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder, not a file; name the checkpoint in it") from None
+    if start == b"PK":
+        refuse_damaged(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a foreign pickle's protocol
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        IndexError,
-        TypeError,
-        zipfile.BadZipFile,
-        struct.error,
-    ) as error:
-        raise InputError(f"{path} is not readable as a checkpoint, it may be truncated ({brief(error)})") from None
     except pickle.UnpicklingError:
-        if not is_torch_file:
+        if start != b"PK" and not (start[:1] == b"\x80" and start[1:] in b"\x02\x03\x04\x05"):
             raise InputError(f"{path} is not readable as a checkpoint: it is no file of torch's") from None
         raise InputError(
             f"{path} holds more than plain tensors (loading it could run code), it was not opened; export its state "
             "dict"
         ) from None
+    except DAMAGED as error:
+        raise InputError(f"{path} is not readable as a checkpoint, it may be truncated ({brief(error)})") from None
+
+
+def refuse_damaged(path: Path) -> None:
+    """Compare every part of a torch archive with the checksum that is stored beside it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, *DAMAGED) as error:
+        raise InputError(f"{path} is not readable as a checkpoint, it may be truncated ({brief(error)})") from None
+    if damaged:
+        raise InputError(f"{path} is damaged: the checksum of {damaged} differs; fetch or make the file anew")
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -5,8 +5,11 @@
 1000 classes): bViT-Ti/S/B/L 0.824 / 2.532 / 8.601 / 14.613 M.
 """
 
+import math
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from beartype.door import is_bearable
 
 from models.errors import InputError
 
@@ -27,6 +30,26 @@ SIZES: dict[str, dict[str, Any]] = {
     ),
     "photos": dict(d_model=192, n_heads=6, n_steps=12, image_size=96, patch_size=8, init="xavier"),
 }
+
+
+# What a field may hold: far more than anybody trains, and less than what stops a machine
+LIMITS = {
+    "n_steps": (1, 4096),
+    "n_blocks": (1, 4096),
+    "d_model": (1, 65_536),
+    "n_heads": (1, 4096),
+    "d_mlp": (1, 1_048_576),
+    "image_size": (1, 8192),
+    "patch_size": (1, 8192),
+    "n_classes": (0, 1_000_000),
+    "n_registers": (0, 4096),
+}
+MEANING = dict.fromkeys(("norm_eps", "layer_scale", "drop_path"), "a number")
+MEANING |= {"classes": "a list of names", "mean": "three numbers", "std": "three numbers"}
+
+
+def is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -54,41 +77,49 @@ class ViTConfig:
     std: tuple[float, float, float] = IMAGENET_STD
 
     def __post_init__(self) -> None:
+        for name in ("classes", "mean", "std"):
+            value = getattr(self, name)
+            if isinstance(value, list | tuple):
+                whole = (float(item) if name != "classes" and is_whole(item) else item for item in value)
+                object.__setattr__(self, name, tuple(whole))
+        self._refuse_other_types()
         if self.d_mlp is None:
             object.__setattr__(self, "d_mlp", 4 * self.d_model)
-        for name in ("classes", "mean", "std"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-        positive = ("n_steps", "n_blocks", "d_model", "n_heads", "d_mlp", "image_size", "patch_size")
-        checks = [
-            (getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, it must be at least 1") for name in positive
-        ]
-        checks += [
-            (self.n_blocks <= self.n_steps, f"n_blocks is {self.n_blocks}, it cannot exceed n_steps = {self.n_steps}"),
-            (
-                self.d_model % max(self.n_heads, 1) == 0,
-                f"d_model = {self.d_model} is not a multiple of n_heads = {self.n_heads}",
+        self._refuse_out_of_range()
+
+    def _refuse_other_types(self) -> None:
+        """Every field holds what its annotation says; a whole number will do where a fraction may stand."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            shown = float(value) if is_whole(value) and field.type in (float, float | None) else value
+            if isinstance(value, bool) or not is_bearable(shown, field.type):
+                options = [str(option) for option in get_args(field.type) if isinstance(option, str)]
+                wanted = " or ".join(options) or MEANING.get(field.name, "a whole number")
+                raise InputError(f"ViTConfig: {field.name} is {value!r}, it must be {wanted}")
+
+    def _refuse_out_of_range(self) -> None:
+        for name, (least, most) in LIMITS.items():
+            value = getattr(self, name)
+            if not least <= value <= most:
+                raise InputError(f"ViTConfig: {name} is {value}, it must lie between {least} and {most}")
+        n_named = len(self.classes or ())
+        checks = {
+            f"n_blocks is {self.n_blocks}, it cannot exceed n_steps = {self.n_steps}": self.n_blocks > self.n_steps,
+            f"d_model = {self.d_model} is not a multiple of n_heads = {self.n_heads}": self.d_model % self.n_heads,
+            f"image_size = {self.image_size} is not a multiple of patch_size = {self.patch_size}": (
+                self.image_size % self.patch_size
             ),
-            (
-                self.image_size % max(self.patch_size, 1) == 0,
-                f"image_size = {self.image_size} is not a multiple of patch_size = {self.patch_size}",
+            f"drop_path is {self.drop_path}, it must lie in [0, 1)": not 0 <= self.drop_path < 1,
+            f"norm_eps is {self.norm_eps}, it must lie between 0 and 1": not 0 < self.norm_eps < 1,
+            f"layer_scale is {self.layer_scale}, it must be finite": not math.isfinite(self.layer_scale or 0),
+            f"classes names {n_named} classes, n_classes is {self.n_classes}": (
+                self.classes is not None and n_named != self.n_classes
             ),
-            (self.n_classes >= 0 and self.n_registers >= 0, "n_classes and n_registers cannot be negative"),
-            (
-                self.step_embedding in ("none", "learned", "sinusoidal"),
-                f"step_embedding is {self.step_embedding!r}, not none, learned or sinusoidal",
-            ),
-            (self.norm in ("ln", "rms"), f"norm is {self.norm!r}, not ln or rms"),
-            (self.pool in ("cls", "mean"), f"pool is {self.pool!r}, not cls or mean"),
-            (self.init in ("trunc_normal", "xavier"), f"init is {self.init!r}, not trunc_normal or xavier"),
-            (0 <= self.drop_path < 1, f"drop_path is {self.drop_path}, it must lie in [0, 1)"),
-            (
-                self.classes is None or len(self.classes) == self.n_classes,
-                f"classes names {len(self.classes or ())} classes, n_classes is {self.n_classes}",
-            ),
-        ]
-        for holds, complaint in checks:
-            if not holds:
+            f"mean is {self.mean}, it must be three finite numbers": not all(map(math.isfinite, self.mean)),
+            f"std is {self.std}, it must be three numbers above 0": not all(0 < s < math.inf for s in self.std),
+        }
+        for complaint, applies in checks.items():
+            if applies:
                 raise InputError(f"ViTConfig: {complaint}")
 
     @classmethod

@@ -127,7 +127,7 @@ def prune(
         else:
             result = pruning.control(control, at)
         if pruning.accelerator.is_main_process:
-            print(analysis.table(result) if control is None else analysis.control_table(result, pruning.result()))
+            print(analysis.table(result) if control is None else analysis.compared(result, pruning.result()))
             probe.save_figure(pruning.result(), analysis, figure)
 
 

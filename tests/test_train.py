@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,9 +17,9 @@ from models import load
 from models import recipe as recipes
 from models.data.augmented import Augmented
 from models.errors import InputError
-from models.loop import Order
+from models.loop import Order, is_finite, seed_all, share
 from models.recipe import RECIPES
-from models.train import Options, Trainer, train
+from models.train import Options, Trainer, read_log, train
 
 TINY = dict(
     data="shapes-easy:256",
@@ -226,6 +227,19 @@ class Watched(torch.utils.data.Dataset):
         (dict(fields=("widht=15",)), "no field widht"),
         (dict(batch_size=1000), "fewer than one batch"),
         (dict(device="cuda"), "no CUDA device"),
+        (dict(device="gpu"), "--device is 'gpu', not auto, cpu, cuda or mps"),
+        (dict(fields=("d_model=wide",)), "d_model is 'wide', it must be a whole number"),
+        (dict(epochs=0.0), "--epochs is 0.0"),
+        (dict(epochs=math.nan), "--epochs is nan"),
+        (dict(lr=0.0), "--lr is 0.0"),
+        (dict(lr=-1.0), "--lr is -1.0"),
+        (dict(grow=50.0), "--grow is 50.0"),
+        (dict(batch_size=0), "--batch-size is 0"),
+        (dict(batch_size=15, recipe="small"), "mixes images in pairs"),
+        (dict(val_limit=0), "--val-limit is 0"),
+        (dict(seed=-1), "--seed is -1"),
+        (dict(workers=-1), "--workers is -1"),
+        (dict(stop_after=0), "--stop-after is 0"),
     ],
 )
 def test_bad_options_are_one_sentence(tmp_path: Path, change: dict, message: str) -> None:
@@ -282,3 +296,98 @@ def test_a_part_of_the_validation_split_holds_all_classes(tmp_path: Path) -> Non
     run.val_data = Watched(run.val_data, seen)
     run.evaluate()
     assert len(seen) == 4 and {run.val_data.labels[i] for i in seen} == {0, 1}
+
+
+def test_a_run_that_diverges_keeps_no_broken_weights_and_goes_on_with_a_lower_rate(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("models.loop.SAVE_EVERY", -1.0)
+    monkeypatch.setattr("models.train.LOG_EVERY", 1)
+    run, options = tmp_path / "run", TINY | {"fields": ("d_model=16", "n_heads=2", "n_steps=2", "layer_scale=1e30")}
+    with pytest.raises(InputError, match=r"not finite .* lower the learning rate \(--lr\) and go on with --resume"):
+        train(out=run, **(options | {"lr": 1e6}))
+    for file in ("last.pt", "ckpt.pt"):
+        if (run / file).exists():
+            assert is_finite(torch.load(run / file, weights_only=True))
+
+
+def test_a_lower_rate_may_resume_and_a_higher_one_not(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(out=run, stop_after=3, **(TINY | {"lr": 0.1}))
+    with pytest.raises(InputError, match=r"lr=0.1 \(now 0.2\)"):
+        train(out=run, resume=True, **(TINY | {"lr": 0.2}))
+    train(out=run, resume=True, **(TINY | {"lr": 0.01}))
+    assert max(line["lr"] for line in read_log(run / "train.jsonl") if line["update"] > 3 and "lr" in line) <= 0.01
+
+
+def test_a_torn_log_loses_its_torn_line(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(out=run, stop_after=8, **TINY)
+    log = run / "train.jsonl"
+    whole = log.read_text()
+    log.write_text(whole + '{"update": 8, "im\n[1]\n{"update": "8"}\n\x00\n')
+    train(out=run, resume=True, **TINY)
+    assert log.read_text().startswith(whole) and len(read_log(log)) == log.read_text().count("\n")
+
+
+def test_data_that_changed_between_two_sittings_is_refused(tmp_path: Path) -> None:
+    folder, run = photographs(tmp_path / "photos"), tmp_path / "run"
+    options = PHOTOS | dict(data=f"folder:{folder}", out=run, workers=0, device="cpu", epochs=4.0)
+    train(**options, stop_after=2)
+    for split in ("train", "val"):
+        (folder / split / "n01").rename(folder / split / "n09")
+    with pytest.raises(InputError, match=r"classes=\['n01', 'n02'\] \(now \['n02', 'n09'\]\)"):
+        train(**options, resume=True)
+    for split in ("train", "val"):
+        (folder / split / "n09").rename(folder / split / "n01")
+    (folder / "train" / "n01" / "0.png").unlink()
+    with pytest.raises(InputError, match="images="):
+        train(**options, resume=True)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_is_counted_and_its_place_taken(tmp_path: Path, workers: int, capsys) -> None:
+    folder, run = photographs(tmp_path / "photos"), tmp_path / "run"
+    (folder / "train" / "n01" / "3.png").write_bytes(b"broken")
+    train(**(PHOTOS | dict(data=f"folder:{folder}", out=run, workers=workers, device="cpu", batch_size=32)))
+    assert "left out 1 unreadable images: n01/3.png" in capsys.readouterr().err
+    for name in range(4, 8):
+        (folder / "train" / "n01" / f"{name}.png").write_bytes(b"broken")
+    with pytest.raises(InputError, match=r"more than 1 % of the 32 images"):
+        train(**(PHOTOS | dict(data=f"folder:{folder}", out=tmp_path / "worse", workers=workers, device="cpu")))
+
+
+SPAWNED = """
+import multiprocessing
+from pathlib import Path
+if __name__ == "__main__":
+    multiprocessing.set_start_method("spawn")
+    from models.train import train
+    train(out=Path({run!r}), data={data!r}, model="bvit_easy", fields=("d_model=16", "n_heads=2", "n_steps=2"),
+          recipe="small", epochs=1.0, batch_size=16, val_limit=64, workers=1, device="cpu")
+"""
+
+
+def test_loading_processes_that_are_spawned_give_the_weights_of_forked_ones(tmp_path: Path) -> None:
+    folder = photographs(tmp_path / "photos")
+    script = tmp_path / "script.py"
+    script.write_text(SPAWNED.format(run=str(tmp_path / "spawned"), data=f"folder:{folder}"))
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    train(**(PHOTOS | dict(data=f"folder:{folder}", out=tmp_path / "forked", workers=1, device="cpu")))
+    assert same(state(tmp_path / "spawned"), state(tmp_path / "forked"))
+
+
+def test_mixing_pairs_the_same_images_on_any_number_of_processes() -> None:
+    """Of a batch shared by two, each half mixed apart is the batch mixed as a whole."""
+    recipe, images, labels = RECIPES["small"], torch.randn(8, 3, 8, 8), torch.arange(8)
+    mixing = recipes.mixing(replace(recipe, mix_probability=1.0), 8)
+
+    def mixed(places: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        seed_all(0, 5)
+        return mixing(images[places].clone(), labels[places])
+
+    whole = mixed(list(range(8)))
+    for rank in range(2):
+        mine = share(range(8), rank, 2)
+        for part, expected in zip(mixed(mine), whole, strict=True):
+            assert torch.allclose(part, expected[mine])

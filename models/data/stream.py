@@ -46,11 +46,13 @@ class Stream:
     def __iter__(self) -> Iterator[Batch]:
         left_out = Unreadable(len(self.data))
         self.unreadable = left_out.names
-        for items in loader(self.data, self.batches, self.workers):
-            kept = left_out.without(items)
-            if kept:
-                yield _stacked(kept)
-        left_out.say()
+        try:
+            for items in loader(self.data, self.batches, self.workers):
+                kept = left_out.without(items)
+                if kept:
+                    yield _stacked(kept)
+        finally:
+            left_out.say()
 
 
 def labelled(data: Any, batches: Sequence[Any], workers: int, *, full: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
@@ -59,13 +61,15 @@ def labelled(data: Any, batches: Sequence[Any], workers: int, *, full: bool = Fa
     Unreadable images are left out; where batches must stay `full`, their places are taken by others of the batch.
     """
     left_out = Unreadable(len(data))
-    for items in loader(data, batches, workers):
-        kept = left_out.without(items)
-        if kept and full:
-            kept = [kept[i % len(kept)] for i in range(len(items))]
-        if kept:
-            yield torch.stack([item[0] for _, item in kept]), torch.tensor([int(item[1]) for _, item in kept])
-    left_out.say()
+    try:
+        for items in loader(data, batches, workers):
+            kept = left_out.without(items)
+            if kept and full:
+                kept = [kept[i % len(kept)] for i in range(len(items))]
+            if kept:
+                yield torch.stack([item[0] for _, item in kept]), torch.tensor([int(item[1]) for _, item in kept])
+    finally:
+        left_out.say()
 
 
 class Unreadable:

@@ -25,9 +25,10 @@ def without_control(result: xr.Dataset) -> xr.Dataset:
 
 @pytest.fixture
 def drawn():
-    """Draws a matplotlib figure to the end, at few pixels, and gives it back."""
+    """Draws a matplotlib figure to the end, at few pixels and where its parts lie, and gives it back."""
 
     def draw(figure):
+        figure.set_layout_engine("none")
         figure.savefig(io.BytesIO(), dpi=20)
         return figure
 

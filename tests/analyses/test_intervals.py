@@ -43,7 +43,7 @@ def slow(values: np.ndarray, labels: np.ndarray, groups: np.ndarray, drawn: np.n
     for i in taken:
         if not np.isnan(values[i]):
             by_class.setdefault(labels[i], []).append(values[i])
-    return np.mean(sum(by_class.values(), [])), np.mean([np.mean(of_class) for of_class in by_class.values()])
+    return np.mean(np.concatenate([*by_class.values()])), np.mean([np.mean(of_class) for of_class in by_class.values()])
 
 
 def test_bootstrap_equals_one_that_draws_photographs_one_by_one() -> None:

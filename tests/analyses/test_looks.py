@@ -1,5 +1,6 @@
 """Run with: pytest tests/analyses/test_looks.py"""
 
+import io
 import re
 
 import numpy as np
@@ -36,6 +37,7 @@ def test_curves_are_the_same_in_both_libraries(curves, drawn) -> None:
         "dot",
         "dashdot",
     ]
+    assert list(traces["trained"].text)[1] == "step 2 (blocks.1): 0.5"
     assert np.allclose(traces["chance"].y, 0.05) and list(traces["chance"].x) == [1, 4]
     assert ax.get_ylim()[0] == 0 and ax.get_xlabel() == "step" and ax.lines[4].get_xdata() == [3, 3]
 
@@ -106,6 +108,14 @@ def test_a_map_of_nothing_can_be_drawn(drawn) -> None:
     _, (ax,) = looks.panels()
     looks.step_map(np.full((1, 1), np.nan), [0]).draw(ax)
     drawn(ax.figure)
+
+
+def test_a_legend_lies_under_its_axis_and_covers_nothing(curves) -> None:
+    figure, (ax, _) = looks.panels(1, 2)
+    curves.draw(ax)
+    figure.savefig(io.BytesIO())
+    legend, label = (artist.get_window_extent() for artist in (ax.get_legend(), ax.xaxis.label))
+    assert legend.y0 >= 0 and legend.y1 <= label.y0 and legend.x1 < figure.bbox.width
 
 
 def test_a_grid_has_a_caption_under_each_image(drawn) -> None:

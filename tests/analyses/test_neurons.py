@@ -12,11 +12,11 @@ from analyses import neurons as analysis
 def test_jaccard_equals_sets() -> None:
     rng = np.random.default_rng(0)
     top = np.stack([[rng.permutation(12)[:4] for _ in range(5)] for _ in range(3)])
-    found = analysis.jaccard(top)
+    overlap = analysis.jaccard(top)
     for unit, s, t in itertools.product(range(5), range(3), range(3)):
         a, b = set(top[s, unit]), set(top[t, unit])
-        assert found[unit, s, t] == pytest.approx(len(a & b) / len(a | b))
-    assert analysis.off_diagonal(found)[0] == pytest.approx(found[0][np.triu_indices(3, 1)].mean())
+        assert overlap[unit, s, t] == pytest.approx(len(a & b) / len(a | b))
+    assert analysis.off_diagonal(overlap)[0] == pytest.approx(overlap[0][np.triu_indices(3, 1)].mean())
 
 
 @pytest.mark.parametrize(("n", "k"), [(6, 2), (7, 3), (4, 4)])
@@ -30,23 +30,22 @@ def test_a_grating_has_its_frequency_and_is_periodic_and_noise_is_not() -> None:
     x = np.arange(64)
     grating = 128 + 100 * np.cos(2 * np.pi * 5 * x / 64)[None, :, None] * np.ones((64, 1, 3))
     noise = np.random.default_rng(0).normal(128, 30, (64, 64, 3))
-    found = analysis.spatial(np.stack([grating, noise]))
-    assert found["frequency"][0] == pytest.approx(5)
-    assert found["periodicity"][0] == pytest.approx(1)
-    assert found["frequency"][1] > 20 and found["periodicity"][1] < 0.06
+    frequency, periodicity = analysis.spatial(np.stack([grating, noise])).values()
+    assert frequency[0] == pytest.approx(5) and periodicity[0] == pytest.approx(1)
+    assert frequency[1] > 20 and periodicity[1] < 0.06
 
 
 @pytest.fixture
 def result() -> xr.Dataset:
     rng = np.random.default_rng(0)
-    cells = dict(method=2, step=3, neuron=2)
+    cells = dict(recipe=2, step=3, neuron=2)
     made = xr.Dataset(
         {
             "activation": (tuple(cells), np.array([[[2.0, 1.0]] * 3, [[0.5, 3.0]] * 3])),
             "best_real": (("step", "neuron"), np.ones((3, 2))),
             "median_real": (("step", "neuron"), np.zeros((3, 2))),
             "picture": ((*cells, "y", "x", "channel"), rng.integers(0, 255, (2, 3, 2, 16, 16, 3), dtype=np.uint8)),
-            "transfer": (("method", "neuron", "step", "other_step"), rng.random((2, 2, 3, 3))),
+            "transfer": (("recipe", "neuron", "step", "other_step"), rng.random((2, 2, 3, 3))),
             "jaccard": (("neuron", "step", "other_step"), rng.random((2, 3, 3))),
             "top": (("step", "neuron", "place"), rng.integers(0, 50, (3, 2, 9))),
             "change": (("unit",), np.array([0.1, 0.4, 0.2, 0.3])),
@@ -54,7 +53,7 @@ def result() -> xr.Dataset:
             "overlap": (("all_step", "other_all_step"), np.full((3, 3), 0.25)),
             "chance_jaccard": ((), 0.01),
         },
-        coords={"method": ["tv", "maco"], "step": [0, 1, 2], "other_step": [0, 1, 2], "neuron": [7, 3]},
+        coords={"recipe": ["tv", "maco"], "step": [0, 1, 2], "other_step": [0, 1, 2], "neuron": [7, 3]},
     )
     return made.assign_attrs(n_read=50)
 
@@ -70,8 +69,21 @@ def test_the_table_says_what_the_numbers_say(result) -> None:
 
 def test_figures_show_every_neuron_and_step(result) -> None:
     assert len(analysis.figure(result).axes) == 6
-    assert analysis.best_method(result.assign(best_real=result["best_real"] * 0.9)) == "tv"
-    drawn = analysis.interactive(result, neuron=3, method="maco")
-    assert np.allclose(np.array(drawn.data[0].z), result["transfer"].values[1, 1])
+    assert analysis.best_recipe(result.assign(best_real=result["best_real"] * 0.9)) == "tv"
+    shown = analysis.interactive(result, neuron=3, recipe="maco")
+    assert np.allclose(np.array(shown.data[0].z), result["transfer"].values[1, 1])
     assert len(analysis.curves(result, neuron=3).data) == 4
     assert np.allclose(np.array(analysis.overlaps(result, neuron=7).data[0].z), result["jaccard"].values[0])
+
+
+def test_overlaps_stand_beside_random_sets_and_the_untrained_model(result) -> None:
+    assert analysis.top_overlap(result) == pytest.approx({"trained": 0.25, "random": 0.01})
+    untrained = result.assign(control_overlap=result["overlap"] / 2)
+    assert analysis.top_overlap(untrained)["untrained"] == 0.125
+    assert "random sets 0.0100, untrained model 0.125" in analysis.table(untrained)
+
+
+def test_models_with_other_steps_stand_in_one_grid(result) -> None:
+    axes = analysis.figure({"A": result, "B": result.isel(step=slice(2))}).axes
+    assert [ax.get_ylabel() for ax in axes[::3]] == ["A neuron 7", "A neuron 3", "B neuron 7", "B neuron 3"]
+    assert [len(ax.images) for ax in axes] == [1] * 6 + [1, 1, 0] * 2

@@ -43,8 +43,8 @@ def test_every_number_is_in_the_table(result) -> None:
     assert lines[-1] == "also there: per_image (image, step), word (step)"
 
 
-def test_the_figure_has_a_panel_for_each_variable_and_the_untrained_model_beside(result, drawn) -> None:
-    panels = {ax.get_title(): ax for ax in drawn(plain.figure(result)).axes if ax.get_title()}
+def test_the_figure_has_a_panel_for_each_variable_and_the_untrained_model_beside(result) -> None:
+    panels = {ax.get_title(): ax for ax in plain.figure(result).axes if ax.get_title()}
     assert set(panels) == {
         *("norm", "purity", "density", "score, trained", "score, untrained", "overlap, trained"),
     }

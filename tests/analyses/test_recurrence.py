@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import xarray as xr
+from scipy import stats
 
 from analyses import recurrence as analysis
 
@@ -41,11 +42,14 @@ def test_whoever_is_sure_leaves_first() -> None:
     assert (steps[1] == 1).all()  # no entropy at all: sure at once, whatever the threshold
 
 
-def test_the_interval_is_wilson_s() -> None:
-    from scipy.stats import binomtest
-
-    expected = binomtest(30, 100).proportion_ci(0.95, method="wilson")
-    assert analysis.interval(np.array(0.3), 100) == pytest.approx(expected, abs=1e-4)
+def test_accuracies_have_wilson_s_interval(result) -> None:
+    expected = stats.binomtest(3, 4).proportion_ci(0.95, method="wilson")
+    frame = analysis.frame(result.assign(accuracy=("state", [0.75] * 6)))
+    assert np.allclose(frame[["accuracy_low", "accuracy_high"]].dropna(), expected)
+    assert frame["model"].tolist() == ["trained"] * 6 + ["untrained"] * 6
+    low, high = (100 * bound for bound in expected)
+    table = analysis.table(result.assign(accuracy=("state", [0.75] * 6)))
+    assert f"{low:.1f} to {high:.1f}" in table
 
 
 def test_peak_and_leaving_within_a_point(result) -> None:
@@ -67,7 +71,8 @@ def test_the_table_and_the_figures_show_chance_the_untrained_model_and_the_train
     assert {"trained", "untrained", "chance"} <= {line.get_label() for line in left.lines}
     both = analysis.figure({"bViT": result, "ViT": result.isel(state=slice(4))})
     assert {"bViT", "ViT", "ViT untrained"} <= {line.get_label() for line in both.axes[0].lines}
-    assert [trace.name for trace in analysis.interactive(result).data] == ["trained", "untrained"]
+    shown = [trace.name for trace in analysis.interactive(result).data if trace.fill is None]
+    assert shown == ["trained", "untrained", "chance"]
     assert {trace.name for trace in analysis.exits(result).data} == {*analysis.CRITERIA, "same step for all"}
     assert analysis.settling(result).data[0].y.tolist() == [25, 25, 0, 50]
     assert analysis.per_class(result).data[0].z.shape == (2, 6)

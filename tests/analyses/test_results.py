@@ -52,6 +52,12 @@ def test_methods_of_old_results_are_recipes_and_cuts() -> None:
     assert shipped("demo/rank")["svd_accuracy"].sel(cut="plain").dims == ("rank",)
 
 
+def test_one_class_is_still_a_list_of_classes(tmp_path) -> None:
+    path = tmp_path / "one.nc"
+    xr.Dataset({"length": ("step", [1.0])}, attrs={"classes": ["cat"]}).to_netcdf(path, engine="h5netcdf")
+    assert results.read(path).attrs["classes"] == ["cat"]
+
+
 def test_the_file_is_closed(tmp_path) -> None:
     path = tmp_path / "one.nc"
     xr.Dataset({"length": ("step", [1.0, 2.0])}).to_netcdf(path, engine="h5netcdf")

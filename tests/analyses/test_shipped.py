@@ -11,34 +11,48 @@ from analyses import capacity, draw, plain, prune
 from .conftest import SHIPPED, shipped, without_control
 
 OWN = [name for name in SHIPPED if draw.of(name.partition("/")[2]) is not plain]
+FIRST = [name for name in OWN if not name.startswith("photos")]
 
 
 def small(result: xr.Dataset) -> xr.Dataset:
-    """The same with few points, neurons and thumbnails, so that it is quickly drawn; all steps."""
-    sizes = {"place": 4, "neuron": 2} if "picture" not in result else {"neuron": 1}
+    """The same with few pictures and points, so that it is quickly drawn."""
+    sizes = {"neuron": 1} if "picture" in result else {"place": 3}
+    sizes |= {"image": 20, "state": 4} if "pacmap" in result else {}
     return result.isel({dim: slice(size) for dim, size in sizes.items() if dim in result.dims})
 
 
-@pytest.mark.parametrize("has_control", [True, False], ids=["control", "no control"])
 @pytest.mark.parametrize("name", OWN)
-def test_a_shipped_result_has_table_figures_and_frame(name: str, has_control: bool, drawn) -> None:
-    analysis = draw.of(name.partition("/")[2])
-    result = shipped(name) if has_control else without_control(shipped(name))
+def test_a_shipped_result_has_table_frame_and_figures(name: str) -> None:
+    analysis, result = draw.of(name.partition("/")[2]), shipped(name)
     text, frame = analysis.table(result), analysis.frame(result)
     assert "step 12 (blocks.11)" in text or "12 steps" in text
     assert isinstance(frame, pd.DataFrame) and len(frame) and not frame.columns.duplicated().any()
+    assert isinstance(analysis.figure(small(result)), Figure)
+    assert isinstance(analysis.interactive(small(result)), go.Figure)
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_all_figures_of_an_analysis_are_drawn_to_the_end(name: str, drawn) -> None:
+    analysis, result = draw.of(name.partition("/")[2]), small(shipped(name))
     assert next(iter(analysis.FIGURES.values())) is analysis.figure
     for function in analysis.FIGURES.values():
-        figure = function(small(result))
-        assert figure is None or isinstance(drawn(figure), Figure)
-    assert isinstance(analysis.interactive(result), go.Figure)
+        assert isinstance(drawn(function(result)), Figure)
 
 
-@pytest.mark.parametrize("probe", sorted({name.partition("/")[2] for name in OWN}))
-def test_several_results_stand_in_one_figure(probe: str, drawn) -> None:
-    result = small(shipped(next(name for name in OWN if name.endswith(f"/{probe}"))))
-    one, two = draw.of(probe).figure(result), draw.of(probe).figure({"A": result, "B": without_control(result)})
-    assert len(drawn(two).axes) >= len(drawn(one).axes)
+@pytest.mark.parametrize("name", FIRST)
+def test_a_result_without_the_untrained_model_has_them_too(name: str) -> None:
+    analysis, result = draw.of(name.partition("/")[2]), without_control(small(shipped(name)))
+    assert len(analysis.table(result)) and len(analysis.frame(result)) and analysis.interactive(result).data
+    figures = [function(result.drop_vars("thumbnail", errors="ignore")) for function in analysis.FIGURES.values()]
+    assert figures[0].axes and all(figure is None or figure.axes for figure in figures)
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_several_results_stand_in_one_figure(name: str) -> None:
+    analysis, result = draw.of(name.partition("/")[2]), small(shipped(name))
+    one, two = analysis.figure(result), analysis.figure({"A": result, "B": without_control(result)})
+    artists = [sum(len(ax.lines) + len(ax.images) + len(ax.collections) for ax in fig.axes) for fig in (one, two)]
+    assert artists[1] > artists[0]
 
 
 def test_capacity_is_drawn_from_ranks(drawn) -> None:

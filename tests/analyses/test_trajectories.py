@@ -97,5 +97,15 @@ def test_the_page_holds_its_pictures_and_no_name_can_break_out_of_it(result) -> 
 
 def test_curves_have_chance_and_the_untrained_model(result) -> None:
     figure = analysis.curves(result)
-    assert [trace.name for trace in figure.data] == ["full space", "PaCMAP", "PCA", "untrained"]
-    assert list(figure.data[0].x) == [1, 2]
+    assert [trace.name for trace in figure.data] == ["full space", "PaCMAP", "PCA", "untrained", "chance"]
+    assert list(figure.data[0].x) == [1, 2] and np.allclose(figure.data[3].y, 50)
+
+
+def test_the_frame_has_a_column_for_every_space_and_picture(result) -> None:
+    frame = analysis.frame(result)
+    assert frame.columns.tolist() == [
+        *("state", "purity_states", "purity_pacmap", "purity_pca", "purity_untrained", "kept_pacmap", "kept_pca"),
+    ]
+    assert (frame["purity_untrained"] == 0.5).all() and "purity_untrained" not in analysis.frame(
+        result.drop_vars("control_purity")
+    )

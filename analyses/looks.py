@@ -1,0 +1,332 @@
+"""Pictures described once and drawn twice: by matplotlib for paper and report, by plotly for the dashboard.
+
+`Curves` over steps, states or rounds; `Map` of cells, steps by heads or steps by steps; `grid` of images.
+"""
+
+import html
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+from matplotlib import rcParams, ticker, transforms
+from matplotlib.axes import Axes
+from matplotlib.colorbar import Colorbar
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+
+from analyses import style
+
+DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "longdash": (0, (8, 3))}  # plotly's, matplotlib's
+LEVELS = ("dot", "dashdot", "longdash", "dash")  # of several chance levels
+MARKS = {"o": "circle", "s": "square", "^": "triangle-up"}
+SMALL = dict(fontsize=7, frameon=False)
+BELOW = dict(orientation="h", yanchor="top", y=-0.22)
+MARGIN = dict(l=50, r=10, t=25, b=45)
+WHITE = dict(template="plotly_white", margin=MARGIN)
+
+
+def panels(
+    rows: int = 1, columns: int = 1, *, width: float = 4.2, height: float = 3.3, **options: Any
+) -> tuple[Figure, list[Axes]]:
+    """A figure outside pyplot's state, and its axes row by row."""
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained", dpi=120)
+    axes = figure.subplots(rows, columns, squeeze=False, **options).ravel().tolist()
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(labelsize=0.8 * rcParams["font.size"])
+    return figure, axes
+
+
+def legend_under(ax: Axes) -> None:
+    """A panel's legend under it, where it covers nothing."""
+    lines, labels = ax.get_legend_handles_labels()
+    columns = 3 if max(map(len, labels), default=0) < 18 else 2
+    below = ax.transAxes + transforms.ScaledTranslation(0, -0.42, ax.figure.dpi_scale_trans)
+    ax.legend(lines, labels, loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=below, ncols=columns, **SMALL)
+
+
+def legend_below(figure: Figure, ax: Axes, columns: int = 4) -> None:
+    """The legend that several panels share, below them all."""
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=columns, **SMALL)
+
+
+def grid(
+    draw: Callable[[Axes, int, int], str], titles: Sequence[str], labels: Sequence[str], heading: str = ""
+) -> Figure:
+    """Images in rows and columns: `draw(ax, row, column)` draws one and returns what is written below it."""
+    figure, axes = panels(len(labels), len(titles), width=1.05, height=1.25)
+    for place, ax in enumerate(axes):
+        row, column = divmod(place, len(titles))
+        ax.set_xlabel(draw(ax, row, column), fontsize=6, labelpad=3)
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+        if row == 0:
+            ax.set_title(titles[column], fontsize=7)
+        if column == 0:
+            ax.set_ylabel(labels[row], fontsize=7)
+    figure.suptitle(heading, fontsize=7)
+    return figure
+
+
+# A page of its own
+
+CONFIG = {"displaylogo": False, "responsive": True, "showSendToCloud": False}
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<style>body {{ font-family: sans-serif; margin: 0.5em }} h1 {{ font-size: 1.3em }} :empty {{ margin: 0 }}</style></head>
+<body><h1>{title}</h1>
+{figure}
+<p>{caption}</p></body></html>
+"""
+
+
+def as_html(figure: go.Figure, title: str = "", caption: str = "", **options: Any) -> str:
+    """A plotly figure as a page that needs nothing from outside and sends nothing there."""
+    drawn = figure.to_html(full_html=False, include_plotlyjs=True, config=CONFIG, **(dict(div_id="figure") | options))
+    return PAGE.format(title=html.escape(title), caption=html.escape(caption), figure=drawn)
+
+
+# Curves
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line: its points, an interval about them, how it looks, and what is said of each point under the mouse."""
+
+    x: Any
+    y: Any
+    low: Any = None
+    high: Any = None
+    label: str = ""
+    colour: str = style.MAIN
+    dash: str = "solid"
+    mark: str = ""
+    width: float = 1.5
+    hover: Sequence[str] | None = None
+
+    def draw(self, ax: Axes) -> None:
+        look = dict(color=self.colour, lw=self.width, label=self.label, markersize=4)
+        ax.plot(self.x, self.y, ls=DASHES[self.dash], marker=self.mark, **look)
+        if self.low is not None:
+            ax.fill_between(self.x, self.low, self.high, color=self.colour, alpha=0.15, lw=0)
+
+    def trace(self) -> go.Scatter:
+        mode = "lines+markers" if self.mark else "lines"
+        said = "%{text}" if self.hover is not None else "%{x}: %{y:.4~g}"
+        line = dict(color=self.colour, dash=self.dash, width=self.width + 0.5)
+        trace = go.Scatter(x=self.x, y=self.y, name=self.label, mode=mode, line=line, text=self.hover)
+        return trace.update(hovertemplate=f"{said}<extra>{self.label}</extra>", marker_symbol=MARKS.get(self.mark))
+
+    def with_steps(self) -> "Line":
+        """The same, with steps named in full under the mouse."""
+        said = [f"{style.step_label(int(x) - 1)}: {y:.4g}" for x, y in zip(self.x, self.y, strict=True)]
+        return self if self.hover is not None else replace(self, hover=said)
+
+    def band(self) -> go.Scatter | None:
+        """The interval as a filled outline."""
+        if self.low is None:
+            return None
+        there = ~np.isnan(np.asarray(self.low, np.float64))
+        x, low, high = (np.asarray(values)[there] for values in (self.x, self.low, self.high))
+        outline = dict(x=np.concatenate([x, x[::-1]]), y=np.concatenate([high, low[::-1]]))
+        look = dict(fill="toself", fillcolor=self.colour, opacity=0.15, line=dict(width=0), mode="lines")
+        return go.Scatter(**outline, **look, name=self.label, showlegend=False, hoverinfo="skip")
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Lines over one axis of whole numbers; chance levels lie across it, marks stand on it."""
+
+    lines: Sequence[Line]
+    x: str = "step"
+    y: str = ""
+    title: str = ""
+    levels: Mapping[str, float] = field(default_factory=dict)
+    marks: Mapping[str, float] = field(default_factory=dict)
+    ticks: Sequence[float] | None = None  # where they are not whole steps
+    log: str = ""  # axes that are logarithmic: "x", "y"
+    base: int = 10
+    low: float | None = None  # limits of the vertical axis
+    high: float | None = None
+
+    def draw(self, ax: Axes, *, legend: bool = True) -> None:
+        for line in self.lines:
+            line.draw(ax)
+        for level in self._levels():
+            ax.axhline(level.y[0], ls=DASHES[level.dash], color=level.colour, lw=level.width, label=level.label)
+        for place in self.marks.values():
+            ax.axvline(place, ls=":", color=style.CHANCE, lw=0.8)
+        self._scale(ax)
+        ax.set(xlabel=self.x, ylabel=self.y)
+        ax.set_title(self.title, fontsize=9)
+        if legend and (len(self.lines) > 1 or self.levels):
+            legend_under(ax)
+
+    def _scale(self, ax: Axes) -> None:
+        for axis in self.log:
+            getattr(ax, f"set_{axis}scale")("log", base=self.base)
+            getattr(ax, f"{axis}axis").set_major_formatter("{x:g}")
+        if self.ticks is not None:
+            ax.set_xticks(self.ticks, [f"{tick:.3g}" for tick in self.ticks])
+            ax.minorticks_off()
+        elif "x" not in self.log:
+            ax.xaxis.set_major_locator(ticker.MaxNLocator(13, integer=True, steps=[1, 2, 4, 5, 10]))
+        if self.low is not None:
+            ax.set_ylim(bottom=self.low)
+        if self.high is not None:
+            ax.set_ylim(top=self.high)
+
+    def traces(self) -> list[go.Scatter]:
+        """Bands, lines, levels, in this order, so that lines lie above bands."""
+        bands = [line.band() for line in self.lines]
+        lines = [line.with_steps() if self.x == "step" else line for line in self.lines]
+        return [band for band in bands if band] + [line.trace() for line in [*lines, *self._levels()]]
+
+    def interactive(self, height: int = 380) -> go.Figure:
+        figure = go.Figure(self.traces())
+        for name, place in self.marks.items():
+            figure.add_vline(place, line=dict(color=style.CHANCE, width=1), annotation_text=name)
+        x, y = (dict(type="log" if axis in self.log else "linear") for axis in "xy")
+        x |= dict(tickvals=self.ticks) if self.ticks is not None else dict(dtick=1) if self._ends()[1] <= 16 else {}
+        y |= dict(rangemode="tozero") if self.low == 0 else {}
+        figure.update_layout(xaxis=dict(title=self.x, **x), yaxis=dict(title=self.y, **y), legend=BELOW)
+        return figure.update_layout(height=height, **WHITE)
+
+    def _ends(self) -> tuple[float, float]:
+        every = np.concatenate([np.asarray(line.x, np.float64) for line in self.lines] or [np.zeros(1)])
+        return float(every.min()), float(every.max())
+
+    def _levels(self) -> list[Line]:
+        named = zip(self.levels.items(), LEVELS * len(self.levels), strict=False)
+        look = dict(colour=style.CHANCE, width=1.0)
+        return [Line(self._ends(), (level, level), label=name, dash=dash, **look) for (name, level), dash in named]
+
+
+# Maps
+
+
+@dataclass(frozen=True)
+class Map:
+    """Cells [row column], coloured by value; levels are named on the colour bar."""
+
+    values: np.ndarray
+    columns: Sequence[Any]
+    rows: Sequence[Any]
+    x: str = "step"
+    y: str = "head"
+    bar: str = ""  # what the colours mean
+    title: str = ""
+    levels: Mapping[str, float] = field(default_factory=dict)
+    low: float | None = None
+    high: float | None = None
+    colours: str = style.MAP
+    is_square: bool = False
+    hover: np.ndarray | None = None  # [row column] of text; by default the place and the value
+    beside: Mapping[str, np.ndarray] = field(default_factory=dict)  # further values to hover over, by name
+
+    def limits(self) -> tuple[float, float]:
+        there = self.values[np.isfinite(self.values)]
+        low, high = (there.min(), there.max()) if there.size else (0.0, 1.0)
+        return float(low if self.low is None else self.low), float(high if self.high is None else self.high)
+
+    def draw(self, ax: Axes, limits: tuple[float, float] | None = None, *, bar: Sequence[Axes] | None = None) -> None:
+        """The map, and beside `bar`, by default its own axes, the colour bar; an empty `bar` for none."""
+        low, high = limits or self.limits()
+        look = dict(cmap=self.colours, vmin=low, vmax=high, aspect="equal" if self.is_square else "auto")
+        drawn = ax.imshow(self.values, interpolation="none", **look)
+        for axis, names in (("x", self.columns), ("y", self.rows)):
+            places = style.some(range(len(names)), 7 if self.is_square else 13)
+            getattr(ax, f"set_{axis}ticks")(places, [str(names[place]) for place in places])
+        ax.set(xlabel=self.x, ylabel=self.y)
+        ax.tick_params(labelsize=7)
+        ax.set_title(self.title, fontsize=9)
+        if bar is None or len(bar):
+            self._draw_bar(drawn, ax.figure.colorbar(drawn, ax=[ax] if bar is None else bar, shrink=0.9))
+
+    def _draw_bar(self, drawn: AxesImage, bar: Colorbar) -> None:
+        """Names levels among the ticks of the colour bar and marks them across it."""
+        bar.set_label(self.bar, fontsize=8)
+        bar.ax.tick_params(labelsize=7)
+        if self.levels:
+            ticks, labels = bar_ticks(*drawn.get_clim(), self.levels)
+            bar.set_ticks(ticks, labels=labels)
+            bar.ax.hlines(list(self.levels.values()), *bar.ax.get_xlim(), color="white", lw=1.5)
+
+    def interactive(self, *, clickable: bool = False, height: int = 430) -> go.Figure:
+        """The map to hover over. Where it is clickable, a transparent scatter gives the x and y of a click."""
+        low, high = self.limits()
+        bar = dict(title=dict(text=self.bar, side="top" if self.levels else "right"))
+        if self.levels:
+            bar |= dict(zip(("tickvals", "ticktext"), bar_ticks(low, high, self.levels), strict=True))
+        look = dict(colorscale=self.colours, zmin=low, zmax=high, xgap=1, ygap=1, colorbar=bar)
+        figure = go.Figure(go.Heatmap(z=self.values, x=list(self.columns), y=list(self.rows), **look, **self._said()))
+        figure.update_xaxes(title=self.x, type="category", showgrid=False, tickangle=0)
+        figure.update_yaxes(title=self.y, type="category", showgrid=False, autorange="reversed")
+        if self.is_square:
+            figure.update_yaxes(scaleanchor="x", constrain="domain")
+            figure.update_xaxes(constrain="domain", constraintoward="right")
+        if clickable:
+            figure.update_traces(hoverinfo="skip", hovertemplate=None)
+            figure.add_trace(self._overlay(max(26, (height - 110) // max(len(self.rows), 1))))
+            ends = (min(self.columns) - 0.5, max(self.columns) + 0.5), (max(self.rows) + 0.5, min(self.rows) - 0.5)
+            figure.update_xaxes(type="linear", dtick=1, range=ends[0])
+            figure.update_yaxes(type="linear", dtick=1, range=ends[1], autorange=False)
+        return figure.update_layout(height=height, **WHITE)
+
+    def _said(self) -> dict[str, Any]:
+        """What is said of a cell under the mouse."""
+        if self.hover is not None:
+            return dict(text=self.hover, hovertemplate="%{text}<extra></extra>")
+        said = [f"{self.y} %{{y}}, {self.x} %{{x}}: %{{z:.3~f}}"]
+        said += [f"{name}: %{{customdata[{i}]:.3~f}}" for i, name in enumerate(self.beside)]
+        data = np.stack(list(self.beside.values()), -1) if self.beside else None
+        return dict(customdata=data, hovertemplate="<br>".join(said) + "<extra></extra>")
+
+    def _overlay(self, size: int) -> go.Scatter:
+        rows, columns = np.indices(self.values.shape)
+        place = dict(x=np.asarray(self.columns)[columns.ravel()], y=np.asarray(self.rows)[rows.ravel()])
+        mark = dict(symbol="square", size=size, opacity=0)
+        text = None if self.hover is None else self.hover.ravel()
+        look = dict(mode="markers", marker=mark, showlegend=False, hovertemplate="%{text}<extra></extra>")
+        return go.Scatter(**place, **look, text=text)
+
+
+def bar_ticks(low: float, high: float, levels: Mapping[str, float]) -> tuple[list[float], list[str]]:
+    """Ticks of a colour bar with the levels named among them; what would touch a level gives way to it."""
+    near = 0.05 * (high - low)
+    places: dict[float, str] = {}
+    for name, level in sorted(levels.items(), key=lambda item: item[1]):
+        touched = next((place for place in places if abs(place - level) < near), level)
+        places[touched] = f"{places[touched]}, {name}" if touched in places else f"{level:.3g} {name}"
+    for tick in ticker.MaxNLocator(5).tick_values(low, high):
+        if low <= tick <= high and all(abs(tick - place) >= near for place in levels.values()):
+            places[float(tick)] = f"{tick:.3g}"
+    return list(places), list(places.values())
+
+
+def draw_maps(maps: Sequence[Map], *, width: float | None = None, height: float | None = None) -> Figure:
+    """Maps of one quantity side by side under one colour bar."""
+    rows, columns = maps[0].values.shape
+    figure, axes = panels(1, len(maps), width=width or 1.2 + 0.32 * columns, height=height or 1.3 + 0.28 * rows)
+    lows, highs = zip(*(one.limits() for one in maps), strict=True)
+    for one, ax in zip(maps, axes, strict=True):
+        one.draw(ax, (min(lows), max(highs)), bar=axes if ax is axes[-1] else ())
+    return figure
+
+
+def step_map(values: np.ndarray, steps: Sequence[int], *, diagonal: bool = True, **look: Any) -> Map:
+    """A map of steps by steps, printed from 1; its diagonal is left out where it says nothing."""
+    values = np.array(values, np.float64)
+    if not diagonal:
+        np.fill_diagonal(values, np.nan)
+    names = [int(step) + 1 for step in steps]
+    return Map(values, names, names, **(dict(y="step", is_square=True) | look))
+
+
+def head_map(values: xr.DataArray, **look: Any) -> Map:
+    """A map of steps by heads, from values with those dimensions."""
+    heads, steps = values["head"].values.tolist(), [int(step) + 1 for step in values["step"].values]
+    return Map(values.transpose("head", "step").values, steps, heads, **look)
