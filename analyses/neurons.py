@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy import stats
+from scipy import ndimage, stats
 
 from analyses import looks, style
 
@@ -60,17 +60,37 @@ def best_recipe(result: xr.Dataset) -> str:
 def spatial(pictures: np.ndarray) -> dict[str, np.ndarray]:
     """Of pictures [... y x channel]: `frequency`, the power-weighted mean in cycles per image, and `periodicity`.
 
-    That is the share of the power in the strongest 1 % of the frequencies (white noise has about 5.6 %). Both are taken
-    without the mean, summed over channels.
+    Both are taken without the mean, of the power summed over channels.
     """
-    size = pictures.shape[-2]
+    *shape, size, _, _ = pictures.shape
     power = (np.abs(np.fft.fft2(pictures.astype(np.float64), axes=(-3, -2))) ** 2).sum(-1)
     power[..., 0, 0] = 0
     cycles = np.fft.fftfreq(size, 1 / size)
-    radius = np.hypot(cycles[:, None], cycles)
     total = np.maximum(power.sum((-2, -1)), 1e-12)
-    strongest = np.sort(power.reshape(*power.shape[:-2], -1), -1)[..., -max(1, round(0.01 * size**2)) :].sum(-1)
-    return {"frequency": (power * radius).sum((-2, -1)) / total, "periodicity": strongest / total}
+    return {
+        "frequency": (power * np.hypot(cycles[:, None], cycles)).sum((-2, -1)) / total,
+        "periodicity": np.array([periodicity(each) for each in power.reshape(-1, size, size)]).reshape(shape),
+    }
+
+
+def periodicity(power: np.ndarray) -> float:
+    """How much a picture of this power spectrum [row column] repeats itself: 1 for a grating, 0 for a blob or an edge.
+
+    Half the height of the highest peak of its autocorrelation away from the centre, above the lowest point on the
+    straight way there. (1/f noise has up to 0.2, white noise 0.05.)
+    """
+    correlation, size = np.fft.ifft2(power).real, len(power)
+    correlation = correlation / max(correlation[0, 0], 1e-12)
+    shift = np.fft.fftfreq(size, 1 / size)
+    near = np.abs(shift) < size / 2 - 1
+    is_peak = correlation == ndimage.maximum_filter(correlation, 3, mode="wrap")
+    is_peak &= (np.hypot(shift[:, None], shift) >= 2) & near[:, None] & near & (correlation > 0)
+    heights = [0.0]
+    for y, x in zip(*np.nonzero(is_peak), strict=True):
+        way = np.linspace(0, 1, 2 * int(np.hypot(shift[y], shift[x])) + 1)
+        between = ndimage.map_coordinates(correlation, [way * shift[y], way * shift[x]], order=1, mode="grid-wrap")
+        heights.append((correlation[y, x] - between.min()) / 2)
+    return float(max(heights))
 
 
 def spread_of(result: xr.Dataset, n: int = 3) -> dict[str, list[int]]:

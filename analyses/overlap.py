@@ -39,7 +39,8 @@ def usage(masks: np.ndarray) -> np.ndarray:
 
 def categories(counts: np.ndarray) -> np.ndarray:
     """Usage counts [... count] as shares of all weights in the order of CATEGORIES: [... category]."""
-    parts = [counts[..., 0], counts[..., 1], counts[..., 2:-1].sum(-1), counts[..., -1]]
+    alone = counts[..., 1] if counts.shape[-1] > 2 else 0 * counts[..., 1]  # one step alone keeps for all steps
+    parts = [counts[..., 0], alone, counts[..., 2:-1].sum(-1), counts[..., -1]]
     return np.stack(parts, -1) / counts.sum(-1, keepdims=True)
 
 

@@ -37,11 +37,18 @@ def ratios(
 ) -> dict[str, np.ndarray]:
     """Hit ratios with intervals that resample photographs: three arrays [radius target average step head].
 
-    hit: [radius target image step head]; labels: [image]; photographs: [image], which one each is of, or None.
+    hit: [radius target image step head]; labels: [image]; photographs: [image], which one each is of, or None. Where
+    resampling has nothing to vary, as at 10 hits of 10, the interval is Wilson's for that many photographs.
     """
-    low, high = intervals.bootstrap(np.moveaxis(hit, 2, 0), labels, photographs, seed=seed, level=level)
-    bounds = {"hit_low": np.moveaxis(low, 0, 2), "hit_high": np.moveaxis(high, 0, 2)}
-    return {"hit_ratio": average(hit, labels, axis=2)} | bounds
+    values, ratio = np.moveaxis(hit, 2, 0), average(hit, labels, axis=2)
+    low, high = intervals.bootstrap(values, labels, photographs, seed=seed, level=level)
+    photographs = np.arange(len(labels)) if photographs is None else photographs
+    seen = np.stack([(~np.isnan(values[photographs == each])).any(0) for each in np.unique(photographs)]).sum(0)
+    wilson = intervals.wilson(np.moveaxis(ratio, 2, 0) * seen, seen, level)
+    bounds = [np.where(low < high, drawn, sure) for drawn, sure in zip((low, high), wilson, strict=True)]
+    return {"hit_ratio": ratio} | {
+        name: np.moveaxis(bound, 0, 2) for name, bound in zip(("hit_low", "hit_high"), bounds, strict=True)
+    }
 
 
 def best_head(result: xr.Dataset, *, radius: int = 0, target: str = "class", seed: int = 0) -> dict[str, float]:
@@ -52,10 +59,8 @@ def best_head(result: xr.Dataset, *, radius: int = 0, target: str = "class", see
     """
     hit = result["hit"].sel(radius=radius, target=target).values
     uniform = result["baseline_per_image"].sel(kind="uniform", radius=radius, target=target).values
-    order = np.random.default_rng(seed).permutation(len(hit))
-    first, second = order[: len(hit) // 2], order[len(hit) // 2 :]
-    if not len(first):
-        first = second
+    photographs = result["photograph"].values if "photograph" in result else np.arange(len(hit))
+    first, second = halves(photographs, seed)
     ratio = intervals.nanmean(hit[first].astype(np.float64))
     step, head = np.unravel_index(np.nanargmax(ratio), ratio.shape)
     chance, high = intervals.best_of(uniform[first], ratio.size)
@@ -69,6 +74,13 @@ def best_head(result: xr.Dataset, *, radius: int = 0, target: str = "class", see
         "chance": chance,
         "chance_high": high,
     }
+
+
+def halves(photographs: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The items of a random half of the photographs, and those of the other half; both all of them if there is one."""
+    each = np.random.default_rng(seed).permutation(np.unique(photographs))
+    first = np.isin(photographs, each[: len(each) // 2])
+    return (np.flatnonzero(first), np.flatnonzero(~first)) if first.any() else (np.arange(len(photographs)),) * 2
 
 
 def over_heads(model: xr.Dataset, name: str, reduce: str, cell: dict[str, Any]) -> np.ndarray | None:

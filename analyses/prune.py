@@ -98,9 +98,14 @@ def _between(matrix: np.ndarray) -> np.ndarray:
     return np.array([matrix[a, b] for a, b in combinations(range(len(matrix)), 2)])
 
 
+def _mean_between(matrix: np.ndarray) -> float:
+    """Mean over all pairs; NaN where there is none, as of one step alone."""
+    return float(_between(matrix).mean()) if len(matrix) > 1 else np.nan
+
+
 def mean_jaccard(result: xr.Dataset, name: str = "jaccard", weight: str = "all") -> np.ndarray:
     """Mean over all pairs of different steps: [round]."""
-    return np.array([_between(matrix).mean() for matrix in result[name].sel(weight=weight).values])
+    return np.array([_mean_between(matrix) for matrix in result[name].sel(weight=weight).values])
 
 
 def replicate_jaccard(result: xr.Dataset, weight: str = "all") -> np.ndarray:
@@ -207,7 +212,7 @@ def draw_categories(ax: Axes, result: xr.Dataset) -> None:
 def pair_map(result: xr.Dataset, *, round: int = -1, weight: str = "all", name: str = "jaccard") -> looks.Map:
     """Jaccard or overlap of every two steps at one round, the diagonal left out; random masks and replicates named."""
     one = result.isel(round=round).sel(weight=weight)
-    null = f"random {_between(one[f'{name}_random'].values).mean():.2f}"
+    null = f"random {_mean_between(one[f'{name}_random'].values):.2f}"
     if result.sizes.get("pair") and name == "jaccard":
         null += f", replicates {float(one['replicate_jaccard'].mean()):.2f}"
     title = f"{name.capitalize()} after round {int(one['round'])}\n({null})"

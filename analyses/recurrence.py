@@ -71,8 +71,7 @@ def table(result: xr.Dataset) -> str:
     names = f"{'loss':>9}{'confidence':>12}{'entropy':>9}{'update':>9}"
     shown = [k for k in result["state"].values if k <= trained + 2 or k % trained == 0 or k == last]
     lines = [
-        f"recurrence: {result.sizes['image']} images, chance {100 * result.attrs['chance']:.1f} %, "
-        f"trained for {trained} steps",
+        f"recurrence: {result.sizes['image']} images, {by_chance(result)}, trained for {trained} steps",
         f"{'after':10}{'top-1':>8}{'95 %':>15}{'untrained':>11}{names}",
         *(_state_line(result, k) for k in shown),
         f"highest after {peak(result)[0]} steps ({100 * peak(result)[1]:.1f} %); the answer is final after "
@@ -84,6 +83,13 @@ def table(result: xr.Dataset) -> str:
         first = result.attrs["overflow_state"]
         lines.append(f"states overflow from step {first} on in some images; they count as wrong")
     return "\n".join(lines)
+
+
+def by_chance(result: xr.Dataset) -> str:
+    """What answers at random, and always with the commonest class of these images, would reach."""
+    named = {"chance": "chance", "constant": "best constant answer"}
+    levels = (f"{said} {100 * result.attrs[name]:.1f} %" for name, said in named.items() if name in result.attrs)
+    return ", ".join(levels)
 
 
 def _state_line(result: xr.Dataset, k: int) -> str:

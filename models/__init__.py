@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from models.config import ViTConfig
     from models.data import open_data
+    from models.looped import unroll
     from models.source import load
     from models.vit import BViT
 
-_HOME = {"BViT": "models.vit", "ViTConfig": "models.config", "load": "models.source", "open_data": "models.data"}
-__all__ = ["BViT", "ViTConfig", "load", "open_data"]
+_HOME = {
+    "BViT": "models.vit",
+    "ViTConfig": "models.config",
+    "load": "models.source",
+    "open_data": "models.data",
+    "unroll": "models.looped",
+}
+__all__ = ["BViT", "ViTConfig", "load", "open_data", "unroll"]
 
 
 def __getattr__(name: str) -> object:

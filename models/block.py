@@ -1,8 +1,11 @@
 """The one block of the paper: ``u = h + MHSA(LN(h)); B(h) = u + MLP(LN(u))``.
 
 Parameters carry timm's names. Every module is called with the hook points of the step at which it
-runs (`models.hooks`), because its weights serve many steps.
+runs (`models.hooks`), because its weights serve many steps. What other families add (normalised queries and keys,
+rotary positions, quick GELU) is a line where it applies, and only there.
 """
+
+import math
 
 import torch
 import torch.fx
@@ -18,25 +21,32 @@ torch.fx.wrap("rearrange")  # nothing that torch.fx has to look into
 torch.fx.wrap("einsum")
 
 Stream = Float[Tensor, "batch pos d_model"]
+PerHead = Float[Tensor, "batch pos head d_head"]
 Gamma = Float[Tensor, " d_model"] | None
 
 
 class Norm(nn.Module):
-    """LayerNorm or RMSNorm; fused until somebody listens."""
+    """LayerNorm or RMSNorm of the last axis; fused until somebody listens."""
 
-    def __init__(self, config: ViTConfig):
+    def __init__(self, config: ViTConfig, width: int | None = None):
         super().__init__()
         self.eps, self.is_centred = config.norm_eps, config.norm == "ln"
-        self.weight = nn.Parameter(torch.ones(config.d_model))
-        self.bias = nn.Parameter(torch.zeros(config.d_model)) if self.is_centred else None
+        self.weight = nn.Parameter(torch.ones(width or config.d_model))
+        self.bias = nn.Parameter(torch.zeros(width or config.d_model)) if self.is_centred else None
 
-    def forward(self, x: Stream, hooks: NormHooks) -> Stream:
-        if hooks.is_watched:
+    def forward(self, x: Float[Tensor, "*axes width"], hooks: NormHooks | None = None) -> Float[Tensor, "*axes width"]:
+        if hooks is not None and hooks.is_watched:
             x = hooks(x) * self.weight
             return x if self.bias is None else x + self.bias
         if self.is_centred:
             return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+    def shares(self, x: Stream, y: Stream) -> tuple[Stream, Stream]:
+        """What x and y each add to the norm of x + y, as exact parts of it; the bias is in y's."""
+        x, y = (part - part.mean(-1, keepdim=True) if self.is_centred else part for part in (x, y))
+        factor = self.weight / ((x + y).square().mean(-1, keepdim=True) + self.eps).sqrt()
+        return x * factor, y * factor if self.bias is None else y * factor + self.bias
 
 
 class Attention(nn.Module):
@@ -44,14 +54,21 @@ class Attention(nn.Module):
 
     def __init__(self, config: ViTConfig):
         super().__init__()
-        self.n_heads = config.n_heads
+        self.n_heads, self.is_rotary = config.n_heads, config.position == "rotary"
+        self.side = config.image_size // config.patch_size
         self.qkv = nn.Linear(config.d_model, 3 * config.d_model)
         self.proj = nn.Linear(config.d_model, config.d_model)
+        if config.qk_norm:
+            self.q_norm, self.k_norm = Norm(config, config.d_head), Norm(config, config.d_head)
 
     def forward(self, x: Stream, hooks: AttentionHooks, gamma: Gamma) -> Stream:
         q, k, v = rearrange(
             self.qkv(x), "batch pos (three head d_head) -> three batch pos head d_head", three=3, head=self.n_heads
         )
+        if hasattr(self, "q_norm"):
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.is_rotary:
+            q, k = turned(q, self.side), turned(k, self.side)
         q, k, v = hooks.hook_q(q), hooks.hook_k(k), hooks.hook_v(v)
         if listening(hooks.hook_attn_scores, hooks.hook_pattern):
             scores = einsum(q, k, "batch query head d, batch key head d -> batch head query key") * q.shape[-1] ** -0.5
@@ -71,15 +88,18 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two layers with an exact GELU between them."""
+    """Two layers with a GELU between them, exact or OpenAI's quick one."""
 
     def __init__(self, config: ViTConfig):
         super().__init__()
+        self.is_quick = config.activation == "quick_gelu"
         self.fc1 = nn.Linear(config.d_model, config.d_mlp)
         self.fc2 = nn.Linear(config.d_mlp, config.d_model)
 
     def forward(self, x: Stream, hooks: MlpHooks, gamma: Gamma) -> Stream:
-        return scale(self.fc2(hooks.hook_post(F.gelu(hooks.hook_pre(self.fc1(x))))), gamma)
+        pre = hooks.hook_pre(self.fc1(x))
+        post = hooks.hook_post(pre * (1.702 * pre).sigmoid() if self.is_quick else F.gelu(pre))
+        return scale(self.fc2(post), gamma)
 
 
 class LayerScale(nn.Module):
@@ -123,6 +143,19 @@ class Block(nn.Module):
             return x
         keep = 1 - self.drop_path
         return x * x.new_empty(x.shape[0], 1, 1).bernoulli_(keep) / keep
+
+
+@torch.fx.wrap
+def turned(x: PerHead, side: int) -> PerHead:
+    """DINOv3's rotary positions: row and column of a patch turn pairs of its channels; CLS and registers stay."""
+    n, quarter = side * side, x.shape[-1] // 4
+    place = (torch.arange(side, device=x.device, dtype=torch.float32) + 0.5) / side * 2 - 1
+    period = 100 ** (torch.arange(quarter, device=x.device, dtype=torch.float32) / quarter)
+    angle = 2 * math.pi * torch.cartesian_prod(place, place)[..., None] / period  # [patch row-or-column period]
+    cos, sin = (wave.flatten(1)[:, None] for wave in (angle.cos(), angle.sin()))
+    a, b = x[:, -n:].chunk(2, -1)
+    patches = torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+    return torch.cat([x[:, :-n], patches.to(x.dtype)], 1)
 
 
 def scale(x: Stream, gamma: Gamma) -> Stream:

@@ -46,6 +46,10 @@ LIMITS = {
 }
 MEANING = dict.fromkeys(("norm_eps", "layer_scale", "drop_path"), "a number")
 MEANING |= {"classes": "a list of names", "mean": "three numbers", "std": "three numbers"}
+MEANING |= dict.fromkeys(("pre_norm", "qk_norm"), "true or false")
+
+# Fields that came later: a stored config that does not use them leaves them out, so that older code reads it
+LATER = ("position", "activation", "pre_norm", "qk_norm")
 
 
 def is_whole(value: Any) -> bool:
@@ -69,12 +73,16 @@ class ViTConfig:
     norm: Literal["ln", "rms"] = "ln"
     norm_eps: float = 1e-6
     layer_scale: float | None = None  # initial value of LayerScale, None = none
-    pool: Literal["cls", "mean"] = "cls"  # mean: of the patch tokens, then the final norm
+    pool: Literal["cls", "mean", "distilled"] = "cls"  # mean: of the patches, before the norm; distilled: as DeiT's
     drop_path: float = 0.0  # the same rate at every step, because the weights are shared
     init: Literal["trunc_normal", "xavier"] = "trunc_normal"  # of linear weights; xavier trains narrow models
     classes: tuple[str, ...] | None = None
     mean: tuple[float, float, float] = IMAGENET_MEAN  # of the input, per RGB channel in [0, 1]
     std: tuple[float, float, float] = IMAGENET_STD
+    position: Literal["learned", "rotary"] = "learned"  # rotary: turns queries and keys (DINOv3), adds nothing
+    activation: Literal["gelu", "quick_gelu"] = "gelu"  # of the MLP; quick_gelu: OpenAI's CLIP
+    pre_norm: bool = False  # a norm before the first step (CLIP)
+    qk_norm: bool = False  # queries and keys are normalised, each head on its own
 
     def __post_init__(self) -> None:
         for name in ("classes", "mean", "std"):
@@ -92,7 +100,7 @@ class ViTConfig:
         for field in fields(self):
             value = getattr(self, field.name)
             shown = float(value) if is_whole(value) and field.type in (float, float | None) else value
-            if isinstance(value, bool) or not is_bearable(shown, field.type):
+            if isinstance(value, bool) is not (field.type is bool) or not is_bearable(shown, field.type):
                 options = [str(option) for option in get_args(field.type) if isinstance(option, str)]
                 wanted = " or ".join(options) or MEANING.get(field.name, "a whole number")
                 raise InputError(f"ViTConfig: {field.name} is {value!r}, it must be {wanted}")
@@ -112,6 +120,12 @@ class ViTConfig:
             f"drop_path is {self.drop_path}, it must lie in [0, 1)": not 0 <= self.drop_path < 1,
             f"norm_eps is {self.norm_eps}, it must lie between 0 and 1": not 0 < self.norm_eps < 1,
             f"layer_scale is {self.layer_scale}, it must be finite": not math.isfinite(self.layer_scale or 0),
+            f"pool is distilled, which reads the first register beside CLS: n_registers is {self.n_registers}": (
+                self.pool == "distilled" and not self.n_registers
+            ),
+            f"position is rotary, which turns channels by fours: d_model / n_heads is {self.d_head}": (
+                self.position == "rotary" and self.d_head % 4
+            ),
             f"classes names {n_named} classes, n_classes is {self.n_classes}": (
                 self.classes is not None and n_named != self.n_classes
             ),
@@ -145,8 +159,10 @@ class ViTConfig:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values only, as a checkpoint stores them."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        """Plain values only, as a checkpoint stores them; fields that came later only where they are used."""
+        unused = {f.name for f in fields(self) if f.name in LATER and getattr(self, f.name) == f.default}
+        values = {name: value for name, value in asdict(self).items() if name not in unused}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def at_steps(self, n_steps: int) -> "ViTConfig":
         """The same model unrolled over `n_steps` steps."""

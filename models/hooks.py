@@ -29,6 +29,7 @@ Axes: batch, pos (CLS, registers, patches), head, query and key (both pos), d_mo
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +68,7 @@ class NormHooks(nn.Module):
 class Shared:
     """Block `index` of a model, looked up at every call, so that a wrapped or replaced one is the one that runs."""
 
-    def __init__(self, model: nn.Module, index: int):
+    def __init__(self, model: Any, index: int):
         self.model, self.index = model, index
 
     @property

@@ -5,12 +5,8 @@ the blocks' weights once. Forward cost is that of the stacked ViT of the same wi
 """
 
 import copy
-import difflib
-import fnmatch
 import math
-import re
 import warnings
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -18,21 +14,20 @@ import torch.fx
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
 from models.block import Block, Norm, Stream
-from models.cache import Reduced, StepCache
+from models.cache import StepCache
 from models.config import ViTConfig
 from models.errors import InputError
 from models.hooks import NormHooks, Shared, Step
 from models.origin import Origin
+from models.watching import Names, Watched, step_of
 
 torch.fx.wrap("rearrange")  # nothing that torch.fx has to look into
 
 Images = Float[Tensor, "batch 3 height width"]
 Logits = Float[Tensor, "batch class"]
-Names = str | Iterable[str] | Callable[[str], bool] | dict[str, Callable[[Tensor], Any]] | None
 
 
 class PatchEmbed(nn.Module):
@@ -46,7 +41,7 @@ class PatchEmbed(nn.Module):
         return rearrange(self.proj(images), "batch d row column -> batch (row column) d")
 
 
-class BViT(HookedRootModule):
+class BViT(Watched):
     """A Vision Transformer that runs in steps (bViT, arXiv 2605.10661), or its stacked baseline.
 
     ``model(images, n_steps=k)`` reads out after k steps; beyond T it needs one block. Tokens are
@@ -62,12 +57,19 @@ class BViT(HookedRootModule):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, d))
         if config.n_registers:
             self.reg_token = nn.Parameter(torch.zeros(1, config.n_registers, d))
-        self.pos_embed = nn.Parameter(torch.zeros(1, config.n_tokens, d))
+        if config.position == "learned":
+            self.pos_embed = nn.Parameter(torch.zeros(1, config.n_tokens, d))
+        else:  # nothing is added, see `models.block.turned`
+            self.register_buffer("pos_embed", torch.zeros(1, config.n_tokens, d))
+        if config.pre_norm:
+            self.norm_pre = Norm(config)
         if config.step_embedding == "learned":
             self.step_embed = nn.Parameter(torch.zeros(config.n_steps, d))
         self.core = nn.ModuleList(Block(config) for _ in range(config.n_blocks))
         self.norm = Norm(config)
         self.head = nn.Linear(d, config.n_classes) if config.n_classes else nn.Identity()
+        if config.pool == "distilled":
+            self.head_dist = nn.Linear(d, config.n_classes) if config.n_classes else nn.Identity()
         self.hook_embed, self.hook_pos_embed = HookPoint(), HookPoint()
         self.ln_final = NormHooks(config.norm == "ln", config.norm_eps)
         self.blocks = nn.ModuleList(self._new_step(t) for t in range(config.n_steps))
@@ -99,7 +101,7 @@ class BViT(HookedRootModule):
                     nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
         for name in ("pos_embed", "reg_token", "step_embed", "cls_token"):
-            if hasattr(self, name):
+            if isinstance(getattr(self, name, None), nn.Parameter):
                 nn.init.trunc_normal_(getattr(self, name), std=0.02)
 
     # Forward
@@ -136,14 +138,17 @@ class BViT(HookedRootModule):
             block.compile(*args, **kwargs)
 
     def embed(self, images: Tensor) -> Stream:
-        """z_0: CLS, registers and patches plus the position embedding."""
+        """z_0: CLS, registers and patches plus the position embedding; with `pre_norm` each one's share of the norm."""
         refuse_other_images(images, self.config.image_size)
         patches = self.patch_embed(images)
         prefix = [self.cls_token, self.reg_token] if self.config.n_registers else [self.cls_token]
         tokens = torch.cat(
             [*(token.expand(patches.shape[0], -1, -1).to(patches.dtype) for token in prefix), patches], dim=1
         )
-        return self.hook_embed(tokens) + self.hook_pos_embed(self.pos_embed.expand(patches.shape[0], -1, -1))
+        position = self.pos_embed.expand(patches.shape[0], -1, -1)
+        if self.config.pre_norm:
+            tokens, position = self.norm_pre.shares(tokens, position)
+        return self.hook_embed(tokens) + self.hook_pos_embed(position)
 
     def run_steps(self, z: Stream, first: int, last: int) -> Stream:
         """The stream after steps `first` .. `last` - 1, from the stream that enters step `first`."""
@@ -164,9 +169,12 @@ class BViT(HookedRootModule):
         return None
 
     def read_out(self, z: Stream) -> Logits:
-        """Final norm and head on CLS, or on the mean of the patches."""
+        """Final norm and head on CLS, on the mean of the patches, or on CLS and DeiT's distillation token, averaged."""
         if self.config.pool == "cls":
             return self.head(self.norm(z, self.ln_final)[:, 0])
+        if self.config.pool == "distilled":
+            z = self.norm(z, self.ln_final)
+            return (self.head(z[:, 0]) + self.head_dist(z[:, 1])) / 2
         return self.head(self.norm(z[:, self.config.n_prefix :].mean(1, keepdim=True), self.ln_final)[:, 0])
 
     def _checked(self, n_steps: int) -> int:
@@ -205,28 +213,6 @@ class BViT(HookedRootModule):
 
     # Watching
 
-    def names(self, names: Names = None) -> list[str]:
-        """The hook names meant by a str, glob, several of them, or a predicate; None is all but ``hook_result``.
-
-        A name or glob that matches nothing is an `InputError` that names the nearest match.
-        """
-        if names is None:
-            return [name for name in self.hook_dict if not name.endswith("hook_result")]
-        if callable(names):
-            return [name for name in self.hook_dict if names(name)]
-        patterns = [names] if isinstance(names, str) else list(names)
-        for pattern in patterns:
-            if not fnmatch.filter(self.hook_dict, pattern):
-                raise InputError(self._unknown(pattern))
-        return [name for name in self.hook_dict if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
-
-    def _unknown(self, name: str) -> str:
-        nearest = difflib.get_close_matches(name, self.hook_dict, n=1, cutoff=0)
-        step = re.match(r"blocks\.(\d+)\.", name)
-        if step and int(step[1]) >= self.config.n_steps:
-            return f"no hook point {name!r}: the model has steps 0 to {self.config.n_steps - 1}"
-        return f"no hook point matches {name!r}; the nearest is {nearest[0]!r}"
-
     def run_with_cache(  # type: ignore[override]
         self,
         images: Tensor,
@@ -234,12 +220,8 @@ class BViT(HookedRootModule):
         names_filter: Names = None,
         n_steps: int | None = None,
         stop_at_step: int | None = None,
-        device: torch.device | str | None = None,
         remove_batch_dim: bool = False,
-        incl_bwd: bool = False,
-        reset_hooks_end: bool = True,
-        clear_contexts: bool = False,
-        pos_slice: Any = None,
+        **options: Any,
     ) -> tuple[Tensor, StepCache]:
         """Output and a cache of the named activations.
 
@@ -253,18 +235,13 @@ class BViT(HookedRootModule):
         self._refuse_idle(names_filter, n_run)
         if remove_batch_dim and len(images) != 1:
             raise InputError(f"remove_batch_dim needs a batch of one image, it has {len(images)}")
-        if isinstance(names_filter, dict):
-            functions = {name: function for key, function in names_filter.items() for name in self.names(key)}
-        else:
-            functions = dict.fromkeys(self.names(names_filter), lambda activation: activation)
-        kept, fwd, bwd = self.get_caching_hooks(
-            functions.__contains__, incl_bwd, device, remove_batch_dim, Reduced(functions), pos_slice
+        output, activations = self.cached(
+            lambda: self(images, n_steps=n_steps, stop_at_step=stop_at_step),
+            names_filter,
+            remove_batch_dim=remove_batch_dim,
+            **options,
         )
-        with self.hooks(fwd, bwd, reset_hooks_end, clear_contexts):
-            output = self(images, n_steps=n_steps, stop_at_step=stop_at_step)
-            if incl_bwd:
-                output.backward()
-        return output, StepCache(dict(kept), self, n_run, has_batch_dim=not remove_batch_dim)
+        return output, StepCache(activations, self, n_run, has_batch_dim=not remove_batch_dim)
 
     def run_with_hooks(self, images: Tensor, *args: Any, n_steps: int | None = None, **kwargs: Any) -> Tensor:
         """As TransformerLens'; raises `InputError` for steps beyond the hook points (see `at_steps`)."""
@@ -283,16 +260,9 @@ class BViT(HookedRootModule):
     def _refuse_idle(self, names: Names, n_run: int) -> None:
         """A hook point named one by one at a step that will not run is an error, not an empty cache."""
         for name in () if names is None or callable(names) else [names] if isinstance(names, str) else names:
-            step = re.match(r"blocks\.(\d+)\.", name)
-            if step and n_run <= int(step[1]) < self.config.n_steps:
+            step = step_of(name)
+            if step is not None and n_run <= step < self.config.n_steps:
                 raise InputError(f"{name} would never be reached: only {n_run} steps run")
-
-    def hooks(self, fwd_hooks: Iterable = (), bwd_hooks: Iterable = (), *args: Any, **kwargs: Any) -> Any:
-        """TransformerLens' context of hooks, where a name may be a glob and a misspelt one is an error."""
-        return super().hooks(self._spelt_out(fwd_hooks), self._spelt_out(bwd_hooks), *args, **kwargs)
-
-    def _spelt_out(self, hooks: Iterable) -> list:
-        return [(point, hook) for name, hook in hooks for point in self.names(name)]
 
     # What TransformerLens' ActivationCache asks of a model
 
@@ -303,6 +273,11 @@ class BViT(HookedRootModule):
     @property
     def W_U(self) -> Float[Tensor, "d_model class"]:
         """The head with the final norm's affine folded in."""
+        if self.config.pool == "distilled":
+            raise InputError(
+                "W_U: this model reads two tokens with two heads, so a class has no one direction; read states out "
+                "with model.read_out, or use model.head and model.head_dist"
+            )
         return self.norm.weight[:, None] * self.head.weight.T
 
     @property

@@ -53,9 +53,9 @@ def measure(
     config, about = model.config, images.about
     seen = images.over(lambda batch: read(model, batch, upsample))
     position, hit = seen["position"].values, seen["hit"].values
-    labels, n = images.labels(position), len(position)
+    labels, photographs, n = images.labels(position), images.photographs(position), len(position)
     result = xr.Dataset(
-        {name: (CELLS, values) for name, values in analysis.ratios(hit, labels, seed=images.seed).items()}
+        {name: (CELLS, values) for name, values in analysis.ratios(hit, labels, photographs, seed=images.seed).items()}
         | {name: (("step", "head"), values / n) for name, values in zip(COMPANIONS, seen["sums"].values, strict=True)}
         | {
             "chance": ("companion", seen["chance_sums"].values / n),
@@ -65,6 +65,7 @@ def measure(
             "argmax": seen["argmax"].variable,
             "index": ("image", images.indices(position)),
             "label": ("image", labels),
+            "photograph": ("image", photographs),
         },
         coords={
             "radius": list(pointing.RADII),

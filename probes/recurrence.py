@@ -70,7 +70,8 @@ def measure(model: models.BViT, images: Any, *, max_steps: int | None = None) ->
         },
         attrs=dict(
             trained_steps=config.n_steps,
-            chance=1 / len(about.classes),
+            chance=1 / config.n_classes,
+            constant=float(np.bincount(labels).max() / len(labels)),
             classes=list(about.classes),
             overflow_state=int(np.argmax(n_finite < len(labels))) if (n_finite < len(labels)).any() else -1,
             n_unreadable=seen.attrs["n_unreadable"],

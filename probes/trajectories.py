@@ -78,15 +78,16 @@ def measure(
     if "pca" in layouts:
         pictures["pca"], explained = pca_of(states)
     near = [analysis.nearest(points, neighbors) for points in (states, *pictures.values())]
+    varies = np.where((states == states[:1]).all((0, 2)), np.nan, 1.0)  # a point that all images share has no nearest
     result = xr.Dataset(
         {name: (("image", "state", "axis"), points.astype(np.float32)) for name, points in pictures.items()}
         | {"label": ("image", labels), "index": ("image", data.indices(position))}
-        | {"purity": (("space", "state"), [analysis.purity(of, labels) for of in near])},
+        | {"purity": (("space", "state"), [varies * analysis.purity(of, labels) for of in near])},
         coords={"state": np.arange(config.n_steps + 1), "space": ["states", *pictures]},
     )
     if pictures:
         result.coords["picture"] = list(pictures)
-        result["kept"] = ("picture", "state"), [analysis.kept(near[0], of) for of in near[1:]]
+        result["kept"] = ("picture", "state"), [varies * analysis.kept(near[0], of) for of in near[1:]]
     if "pca" in pictures:
         result["explained"] = "axis", explained
     if thumbnails:

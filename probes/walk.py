@@ -112,6 +112,10 @@ class Pass:
         """Labels of images by their position: [image]."""
         return self.about.labels[np.asarray(position)]
 
+    def photographs(self, position: Any) -> np.ndarray:
+        """Which photograph each item is of, by its position; a photograph of several classes has several: [image]."""
+        return self.about.photographs[np.asarray(position)]
+
     def classes_of(self, model: models.BViT) -> torch.Tensor:
         """The model's index of each class of the data [label]; raises `InputError` where it lacks one."""
         names = model.config.classes or list(map(str, range(model.config.n_classes)))

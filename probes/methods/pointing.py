@@ -16,18 +16,23 @@ COMPANIONS = ("mass", "lift", "iou60", "entropy", "to_cls", "to_registers")
 
 @dataclass(frozen=True)
 class Table:
-    """What every patch of a batch of images would score, before anybody looks.
+    """What every patch of a batch of images would score, before anybody looks; ignored pixels count for nothing.
 
     hit: [radius target batch patch], NaN where the patch's centre pixel is ignored; baseline: [baseline radius target
-    batch]; share: [batch patch], the target's share of each patch; dilated: [radius target batch h w]; area: [batch],
-    the target's share of the image.
+    batch]; score: [radius target batch h w], NaN where ignored; share, valid: [batch patch], the shares of each patch
+    that are the target's and that are not ignored.
     """
 
     hit: Tensor
     baseline: Tensor
+    score: Tensor
     share: Tensor
-    dilated: Tensor
-    area: Tensor
+    valid: Tensor
+
+    @property
+    def area(self) -> Tensor:
+        """The target's share of the image that is not ignored: [batch]."""
+        return self.share.sum(-1) / self.valid.sum(-1).clamp(min=1e-12)
 
 
 def score_table(masks: Tensor, labels: Tensor, patch: int) -> Table:
@@ -38,9 +43,8 @@ def score_table(masks: Tensor, labels: Tensor, patch: int) -> Table:
     score = dilated.float().masked_fill(ignored, torch.nan)
     hit = score[..., patch // 2 :: patch, patch // 2 :: patch].flatten(-2)
     baseline = torch.stack([score[..., size // 2, size // 2], hit.nanmean(-1), score.flatten(-2).nanmean(-1)])
-    share = F.avg_pool2d(targets[0].float()[:, None], patch).flatten(1)
-    area = targets[0].flatten(1).float().sum(1) / (~ignored).flatten(1).sum(1).clamp(min=1)
-    return Table(hit, baseline, share, dilated, area)
+    share, valid = (F.avg_pool2d(part.float()[:, None], patch).flatten(1) for part in (targets[0], ~ignored))
+    return Table(hit, baseline, score, share, valid)
 
 
 def dilate(masks: Tensor, radius: float) -> Tensor:
@@ -73,30 +77,28 @@ def hits(attention: Tensor, table: Table) -> Tensor:
 def hits_upsampled(attention: Tensor, table: Table, size: int, mode: str) -> Tensor:
     """As `hits`, at the arg-max pixel of the map upsampled to the image."""
     batch, step, head, patches = attention.shape
-    grid, out = int(patches**0.5), torch.empty(2, 2, batch, step, head, device=attention.device)
-    dilated = table.dilated.flatten(-2).float()
+    grid, hit = int(patches**0.5), torch.empty(2, 2, batch, step, head, device=attention.device)
+    score = table.score.flatten(-2)
     for t in range(step):  # one step at a time: a full-size map per head is large
         maps = F.interpolate(attention[:, t].unflatten(-1, (grid, grid)), (size, size), mode=mode, align_corners=False)
-        place = maps.flatten(-2).argmax(-1)
-        out[..., t, :] = dilated.gather(-1, place.expand(2, 2, batch, head))
-    return out
+        hit[..., t, :] = score.gather(-1, maps.flatten(-2).argmax(-1).expand(2, 2, batch, head))
+    return hit
 
 
 def companions(attention: Tensor, keys: Tensor, n_prefix: int, table: Table) -> Tensor:
-    """Tolerance-free companions [companion batch step head], in the order of COMPANIONS, from CLS attention to all
-    keys.
+    """Radius-free companions [companion batch step head], in the order of COMPANIONS, from CLS attention to all keys.
 
-    mass: share of the patch attention inside the target; lift: mass over the target's area; iou60: IoU of the patches
-    that hold the top 60 % of the mass with the target (Caron et al., 2021); entropy: of the patch attention over its
-    maximum; the rest as named.
+    mass: share of the patch attention inside the target, of that which is not on ignored pixels; lift: mass over the
+    target's area; iou60: IoU of the patches that hold the top 60 % of the mass with the target (Caron et al., 2021);
+    entropy: of the patch attention over its maximum; the rest as named.
     """
     normal = attention / attention.sum(-1, keepdim=True).clamp(min=1e-12)
-    share = table.share[:, None, None]
-    mass = (normal * share).sum(-1)
+    share, valid = table.share[:, None, None], table.valid[:, None, None]
+    mass = (normal * share).sum(-1) / (normal * valid).sum(-1).clamp(min=1e-12)
     ordered, order = normal.sort(-1, descending=True)
     top = torch.zeros_like(normal).scatter(-1, order, ((ordered.cumsum(-1) - ordered) < 0.6).to(normal.dtype))
-    inside, total = (top * share).sum(-1), share.sum(-1)
-    iou = inside / (top.sum(-1) + total - inside).clamp(min=1e-12)
+    inside = (top * share).sum(-1)
+    iou = inside / ((top * valid).sum(-1) + share.sum(-1) - inside).clamp(min=1e-12)
     entropy = -(normal * normal.clamp(min=1e-12).log()).sum(-1) / math.log(normal.shape[-1])
     lift = mass / table.area[:, None, None].clamp(min=1e-12)
     return torch.stack([mass, lift, iou, entropy, keys[..., 0], keys[..., 1:n_prefix].sum(-1)])
@@ -107,8 +109,7 @@ def chance(table: Table) -> Tensor:
 
     For iou60 it is that of 60 % of the patches drawn at random, with the expected overlap.
     """
-    share = table.share.mean(-1)
-    inside = 0.6 * share
+    share, valid = table.share.sum(-1), table.valid.sum(-1)
+    iou = 0.6 * share / (0.6 * valid + share - 0.6 * share).clamp(min=1e-12)
     nothing = torch.full_like(share, torch.nan)
-    lift, iou = share / table.area.clamp(min=1e-12), inside / (0.6 + share - inside)
-    return torch.stack([share, lift, iou, torch.ones_like(share), nothing, nothing])
+    return torch.stack([table.area, torch.ones_like(share), iou, torch.ones_like(share), nothing, nothing])

@@ -56,3 +56,10 @@ def test_random_masks_meet_their_nulls_within_sampling_error(unequal: bool) -> N
 def test_empty_masks_have_no_overlap_to_speak_of() -> None:
     empty = np.zeros((2, 8), bool)
     assert np.isnan(overlap.jaccard(empty)).all() and np.isnan(overlap.specialization(empty)).all()
+
+
+def test_categories_of_one_and_of_two_steps_are_shares() -> None:
+    for masks in (np.array([[1, 0, 1, 1]]), np.array([[1, 0, 1, 0], [1, 1, 0, 0]])):
+        shares = overlap.categories(overlap.usage(masks))
+        assert shares.sum() == 1
+    assert overlap.categories(overlap.usage(np.array([[1, 0, 1, 1]]))).tolist() == [0.25, 0, 0, 0.75]

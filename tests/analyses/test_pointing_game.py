@@ -113,3 +113,18 @@ def test_heads_and_frame_hold_both_models(result) -> None:
     frame = analysis.frame(result)
     assert len(frame) == 2 * 12 and frame.query("model == 'untrained'")["hit_low"].isna().all()
     assert analysis.examples(result) is None
+
+
+def test_ten_hits_of_ten_are_not_certain() -> None:
+    sure = analysis.ratios(np.ones((1, 1, 10, 1, 1)), np.arange(10) % 2)
+    assert np.allclose(sure["hit_low"], 0.7225, atol=1e-3) and np.allclose(sure["hit_high"], 1)
+    of_five = analysis.ratios(np.ones((1, 1, 10, 1, 1)), np.arange(10) % 2, np.arange(10) // 2)
+    assert np.allclose(of_five["hit_low"][:, :, 0], 0.5655, atol=1e-3)
+
+
+def test_no_photograph_is_in_both_halves() -> None:
+    photographs = np.repeat(np.arange(7), [1, 2, 3, 1, 2, 3, 1])
+    first, second = analysis.halves(photographs, 0)
+    assert sorted([*first, *second]) == list(range(13))
+    assert not set(photographs[first]) & set(photographs[second])
+    assert [len(part) for part in analysis.halves(np.zeros(4, int), 0)] == [4, 4]

@@ -126,6 +126,36 @@ def test_ties_are_averaged_and_ignored_pixels_left_out() -> None:
     assert planted(mask, label, torch.tensor([[0.0, 0, 0, 1]])).isnan().all()
 
 
+def test_ignored_pixels_count_for_nothing() -> None:
+    """16 x 16 pixels, four patches: half of the first is the target, the second half ignored, the last all ignored."""
+    mask = torch.zeros(1, 16, 16, dtype=torch.long)
+    mask[:, :8, :4], mask[:, :8, 12:], mask[:, 8:, 8:] = 1, -1, -1
+    table = pointing.score_table(mask, torch.tensor([0]), 8)
+    assert table.share[0].tolist() == [0.5, 0, 0, 0] and table.valid[0].tolist() == [1, 0.5, 1, 0]
+    assert float(table.area[0]) == pytest.approx(0.5 / 2.5)
+    attention = torch.tensor([0.4, 0.2, 0.1, 0.3]).view(1, 1, 1, 4)
+    mass, lift, iou, *_ = pointing.companions(attention, torch.zeros(1, 1, 1, 5), 1, table)[:, 0, 0, 0].tolist()
+    assert mass == pytest.approx(0.2 / (0.4 + 0.1 + 0.1)) and lift == pytest.approx(mass / 0.2)
+    assert iou == pytest.approx(
+        0.5 / (1 + 0)
+    )  # the first and the last patch hold the top 60 %, the last counts for nothing
+    uniform = torch.full((1, 1, 1, 4), 0.25)
+    chance = pointing.chance(table)[:, 0]
+    assert pointing.companions(uniform, torch.zeros(1, 1, 1, 5), 1, table)[0, 0, 0, 0] == pytest.approx(
+        float(chance[0])
+    )
+    assert float(chance[1]) == 1
+
+
+def test_an_upsampled_arg_max_on_an_ignored_pixel_is_left_out() -> None:
+    mask = torch.zeros(1, 16, 16, dtype=torch.long)
+    mask[:, 8:, 8:] = -1
+    table = pointing.score_table(mask, torch.tensor([0]), 8)
+    attention = torch.tensor([[0.0, 0, 0, 1], [1.0, 0, 0, 0]]).view(1, 2, 1, 4)
+    hit = pointing.hits_upsampled(attention, table, 16, "bilinear")[0, 0, 0, :, 0]
+    assert hit[0].isnan() and hit[1] == 0
+
+
 def test_a_planted_head_of_a_real_model_is_found(data) -> None:
     """Head 1 at step 1 gets keys that say where the texture is plainest; here: patches of the target, planted through
     the q and k hooks.

@@ -370,3 +370,19 @@ def test_other_options_are_named_one_by_one(tmp_path: Path) -> None:
         prune.keep_options(tmp_path, {"data": None, "plan": plan | {"rounds": 5}})
     with pytest.raises(InputError, match=r"was started with data=None, rate=0.2; resume"):
         prune.keep_options(tmp_path, {"data": "shapes", "plan": plan | {"rate": 0.5}})
+
+
+def test_a_model_of_one_step_is_pruned_too(data, tmp_path: Path) -> None:
+    """There is nothing to compare it with: overlaps are NaN, and its weights are dead or kept by all steps."""
+    from analyses import prune as analysis
+
+    game = new_game(data, tmp_path, replace(PLAN, rounds=1, replicates=2), replace(CONFIG, n_steps=1))
+    game.play()
+    result = game.result()
+    assert result["kept"].values.tolist() == [[768], [768 - 153]]
+    shares = result["categories"].sel(weight="all", round=1)
+    assert float(shares.sum()) == 1 and float(shares.sel(category="step-specific")) == 0
+    assert "round   1" in analysis.table(result)
+    analysis.figure(result)
+    assert game.control("swap")["swap"].shape == (1, 1, 1)
+    assert 0 <= float(game.control("shuffled")["accuracy"][0]) <= 1

@@ -161,8 +161,40 @@ def test_the_command_writes_its_result_and_its_figure(model, tmp_path: Path, com
     options = ("--limit", 70, "--batch-size", 16, "--device", "cpu", "--max-steps", 5, "--no-control")
     code, printed, _ = command("probes.recurrence", source, *options, "--figure", figure)
     assert code == 0 and figure.stat().st_size > 10_000
-    assert "recurrence: 70 images, chance 5.0 %, trained for 3 steps" in printed and "step 5 " in printed
+    assert (
+        "recurrence: 70 images, chance 5.0 %, best constant answer 10.0 %, trained for 3 steps" in printed
+        and "step 5 " in printed
+    )
     result = xr.load_dataset(tmp_path / "recurrence.nc", engine="h5netcdf")
     assert result.sizes["state"] == 6 and result.attrs["checkpoint_sha256"]
     code, _, complaint = command("probes.recurrence", source, "--max-steps", 2)
     assert code == 2 and "--max-steps is 2" in complaint
+
+
+def test_chance_is_that_of_the_models_classes_beside_the_best_constant_answer(data) -> None:
+    """Data of two classes leave a model of twenty its twenty answers."""
+    two = torch.utils.data.Subset(data.dataset, [i for i in range(200) if data.dataset.labels[i] in (3, 7)])
+    subset = Renamed(two, (3, 7))
+    result = probe.measure(made(data), subset)
+    assert result.attrs["chance"] == 1 / 20
+    counts = np.bincount([subset[i][1] for i in range(len(subset))])
+    assert result.attrs["constant"] == counts.max() / len(subset)
+
+
+class Renamed(torch.utils.data.Dataset):
+    """Images of a few classes, as a data set that has no others."""
+
+    def __init__(self, subset, labels: tuple[int, ...]):
+        whole = subset.dataset
+        for name in ("spec", "split", "fingerprint", "has_masks", "image_size"):
+            setattr(self, name, getattr(whole, name))
+        self.subset, self.place = subset, {label: i for i, label in enumerate(labels)}
+        self.classes = tuple(whole.classes[label] for label in labels)
+        self.labels = np.array([self.place[int(whole.labels[i])] for i in subset.indices])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int):
+        image, label, mask = self.subset[i]
+        return image, self.place[label], mask

@@ -69,6 +69,11 @@ def test_the_cls_state_before_the_first_step_is_one_point(result) -> None:
         assert len(np.unique(result[picture].sel(state=1).values, axis=0)) == 60
 
 
+def test_a_point_that_all_images_share_has_no_neighbours(result) -> None:
+    for name in ("purity", "kept", "control_purity"):
+        assert result[name].sel(state=0).isnull().all() and result[name].sel(state=slice(1, None)).notnull().all()
+
+
 def test_one_fit_places_all_states(monkeypatch, states) -> None:
     import pacmap
 
