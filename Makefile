@@ -13,6 +13,9 @@ lint: .venv/.installed
 bench: .venv/.installed
 	.venv/bin/python tests/bench.py
 
+figures: .venv/.installed
+	.venv/bin/python docs/figures.py
+
 clean:
 	rm -rf .pytest_cache .ruff_cache .uv build *.egg-info
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
@@ -32,4 +35,4 @@ clean:
 		$(PYTHON) -m venv .venv && .venv/bin/pip install -e '.[dev]' -c constraints.txt; }
 	@touch $@
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench figures clean

@@ -1,288 +1,224 @@
-"""What the pages ask of runs and loaded models, cached, so that moving a slider computes nothing twice."""
+"""A loaded model as the pages may use it: by one visitor at a time, and cached, so that nothing runs twice."""
 
 from __future__ import annotations
 
-import argparse
-import json
-from collections.abc import Callable
+import threading
+from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import streamlit as st
-import xarray as xr
+from etils import epy
+from PIL import Image
 
+from app import results
+from app.contents import CHECKPOINT, RECURRENCE
 from models.errors import InputError
 
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from models import BViT, ViTConfig
+    from models.origin import Origin
+
+with epy.lazy_imports():
+    import torch
+
+    import models
+    from models import checkpoint, hooks, origin
+    from models import data as datasets
+    from models.data import images as pictures_on_disk
+    from models.data import stream
+
 N_SCORED = 500  # validation images behind the accuracy after each step
+BY_WEIGHTS = {"app.live.Model": lambda model: f"{model.origin.sha256} {model.origin.weights}"}  # what caches know it by
 
 
-def runs_root() -> Path:
-    """The folder named by ``streamlit run app/main.py -- --runs DIR``."""
-    parser = argparse.ArgumentParser(prog="streamlit run app/main.py --")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder that holds the runs")
-    return parser.parse_known_args()[0].runs
+class Model:
+    """A model that all visitors share. Only `alone` runs it, so only inside of this class, by one visitor at a time.
+
+    Hooks are set on the model itself, and a pruned one's weights are exchanged while a step runs: two at once would
+    read each other's activations.
+    """
+
+    def __init__(self, model: BViT):
+        self._model, self._lock = model, threading.Lock()
+        self.config: ViTConfig = model.config
+        self.origin: Origin = model.origin
+        self.about: dict[str, Any] = checkpoint.describe(model)
+        self.classes = list(model.config.classes or map(str, range(model.config.n_classes)))
+
+    @contextmanager
+    def alone(self) -> Iterator[BViT]:
+        """The model itself, to whoever is next; without gradients."""
+        with self._lock, torch.inference_mode():
+            yield self._model
+
+    @st.cache_data(max_entries=64, show_spinner="running the model", hash_funcs=BY_WEIGHTS)
+    def trace(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        """Everything the Steps page shows of one image [3 h w], from one run.
+
+        attention: [step head row column]; to_cls: [step head]; norm: [state pos]; probability: [state class] (absent
+        without a head).
+        """
+        whole = ("hook_embed", "hook_pos_embed", "blocks.*.hook_resid_post")
+        wanted = {name: lambda activation: activation for name in whole}
+        wanted["blocks.*.attn.hook_pattern"] = lambda pattern: pattern[:, :, 0]
+        steps, n_prefix = range(self.config.n_steps), self.config.n_prefix
+        with self.alone() as model:
+            _, cache = model.run_with_cache(torch.from_numpy(image)[None], names_filter=wanted)
+            states = [cache["hook_embed"] + cache["hook_pos_embed"]]
+            states += [cache[f"blocks.{t}.hook_resid_post"] for t in steps]
+            rows = torch.stack([cache[f"blocks.{t}.attn.hook_pattern"][0] for t in steps])
+            logits = [model.read_out(state)[0] for state in states] if self.config.n_classes else []
+        refuse_nonfinite(states)
+        side = self.config.image_size // self.config.patch_size
+        traced = {
+            "attention": rows[:, :, n_prefix:].unflatten(-1, (side, side)),
+            "to_cls": rows[:, :, 0],
+            "norm": torch.stack([state[0].norm(dim=-1) for state in states]),
+        }
+        if logits:
+            traced["probability"] = torch.stack(logits).softmax(-1)
+        return {name: values.numpy() for name, values in traced.items()}
+
+    @st.cache_data(max_entries=256, show_spinner=False, hash_funcs=BY_WEIGHTS)
+    def without_head(self, image: np.ndarray, step: int, head: int) -> np.ndarray:
+        """Class probabilities of the last state when one head's output is set to zero at one step."""
+        off = (f"blocks.{step}.attn.hook_z", hooks.head(head, hooks.zero))
+        with self.alone() as model:
+            return model.run_with_hooks(torch.from_numpy(image)[None], fwd_hooks=[off])[0].softmax(-1).numpy()
+
+    @st.cache_data(max_entries=16, show_spinner=False, hash_funcs=BY_WEIGHTS)
+    def accuracy(self) -> tuple[np.ndarray, int]:
+        """Top-1 read out of every state [state], on images spread evenly over the validation split; and how many."""
+        images = self.images()
+        part = torch.utils.data.Subset(images, stream.evenly(len(images), N_SCORED))
+        where = torch.tensor(datasets.match_classes(datasets.describe(images).classes, self.classes))
+        correct, done = np.zeros(self.config.n_steps + 1), 0
+        bar = st.progress(0.0, "measuring accuracy after each step")
+        for batch in stream.Stream(part, 50):
+            with self.alone() as model:  # a batch at a time, so that others get between
+                answers = answers_of(model, batch.images)
+            correct += (answers == where[batch.labels]).sum(1).numpy()
+            done += len(batch.labels)
+            bar.progress(done / len(part))
+        bar.empty()
+        return correct / max(done, 1), done
+
+    def images(self) -> Any:
+        """The validation images the model was trained beside; `InputError` where they are not on this machine."""
+        if self.origin.data is None:
+            raise InputError("its checkpoint names none")
+        return opened(self.origin.data, self.config)
+
+    def images_at_hand(self) -> Any:
+        """The same, or None with a word where they are elsewhere, as those of a run that came from elsewhere."""
+        try:
+            return self.images()
+        except InputError as error:
+            st.info(f"The images this model was trained beside are not here ({error}).")
+            return None
 
 
-def runs(root: Path) -> list[str]:
-    """Folders that hold a checkpoint or a result."""
-    if not root.is_dir():
-        return []
-    return sorted(
-        folder.name for folder in root.iterdir() if folder.is_dir() and (list(folder.glob("ckpt.pt")) or list(folder.glob("*.nc")))
-    )
+def answers_of(model: BViT, images: torch.Tensor) -> torch.Tensor:
+    """The class read out of every state: [state image]."""
+    z, answers = model.embed(images), []
+    for t in range(model.config.n_steps):
+        answers.append(model.read_out(z).argmax(-1))
+        z = model.run_steps(z, t, t + 1)
+    return torch.stack([*answers, model.read_out(z).argmax(-1)])
 
 
-def linked(key: str, default: Any, allowed: Any = None) -> Any:
-    """The value of a widget named `key` when the page opens: from the link, if it is allowed there."""
-    if key not in st.session_state:
-        value = st.query_params.get(key)
-        value = value if value is None or isinstance(default, str) else int(value) if value.lstrip("-").isdigit() else None
-        st.session_state[key] = value if value is not None and (allowed is None or value in allowed) else default
-    return st.session_state[key]
+def refuse_nonfinite(states: list[torch.Tensor]) -> None:
+    """Stop with the first step after which the stream is no number."""
+    bad = [t for t, state in enumerate(states[1:]) if not state.isfinite().all()]
+    if bad:
+        raise InputError(
+            f"activations are not finite from step {bad[0] + 1} (blocks.{bad[0]}) on; the checkpoint diverged, "
+            "use an earlier one"
+        )
 
 
-def remember(*keys: str) -> Callable[[], None]:
-    """A callback that writes widgets' values into the link."""
-
-    def write() -> None:
-        for key in keys:
-            st.query_params[key] = str(st.session_state[key])
-
-    return write
+# Loading
 
 
-def guarded(function: Callable[..., Any], *args: Any) -> Any:
-    """The function's value, or None with its one-sentence complaint on the page."""
-    try:
-        return function(*args)
-    except InputError as error:
-        st.error(str(error))
-        return None
-
-
-def run() -> Path | None:
-    """The run chosen in the sidebar."""
-    name = st.session_state.get("run")
-    return None if name is None else runs_root() / name
-
-
-def load(run: Path) -> Any:
-    path = run / "ckpt.pt"
+def load(run: Path) -> Model:
+    path = run / CHECKPOINT.file
     if not path.exists():
-        raise InputError(f"{run} holds no ckpt.pt; train one with: python -m models.train --data shapes --out {run}")
+        raise InputError(f"{run} holds no ckpt.pt; train one with: {CHECKPOINT.made_by(run)}")
     return _load(str(run), path.stat().st_mtime_ns)
 
 
 @st.cache_resource(max_entries=4, show_spinner="loading the model")
-def _load(run: str, changed: int) -> Any:
-    from models import load
-
-    return load(run)
+def _load(run: str, changed: int) -> Model:
+    return Model(models.load(run))
 
 
 @st.cache_resource(max_entries=8, show_spinner="opening the data")
-def dataset(_model: Any, spec: str, key: str) -> Any:
-    from models import open_data
-
-    return open_data(spec, "val", like=_model)
+def opened(spec: str, config: ViTConfig) -> Any:
+    return models.open_data(spec, "val", like=config)
 
 
-def images_of(model: Any) -> Any:
-    """The validation images the model was trained beside."""
-    return dataset(model, model.origin.data, model.origin.sha256)
-
-
-def images_at_hand(model: Any) -> Any:
-    """The same, or None with a word where they are not on this machine, as those of a run that came from elsewhere."""
-    try:
-        return images_of(model)
-    except InputError as error:
-        st.info(f"The images this model was trained beside are not here ({error}).")
+def accuracy_of(run: Path, model: Model) -> tuple[np.ndarray, int] | None:
+    """Top-1 after every state and the number of images: measured now or, where they are elsewhere, from the stored
+    sweep, if this model made it.
+    """
+    if model.images_at_hand() is not None:
+        return model.accuracy()
+    stored = results.of(run, RECURRENCE)
+    if stored is None or results.another_model(stored, run, RECURRENCE):
         return None
+    return stored["accuracy"].values[: model.config.n_steps + 1], stored.sizes["image"]
 
 
-def result(run: Path, probe: str, needed: str) -> xr.Dataset | None:
-    """A probe's result, or None where there is none; a broken file, or one without the variable `needed`, is an `InputError`."""
-    path = run / f"{probe}.nc"
-    if not path.exists():
-        return None
-    found = _result(str(path), path.stat().st_mtime_ns)
-    if needed not in found:
-        raise InputError(f"{path} has no variable {needed}; make it anew with: python -m probes.{probe} {run}")
-    return found
+# Pictures
 
 
-def result_or_stop(run: Path, probe: str, needed: str, missing: str) -> xr.Dataset:
-    """A probe's result; where there is none the page ends with the word `missing` and the command that makes it."""
-    try:
-        found = result(run, probe, needed)
-    except InputError as error:
-        st.error(str(error))
-        st.stop()
-    if found is None:
-        st.info(missing)
-        st.code(f"python -m probes.{probe} {run}", language="bash")
-        st.stop()
-    return found
-
-
-@st.cache_resource(max_entries=8)
-def _result(path: str, changed: int) -> xr.Dataset:
-    try:
-        with xr.open_dataset(path, engine="h5netcdf") as opened:
-            return opened.load()
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise InputError(f"{path} is not a readable result ({type(error).__name__}); make it anew with its command") from None
-
-
-def from_upload(model: Any, content: bytes, name: str) -> np.ndarray:
+def from_upload(config: ViTConfig, content: bytes, name: str) -> np.ndarray:
     """An uploaded picture as the model's normalised input [3 h w]."""
-    from PIL import Image
-
-    from models.data.images import cut, decode
-
-    picture = cut(decode(BytesIO(content), name), model.config.image_size, Image.Resampling.BICUBIC)
-    pixels = np.asarray(picture, dtype=np.float32) / 255
-    return ((pixels - np.float32(model.config.mean)) / np.float32(model.config.std)).transpose(2, 0, 1)
+    decoded = pictures_on_disk.decode(BytesIO(content), name)
+    picture = pictures_on_disk.cut(decoded, config.image_size, Image.Resampling.BICUBIC)
+    values = np.asarray(picture, dtype=np.float32) / 255
+    return ((values - np.float32(config.mean)) / np.float32(config.std)).transpose(2, 0, 1)
 
 
-def pixels(model: Any, image: np.ndarray) -> np.ndarray:
+def pixels(config: ViTConfig, image: np.ndarray) -> np.ndarray:
     """The normalised image [3 h w] as uint8 [y x channel]."""
-    shown = image.transpose(1, 2, 0) * np.float32(model.config.std) + np.float32(model.config.mean)
-    return (shown.clip(0, 1) * 255).round().astype(np.uint8)
+    values = image.transpose(1, 2, 0) * np.float32(config.std) + np.float32(config.mean)
+    return (values.clip(0, 1) * 255).round().astype(np.uint8)
 
 
 def pictures(run: Path, result: xr.Dataset) -> dict[int, str]:
-    """Data URIs of a result's images by their place along `image`: all where the run's data is at hand, else the stored thumbnails."""
-    from models.checkpoint import relative
-
+    """Data URIs of a result's images by their place along `image`: all where the run's data is at hand, else the
+    stored thumbnails.
+    """
     try:
         model = load(run)
-        data = images_of(model)
-        if (relative(data.spec), data.split) == (result.attrs["data"], result.attrs["split"]):
-            return _pictures(model, data, model.origin.sha256, tuple(result["index"].values.tolist()))
+        images = model.images()
+        if (origin.relative(images.spec), images.split) == (result.attrs["data"], result.attrs["split"]):
+            return _pictures(model.origin.data, model.config, tuple(result["index"].values.tolist()))
     except InputError:
         pass  # the page says which pictures are missing
     if "thumbnail" not in result:
         return {}
-    return {int(place): data_uri(shown) for place, shown in zip(result["shown"].values, result["thumbnail"].values, strict=True)}
+    stored = zip(result["shown"].values, result["thumbnail"].values, strict=True)
+    return {int(place): data_uri(thumbnail) for place, thumbnail in stored}
 
 
 @st.cache_data(max_entries=4, show_spinner="drawing the images")
-def _pictures(_model: Any, _data: Any, key: str, indices: tuple[int, ...]) -> dict[int, str]:
-    return {place: data_uri(pixels(_model, _data[index][0].numpy())) for place, index in enumerate(indices)}
+def _pictures(spec: str, config: ViTConfig, indices: tuple[int, ...]) -> dict[int, str]:
+    images = opened(spec, config)
+    return {place: data_uri(pixels(config, images[index][0].numpy())) for place, index in enumerate(indices)}
 
 
-def data_uri(shown: np.ndarray) -> str:
+def data_uri(picture: np.ndarray) -> str:
     """A picture [y x channel], at most 64 px wide, as an address that holds it."""
-    from base64 import b64encode
-
-    from PIL import Image
-
-    picture, buffer = Image.fromarray(shown), BytesIO()
-    picture.thumbnail((64, 64))
-    picture.save(buffer, "JPEG", quality=85)
+    small, buffer = Image.fromarray(picture), BytesIO()
+    small.thumbnail((64, 64))
+    small.save(buffer, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{b64encode(buffer.getvalue()).decode()}"
-
-
-@st.cache_data(max_entries=64, show_spinner="running the model")
-def trace(_model: Any, key: str, image: np.ndarray) -> dict[str, np.ndarray]:
-    """Everything the Steps page shows of one image, from one run.
-
-    attention: [step head row column]; to_cls: [step head]; norm: [state pos]; probability: [state class] (absent without a head).
-    """
-    import torch
-
-    model, config = _model, _model.config
-    side = config.image_size // config.patch_size
-    wanted = {
-        "blocks.*.attn.hook_pattern": lambda pattern: pattern[:, :, 0],
-        "blocks.*.hook_resid_post": lambda stream: stream,
-        "hook_embed": lambda stream: stream,
-        "hook_pos_embed": lambda stream: stream,
-    }
-    with torch.inference_mode():
-        _, cache = model.run_with_cache(torch.from_numpy(image)[None], names_filter=wanted)
-        streams = [cache["hook_embed"] + cache["hook_pos_embed"]]
-        streams += [cache[f"blocks.{t}.hook_resid_post"] for t in range(config.n_steps)]
-        rows = torch.stack([cache[f"blocks.{t}.attn.hook_pattern"][0] for t in range(config.n_steps)])
-        bad = [t for t in range(config.n_steps) if not streams[t + 1].isfinite().all()]
-        if bad:
-            raise InputError(
-                f"activations are not finite from step {bad[0] + 1} (blocks.{bad[0]}) on; the checkpoint diverged, use an earlier one"
-            )
-        seen = {
-            "attention": rows[:, :, config.n_prefix :].unflatten(-1, (side, side)).numpy(),
-            "to_cls": rows[:, :, 0].numpy(),
-            "norm": torch.stack([stream[0].norm(dim=-1) for stream in streams]).numpy(),
-        }
-        if config.n_classes:
-            seen["probability"] = torch.stack([model.read_out(stream)[0] for stream in streams]).softmax(-1).numpy()
-    return seen
-
-
-@st.cache_data(max_entries=256, show_spinner=False)
-def without_head(_model: Any, key: str, image: np.ndarray, step: int, head: int) -> np.ndarray:
-    """Class probabilities of the last state when one head's output is set to zero at one step."""
-    import torch
-
-    from models.hooks import head as at_head
-    from models.hooks import zero
-
-    with torch.inference_mode():
-        logits = _model.run_with_hooks(torch.from_numpy(image)[None], fwd_hooks=[(f"blocks.{step}.attn.hook_z", at_head(head, zero))])
-    return logits[0].softmax(-1).numpy()
-
-
-@st.cache_data(max_entries=16, show_spinner=False)
-def accuracy(_model: Any, _data: Any, key: str) -> tuple[np.ndarray, int]:
-    """Top-1 read out of every state [state], on images spread evenly over the validation split; and how many they are."""
-    import torch
-    from torch.utils.data import Subset
-
-    from models.data import Stream, describe, match_classes
-
-    n = min(N_SCORED, len(_data))
-    subset = Subset(_data, [i * len(_data) // n for i in range(n)])
-    where = torch.tensor(match_classes(describe(_data).classes, _model.config.classes))
-    correct, done = torch.zeros(_model.config.n_steps + 1), 0
-    bar = st.progress(0.0, "measuring accuracy after each step")
-    for batch in Stream(subset, 50):
-        with torch.inference_mode():
-            z = _model.embed(batch.images)
-            for t in range(_model.config.n_steps + 1):
-                correct[t] += (_model.read_out(z).argmax(-1) == where[batch.labels]).sum()
-                z = _model.run_steps(z, t, t + 1) if t < _model.config.n_steps else z
-        done += len(batch.labels)
-        bar.progress(done / n)
-    bar.empty()
-    return (correct / max(done, 1)).numpy(), done
-
-
-def measured_accuracy(run: Path, model: Any) -> tuple[np.ndarray, int] | None:
-    """The same as `accuracy` from the stored recurrence sweep, if this model made it."""
-    found = result(run, "recurrence", "accuracy")
-    if found is None or found.attrs["checkpoint_sha256"] != model.origin.sha256:
-        return None
-    return found["accuracy"].values[: model.config.n_steps + 1], found.sizes["image"]
-
-
-def log(run: Path) -> list[dict]:
-    """The records of train.jsonl."""
-    path = run / "train.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]  # a run that is being written may end in half a line
-
-
-def export(figure: Any, name: str) -> None:
-    """A button that saves a plotly figure as a page of its own (PNG: the camera in the figure's corner)."""
-    st.download_button("Save as HTML", lambda: figure.to_html(include_plotlyjs=True), f"{name}.html", "text/html", key=f"save {name}")
-
-
-def chart(figure: Any, name: str, **options: Any) -> Any:
-    """A plotly figure that saves as PNG under its own name."""
-    return st.plotly_chart(
-        figure, key=f"chart {name}", config={"toImageButtonOptions": {"filename": name, "scale": 2}, "displaylogo": False}, **options
-    )

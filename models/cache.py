@@ -60,7 +60,7 @@ class StepCache(ActivationCache):
         [component batch pos d_model] are pooled as the model pools, giving [component batch].
         """
         config = self.model.config
-        if config.pool == "cls":
+        if config.pool != "mean":
             return super().logit_attrs(residual_stack, tokens, *args, **kwargs)
         if args or kwargs.get("pos_slice") is not None:
             raise InputError(

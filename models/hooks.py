@@ -17,10 +17,10 @@ Axes: batch, pos (CLS, registers, patches), head, query and key (both pos), d_mo
 
 | name | shape |
 |---|---|
-| hook_embed, hook_pos_embed | [batch pos d_model] |
+| hook_embed, hook_pos_embed (z_0 is their sum, also with a norm before the blocks) | [batch pos d_model] |
 | blocks.{t}.hook_step_embed (models with a step embedding) | [batch pos d_model] |
 | blocks.{t}.hook_resid_pre, hook_resid_mid, hook_resid_post, hook_attn_out, hook_mlp_out | [batch pos d_model] |
-| blocks.{t}.attn.hook_q, hook_k, hook_v, hook_z | [batch pos head d_head] |
+| blocks.{t}.attn.hook_q, hook_k, hook_v, hook_z (q, k after norm and rotation) | [batch pos head d_head] |
 | blocks.{t}.attn.hook_attn_scores, hook_pattern | [batch head query key] |
 | blocks.{t}.attn.hook_result (computed only when named) | [batch pos head d_model] |
 | blocks.{t}.mlp.hook_pre, hook_post | [batch pos d_mlp] |

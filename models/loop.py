@@ -41,8 +41,8 @@ class Loop:
 
     `parts` is all that an update changes, by name. `key` is what the state was made with: a state made with other
     values is refused, or thrown away with a word where `restart` is set; numbers named in `may_fall` may be lower than
-    before. ``mean`` averages what ``note(loss)`` is given, and is part of the state. `images` is how many an update
-    takes.
+    before. ``mean`` averages what ``note(loss)`` is given, and is part of the state. A sitting ends after `stop_after`
+    updates, or at `until` on the clock of `time.monotonic`. `images` is how many an update takes, for the bar.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class Loop:
         may_fall: Sequence[str] = (),
         restart: bool = False,
         stop_after: int | None = None,
+        until: float | None = None,
         images: int = 1,
         unit: str = " images",
         label: str = "",
@@ -64,7 +65,7 @@ class Loop:
         self.path, self.parts, self.updates, self.images = path, parts, updates, images
         self.key = json.loads(json.dumps(key or {}))
         self.may_fall, self.restart, self.accelerator = may_fall, restart, accelerator
-        self.advice, self.is_main = advice, processes()[0] == 0
+        self.advice, self.is_main, self.until = advice, processes()[0] == 0, until
         self.update, self.mean = 0, Mean()
         if path is not None and path.exists():
             self._restore(path)
@@ -80,6 +81,8 @@ class Loop:
                 self.update += 1
                 self.shown.update(self.images)
                 self.stop_if_asked()
+                if self.until is not None and time.monotonic() > self.until:
+                    break
                 if time.monotonic() - saved > SAVE_EVERY:
                     self.save()
                     saved = time.monotonic()

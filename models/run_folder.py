@@ -15,6 +15,10 @@ from filelock import FileLock, Timeout
 from models.errors import InputError
 
 
+class Held(InputError):
+    """Somebody else is at work in a folder."""
+
+
 def checkpoint(run: Path) -> Path:
     return run / "ckpt.pt"
 
@@ -83,9 +87,7 @@ def locked(run: Path) -> Iterator[None]:
         with lock:
             yield
     except Timeout:
-        raise InputError(
-            f"{run} is being written by another live process; wait for it or choose another --out"
-        ) from None
+        raise Held(f"{run} is being written by another live process; wait for it or choose another --out") from None
 
 
 def claim(run: Path, *, resume: bool, force: bool) -> None:

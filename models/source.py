@@ -5,38 +5,47 @@ This is the only place that knows all of them.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from etils import epy
 from torch import nn
 
-from models import run_folder
-from models.checkpoint import Weights, fresh, load_file, state_sha256
+from models import masks, run_folder
+from models.checkpoint import Weights, filled, fresh, load_file, state_sha256
 from models.errors import InputError
 from models.origin import Origin
 from models.vit import BViT
 
 with epy.lazy_imports():  # seconds each, and only some sources need them
     import huggingface_hub
+    import timm
 
     from models import timm_bridge
 
 
-def load(source: str | Path | nn.Module, weights: Weights = "ema") -> BViT:
+def load(source: str | Path | nn.Module, weights: Weights = "ema", image_size: int | None = None) -> BViT:
     """A model in eval mode, float32, on the CPU, with ``model.origin`` saying where it comes from.
 
-    `source`: a run folder, a ``ckpt.pt``, ``timm:NAME``, ``timm:NAME@FILE`` (state dict in timm's names), ``hf:REPO``,
-    or a timm VisionTransformer. `weights`: ``ema`` (raw if there is none), ``raw``, or ``init``, the untrained control
-    rebuilt from config and seed. Raises `InputError` for a file that is not a checkpoint.
+    `source`: a run folder, a ``ckpt.pt``, ``timm:NAME``, ``timm:NAME@FILE`` (weights as people have them, see
+    `models.foreign`), ``hf:REPO``, or a timm ViT. `weights`: ``ema`` (raw if there is none), ``raw``, or ``init``, the
+    untrained control rebuilt from config and seed. `image_size`: another size in pixels, a multiple of the patch size;
+    the position embedding is resampled to it. Raises `InputError` for a file that is not a checkpoint.
     """
     if weights not in ("ema", "raw", "init"):
         raise InputError(f"weights is {weights!r}, not ema, raw or init")
+    model = _loaded(source, weights)
+    return model if image_size in (None, model.config.image_size) else at_image_size(model, image_size)
+
+
+def _loaded(source: str | Path | nn.Module, weights: Weights) -> BViT:
     if isinstance(source, nn.Module):
-        return _of_timm(source, f"timm:{type(source).__name__}", weights)
+        return _of_timm(source, f"timm:{type(source).__name__}", "init" if weights == "init" else "raw")
     kind, _, rest = str(source).partition(":")
     if kind == "timm":
         name, _, file = rest.partition("@")
-        return _of_timm(timm_bridge.create(name, Path(file) if file else None), str(source), weights)
+        module, held = timm_bridge.create(name, Path(file) if file else None, weights)
+        return _of_timm(module, str(source), "init" if weights == "init" else held)
     if kind == "hf":
         return load_file(hub_file(rest), weights, run=named_run(rest))
     return load_file(file_of(Path(source)), weights)
@@ -49,11 +58,28 @@ def _of_timm(module: nn.Module, source: str, weights: Weights) -> BViT:
         model = fresh(model.config, 0)
     model.origin = Origin(
         source,
-        "init" if weights == "init" else "raw",
+        weights,
         state_sha256(model.state_dict()),
         run=named_run(source.removeprefix("timm:").partition("@")[0]),
     )
     return model.eval()
+
+
+def at_image_size(model: BViT, image_size: int) -> BViT:
+    """The same weights (shared, not copied) for images of another size: the position embedding is resampled as timm
+    does, bicubic and antialiased.
+    """
+    config = replace(model.config, image_size=image_size)
+    state, side = model.state_dict(), image_size // config.patch_size
+    state["pos_embed"] = timm.layers.resample_abs_pos_embed(
+        state["pos_embed"].float(), (side, side), num_prefix_tokens=config.n_prefix
+    )
+    other, found = filled(config, state, Path(model.origin.source)), masks.taken_from(model)
+    if found is not None:
+        masks.put_on(other, found)
+    source = f"{model.origin.source} at {image_size} px"
+    other.origin = replace(model.origin, source=source, sha256=state_sha256(other.state_dict()))
+    return other.train(model.training)
 
 
 def named_run(name: str) -> Path:

@@ -120,7 +120,7 @@ class TimmBViT(BViT):
         self.grad_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        stem = r"^cls_token|reg_token|pos_embed|patch_embed|step_embed"
+        stem = r"^cls_token|reg_token|pos_embed|patch_embed|step_embed|norm_pre"
         return dict(stem=stem, blocks=[(r"^core\.(\d+)", None), (r"^norm", (99999,))])
 
     def get_classifier(self) -> nn.Module:

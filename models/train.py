@@ -134,7 +134,7 @@ class Trainer:
         self.position: dict[str, float] = {"best": -1.0, "seconds": 0.0, "evaluated": 0}
         torch.backends.cuda.matmul.allow_tf32 = True
 
-    def resumed(self, stop_after: int | None = None) -> loop.Loop:
+    def resumed(self, stop_after: int | None = None, until: float | None = None) -> loop.Loop:
         """The loop over updates, at the place where the run was left."""
         parts = dict(model=self.model, ema=self.ema.module, optimizer=self.optimizer, position=self.position)
         images = {"classes": self.train_data.classes, "images": self.train_data.fingerprint}
@@ -146,13 +146,14 @@ class Trainer:
             key=key,
             may_fall=("lr",),
             stop_after=stop_after,
+            until=until,
             images=self.recipe.batch_size,
             accelerator=self.accelerator,
         )
 
-    def run(self, stop_after: int | None = None) -> None:
-        """Train to the end, or for `stop_after` updates."""
-        updates = self.resumed(stop_after)
+    def run(self, stop_after: int | None = None, until: float | None = None) -> None:
+        """Train to the end, for `stop_after` updates, or until that time on the clock of `time.monotonic`."""
+        updates = self.resumed(stop_after, until)
         if updates.update >= self.updates and not self.is_due(updates.update):
             print(f"{self.out} is finished: {self.updates} updates, best top-1 {100 * self.position['best']:.2f} %")
             return

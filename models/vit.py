@@ -145,7 +145,7 @@ class BViT(Watched):
         tokens = torch.cat(
             [*(token.expand(patches.shape[0], -1, -1).to(patches.dtype) for token in prefix), patches], dim=1
         )
-        position = self.pos_embed.expand(patches.shape[0], -1, -1)
+        position = self.pos_embed.expand_as(tokens)
         if self.config.pre_norm:
             tokens, position = self.norm_pre.shares(tokens, position)
         return self.hook_embed(tokens) + self.hook_pos_embed(position)

@@ -65,16 +65,18 @@ def measurement(
     *,
     control: Sequence[str] | Callable[[xr.Dataset], xr.Dataset] | None = None,
     lighter: Mapping[str, Any] | None = None,
+    needs_data: bool = True,
 ) -> Any:
     """Decorator: a function ``measure(model, images, *, options)`` as a notebook and a command call it.
 
     `images` may be a plain data set (with ``batch_size``, ``workers``, ``seed`` beside it) or a `Pass`. With
     ``control=untrained`` the untrained model is measured too and set beside, as ``control_*``: the variables named by
-    `control` here (or what a function makes of its result; by default all that are not per image), with the options in
-    `lighter` in place of those asked for. The result says where it comes from.
+    `control` here (or what a function makes of its result; by default all that are not per image; () for none), with
+    the options in `lighter` in place of those asked for. A probe that needs no data, only a model, says so. The result
+    says where it comes from.
     """
     if measure is None:
-        return functools.partial(measurement, control=control, lighter=lighter)
+        return functools.partial(measurement, control=control, lighter=lighter, needs_data=needs_data)
     beside = functools.partial(as_control, kept=control)
 
     @functools.wraps(measure)
@@ -98,6 +100,7 @@ def measurement(
         return result.assign_attrs(attributes(model, images, started=started))
 
     measured.is_measurement = True  # type: ignore[attr-defined]
+    measured.needs_data, measured.has_control = needs_data, control != ()  # type: ignore[attr-defined]
     return measured
 
 
@@ -111,23 +114,30 @@ def as_control(result: xr.Dataset, *, kept: Sequence[str] | Callable[[xr.Dataset
 
 def attributes(model: models.BViT, images: Pass, *, started: float) -> dict[str, Any]:
     """What a result says of where it comes from; plain strings and numbers, no absolute path."""
-    about, of_model = images.about, model.origin
-    made = origin.provenance(images.seed)
+    of_model, made = model.origin, origin.provenance(images.seed)
     return {
         "source": origin.relative(of_model.source),
         "weights": of_model.weights,
         "checkpoint_sha256": of_model.sha256 or checkpoint.state_sha256(model.state_dict()),
         "config": json.dumps(model.trained.to_dict()),
-        "data": origin.relative(about.spec),
-        "split": about.split,
-        "data_fingerprint": about.fingerprint,
-        "n_images": len(images),
+        **({} if images.data is None else of_data(images)),
         "seed": images.seed,
         "command": made["command"],
         "versions": json.dumps(made["versions"]),
         "machine": made["machine"],
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": round(time.time() - started, 1),
+    }
+
+
+def of_data(images: Pass) -> dict[str, Any]:
+    """Which images a result was measured on."""
+    about = images.about
+    return {
+        "data": origin.relative(about.spec),
+        "split": about.split,
+        "data_fingerprint": about.fingerprint,
+        "n_images": len(images),
     }
 
 
@@ -171,6 +181,8 @@ class Common:
     """Of everything random in the measurement."""
     weights: Literal["ema", "raw", "init"] = "ema"
     """Which weights of the checkpoint; init is the untrained control."""
+    image_size: int | None = None
+    """Resample the position embedding for images of this side, a multiple of the patch; the model's own by default."""
     control: bool = True
     """Also measure the untrained model (same config and seed), where the checkpoint can rebuild it."""
 
@@ -243,11 +255,13 @@ def answer(measure: Measure, common: Common, options: dict[str, Any]) -> None:
     name = name_of(measure)
     analysis = draw.of(name)
     refuse_undrawable(common.figure)
-    model = source.load(common.source, common.weights).to(device.device(common.device))
+    model = source.load(common.source, common.weights, common.image_size).to(device.device(common.device))
     out = common.out or run_folder.result(model.origin.run, name)
     refuse_unwritable(common, out)
-    images = Pass(open_images(common, model), common.batch_size, common.workers, common.seed, out=out)
-    control = untrained_of(common) if common.control and common.weights != "init" else None
+    data = open_images(common, model) if measure.needs_data else None
+    images = Pass(data, common.batch_size, common.workers, common.seed, out=out)
+    wants_control = measure.has_control and common.control and common.weights != "init"
+    control = untrained_of(common) if wants_control else None
     result = measure(model, images, control=control, **options)
     if images.is_main:
         save(result, out)
@@ -275,7 +289,7 @@ def open_images(common: Common, model: models.BViT) -> Any:
 def untrained_of(common: Common) -> models.BViT | None:
     """The untrained control, or None with a word where it cannot be rebuilt."""
     try:
-        return source.load(common.source, "init")
+        return source.load(common.source, "init", common.image_size)
     except InputError as error:
         print(f"no untrained control: {error}", file=sys.stderr)
         return None

@@ -64,7 +64,7 @@ def measure(
         thumbnails: keep the pixels of a few images for the dashboard.
     """
     config = model.trained
-    token = token or config.pool
+    token = token or ("mean" if config.pool == "mean" else "cls")
     require((token in ("cls", "mean"), f"token is {token!r}, not cls or mean"))
     refuse_too_few(min(len(data), images), neighbors, config.n_steps)
     data = data.sample(images)

@@ -2,68 +2,77 @@
 
 import numpy as np
 import streamlit as st
+import xarray as xr
 
 from analyses import neurons as analysis
 from analyses import style
-from app import live
+from app import page, results
+from app.contents import NEURONS
 
-run = live.run()
+PER_ROW, REAL = 6, 3  # pictures of a row, real images under each
+
 st.title("What does a neuron look for at each step?")
 st.markdown(
-    "A neuron's **activation** is its value after GELU, mean over the patches. Each picture was optimised to maximise it at one step; below it stand the "
-    "real images that do. A picture is worth something if it activates the neuron more than the **best real image**; real images of two steps overlap "
-    "only as far as they do beyond random sets and beyond the untrained model."
+    "A neuron's **activation** is its value after GELU, mean over the patches. Each picture was optimised to maximise "
+    "it at one step; below it stand the real images that do. A picture is worth something if it activates the neuron "
+    "more than the **best real image**; real images of two steps overlap only as far as they do beyond random sets and "
+    "beyond the untrained model."
 )
-result = live.result_or_stop(run, "neurons", "picture", "There are no pictures of this run's neurons yet. This makes them:")
+result = results.required(NEURONS, "There are no pictures of this run's neurons yet. This makes them:")
 
-neurons, methods, steps = (result[name].values.tolist() for name in ("neuron", "method", "step"))
-live.linked("neuron", neurons[0], neurons)
-live.linked("method", analysis.best_method(result), methods)
+neurons, recipes, steps = (result[name].values.tolist() for name in ("neuron", "recipe", "step"))
 left, right = st.columns(2)
-neuron = left.selectbox("Neuron", neurons, key="neuron", on_change=live.remember("neuron"))
-method = right.selectbox(
-    "Method", methods, key="method", on_change=live.remember("method"), help="tv: pixels, total variation; maco: Fourier phases, real spectrum"
-)
-here = result.sel(dict(neuron=neuron, method=method))
+neuron = left.selectbox("Neuron", neurons, key="neuron", **page.LINKED)
+best = recipes.index(analysis.best_recipe(result))
+about = "tv: pixels, total variation; maco: Fourier phases, real spectrum"
+recipe = right.selectbox("Recipe", recipes, best, key="recipe", help=about, **page.LINKED)
+here, n_top = result.sel(neuron=neuron, recipe=recipe), result.sizes["place"]
 won = int((here["activation"] > here["best_real"]).sum())
+overlap = analysis.top_overlap(result)
+untrained = f"; mean over the untrained model's neurons {overlap['untrained']:.2f}" if "untrained" in overlap else ""
 st.markdown(
-    f"The picture beats the best of {result.attrs['n_read']} real images at **{won} of {len(steps)}** steps. The top {result.sizes['place']} real images of "
-    f"two steps overlap by **{analysis.off_diagonal(here['jaccard'].values):.2f}** (Jaccard; random sets {float(result['chance_jaccard']):.3f}"
-    + (f"; mean over the untrained model's neurons {analysis.off_diagonal(result['control_overlap'].values):.2f}" if "control_overlap" in result else "")
-    + ")."
+    f"The picture beats the best of {result.attrs['n_read']} real images at **{won} of {len(steps)}** steps. The top "
+    f"{n_top} real images of two steps overlap by **{analysis.off_diagonal(here['jaccard'].values):.2f}** (Jaccard; "
+    f"random sets {overlap['random']:.3f}{untrained})."
 )
 
-per_row = 6
-shown = {int(index): place for place, index in enumerate(result["shown"].values)} if "shown" in result else {}
-for first in range(0, len(steps), per_row):
-    for column, step in zip(st.columns(per_row), steps[first : first + per_row], strict=False):
-        cell = here.sel(step=step)
-        reached, best = float(cell["activation"]), float(cell["best_real"])
-        column.image(cell["picture"].values, caption=f"{style.step_label(step)}: {reached:.2f}", width="stretch")
-        found = [(int(i), float(a)) for i, a in zip(cell["top"].values, cell["top_activation"].values, strict=True) if int(i) in shown][:3]
-        if found:
-            row = np.concatenate([result["thumbnail"].values[shown[i]] for i, _ in found], 1)
-            column.image(row, caption="real: " + ", ".join(f"{a:.2f} (#{i})" for i, a in found), width="stretch")
-        else:
-            column.caption(f"best real image: #{int(cell['top'].values[0])}, {best:.2f}")
-if not shown:
-    st.info(f"This result was made without pixels; its real images are those of `{result.attrs['data']}`, split {result.attrs['split']}.")
 
-tabs = st.tabs(["Activation over the steps", "Transfer between steps", "Overlap of the top images"])
-curves = analysis.curves(result, neuron=neuron)
-with tabs[0]:
-    live.chart(curves, f"neuron {neuron}")
-    live.export(curves, f"neuron {neuron}")
-    st.download_button("Table as CSV", lambda: result["activation"].to_dataframe().to_csv(), "neurons.csv", "text/csv")
-with tabs[1]:
-    st.caption("The activation that the picture made for one step (row) reaches at another (column), over that of the best real image there.")
-    transfer = analysis.interactive(result, neuron=neuron, method=method)
-    live.chart(transfer, f"neuron {neuron} transfer {method}")
-    live.export(transfer, f"neuron {neuron} transfer {method}")
-with tabs[2]:
-    st.caption(f"Jaccard overlap of the top {result.sizes['place']} real images of this neuron at two steps.")
-    overlaps = analysis.overlaps(result, neuron=neuron)
-    live.chart(overlaps, f"neuron {neuron} overlap")
-    live.export(overlaps, f"neuron {neuron} overlap")
+def show_step(cell: xr.Dataset) -> None:
+    """The picture made for one step, and the real images that activate the neuron most there."""
+    label, activation = style.step_label(int(cell["step"])), float(cell["activation"])
+    st.image(cell["picture"].values, f"{label}: {activation:.2f}", width="stretch")
+    top = zip(cell["top"].values.tolist(), cell["top_activation"].values.tolist(), strict=True)
+    real = [(index, reached) for index, reached in top if index in thumbnails][:REAL]
+    if real:
+        row = np.concatenate([thumbnails[index] for index, _ in real], 1)
+        st.image(row, "real: " + ", ".join(f"{reached:.2f} (#{index})" for index, reached in real), width="stretch")
+    else:
+        st.caption(f"best real image: #{int(cell['top'].values[0])}, {float(cell['best_real']):.2f}")
+
+
+has_pixels = "thumbnail" in result
+thumbnails = dict(zip(result["shown"].values.tolist(), result["thumbnail"].values, strict=True)) if has_pixels else {}
+for first in range(0, len(steps), PER_ROW):
+    for column, step in zip(st.columns(PER_ROW), steps[first : first + PER_ROW], strict=False):
+        with column:
+            show_step(here.sel(step=step))
+if not has_pixels:
+    st.info(results.without_pixels(result, "its real images are"))
+
+over_steps, transfer, overlaps = st.tabs(
+    ["Activation over the steps", "Transfer between steps", "Overlap of the top images"]
+)
+with over_steps:
+    figure = analysis.curves(result, neuron=neuron)
+    page.show(figure, f"neuron {neuron}", table=lambda: analysis.frame(result))
+with transfer:
+    st.caption(
+        "The activation that the picture made for one step (row) reaches at another (column), over that of the best "
+        "real image there."
+    )
+    page.show(analysis.interactive(result, neuron=neuron, recipe=recipe), f"neuron {neuron} transfer {recipe}")
+with overlaps:
+    st.caption(f"Jaccard overlap of the top {n_top} real images of this neuron at two steps.")
+    page.show(analysis.overlaps(result, neuron=neuron), f"neuron {neuron} overlap")
 st.subheader("Which neurons change over the steps?")
 st.table({what: ", ".join(map(str, units)) for what, units in analysis.spread_of(result, 8).items()})

@@ -1,104 +1,109 @@
 """What does each head see at each step, and what would the model answer if it stopped there?"""
 
-import hashlib
+from dataclasses import dataclass
 
 import numpy as np
 import streamlit as st
 
 from analyses import steps, style
-from app import live
-
-run = live.run()
-st.title("One image, step by step")
-model = live.guarded(live.load, run)
+from app import live, page, results
 
 
-def choose() -> tuple[np.ndarray, np.ndarray | None, int | None, str] | None:
-    """The chosen image [3 h w], the mask of its object or None, its label or None, and a name for it."""
+@dataclass(frozen=True)
+class Shown:
+    """An image [3 h w] with its name and, where it is one of the data set, its label and the mask of its object."""
+
+    image: np.ndarray
+    name: str
+    label: int | None = None
+    mask: np.ndarray | None = None
+
+    @property
+    def picture(self) -> np.ndarray:
+        return live.pixels(model.config, self.image)
+
+
+def chosen_image() -> Shown | None:
+    """The visitor's own picture, else the one of the validation split that the link or the sidebar names."""
     upload = st.sidebar.file_uploader("Your own picture", ["png", "jpg", "jpeg", "webp", "bmp"], key="upload")
     if upload is not None:
-        image = live.guarded(live.from_upload, model, upload.getvalue(), upload.name)
-        return None if image is None else (image, None, None, upload.name)
-    data = live.images_at_hand(model) if model.origin.data else None
-    if data is None:
+        return Shown(live.from_upload(model.config, upload.getvalue(), upload.name), upload.name)
+    images = model.images_at_hand()
+    if images is None:
         st.info("Upload a picture in the sidebar: photographs of any size will do.")
         return None
-    live.linked("image", 0, range(len(data)))
-    st.sidebar.number_input("Image of the validation split", 0, len(data) - 1, key="image", on_change=live.remember("image"))
-    st.sidebar.button("Another one", on_click=at_random, args=(len(data),))
-    image, label, mask = data[st.session_state["image"]]
+    page.keep_within("image", range(len(images)), 0)
+    index = st.sidebar.number_input("Image of the validation split", 0, len(images) - 1, 0, key="image", **page.LINKED)
+    st.sidebar.button("Another one", on_click=choose_at_random, args=(len(images),))
+    image, label, mask = images[index]
     outline = None if mask is None else (mask.numpy() == label + 1).astype(float)
-    return image.numpy(), outline, label, f"image {st.session_state['image']}: {data.classes[label]}"
+    return Shown(image.numpy(), f"image {index}: {images.classes[label]}", int(label), outline)
 
 
-def at_random(n: int) -> None:
+def choose_at_random(n: int) -> None:
     st.session_state["image"] = int(np.random.default_rng().integers(n))
-    live.remember("image")()
 
 
 @st.fragment
-def at_step(picture: np.ndarray, mask: np.ndarray | None, label: int | None, image: np.ndarray, key: str, seen: dict) -> None:
+def at_step(shown: Shown, traced: dict[str, np.ndarray]) -> None:
     """Everything that moves with the slider; the model is not run again."""
-    config = model.config
-    live.linked("step", 0, range(config.n_steps))
-    step = st.select_slider("Step", range(config.n_steps), format_func=style.step_label, key="step", on_change=live.remember("step"))
-    figure = steps.attention(picture, seen["attention"][step], mask)
+    step = page.number(st, "Step", model.config.n_steps, "step", shown="blocks.%d")
+    with page.one_sentence():
+        show_attention(shown, traced, step)
+        left, right = st.columns(2)
+        with left:
+            show_answer(shown, traced, step)
+        with right:
+            show_norms(traced, step)
+
+
+def show_attention(shown: Shown, traced: dict[str, np.ndarray], step: int) -> None:
     st.markdown(f"**What CLS attends to at {style.step_label(step)}**, one panel a head")
-    live.chart(figure, f"attention {key[:8]} blocks.{step}")
+    figure = steps.attention(shown.picture, traced["attention"][step], shown.mask)
+    page.show(figure, "attention", f"{shown.name}, {style.step_label(step)}")
+    to_itself = ", ".join(f"{100 * share:.0f} %" for share in traced["to_cls"][step])
     st.caption(
-        "Attention from the CLS token to the patches (brighter is more), the cross at its maximum, the object outlined in white. "
-        f"To itself CLS pays {', '.join(f'{100 * a:.0f} %' for a in seen['to_cls'][step])} (head 0 to {config.n_heads - 1})."
+        "Attention from the CLS token to the patches (brighter is more), the cross at its maximum, the object outlined "
+        f"in white. To itself CLS pays {to_itself} (head 0 to {model.config.n_heads - 1})."
     )
-    live.export(figure, f"attention blocks.{step}")
-    left, right = st.columns(2)
-    with left:
-        st.markdown("**The answer as it forms** (logit lens)")
-        if "probability" in seen:
-            live.chart(steps.lens(seen["probability"], names(), step=step, truth=label), f"lens {key[:8]}")
-            ablate(image, key, seen["probability"][-1], step)
-        else:
-            st.info("This model has no classifier, so there is no answer to read out.")
-    with right:
-        st.markdown("**Norm of every token**")
-        side = config.image_size // config.patch_size
-        norm = seen["norm"]
-        patches = norm[:, config.n_prefix :].reshape(len(norm), side, side)
-        live.chart(steps.norms(patches, norm[:, 0], norm[:, 1 : config.n_prefix], step=step), f"norms {key[:8]} blocks.{step}")
-        st.caption("Patches of unusually high norm on plain background are the artefact that registers were made for.")
 
 
-def names() -> list[str]:
-    return list(model.config.classes or map(str, range(model.config.n_classes)))
-
-
-def ablate(image: np.ndarray, key: str, before: np.ndarray, step: int) -> None:
-    """Set one head to zero at this step alone, and say what becomes of the answer."""
-    live.linked("head", -1, range(-1, model.config.n_heads))
-    heads = range(-1, model.config.n_heads)
-    head = st.selectbox(
-        f"Switch a head off at {style.step_label(step)}", heads, format_func=lambda h: "none" if h < 0 else f"head {h}", key="head",
-        on_change=live.remember("head"),
-    )  # fmt: skip
-    if head >= 0:
-        after = live.without_head(model, key, image, step, head)
-        best, now = int(before.argmax()), int(after.argmax())
+def show_answer(shown: Shown, traced: dict[str, np.ndarray], step: int) -> None:
+    st.markdown("**The answer as it forms** (logit lens)")
+    if "probability" not in traced:
+        st.info("This model has no classifier, so there is no answer to read out.")
+        return
+    figure = steps.lens(traced["probability"], model.classes, step=step, truth=shown.label)
+    page.show(figure, "lens", shown.name)
+    off = f"Switch a head off at {style.step_label(step)}"
+    head = st.segmented_control(off, range(model.config.n_heads), key="head", **page.LINKED)
+    if head is not None:
+        before, after = traced["probability"][-1], model.without_head(shown.image, step, head)
+        was, now = int(before.argmax()), int(after.argmax())
         st.write(
-            f"{names()[best]}: {100 * before[best]:.1f} % → {100 * after[best]:.1f} %; the answer is now **{names()[now]}** ({100 * after[now]:.1f} %)"
+            f"{model.classes[was]}: {100 * before[was]:.1f} % → {100 * after[was]:.1f} %; the answer is now "
+            f"**{model.classes[now]}** ({100 * after[now]:.1f} %)"
         )
 
 
-if model is not None:
-    chosen = choose()
-    if chosen is not None:
-        image, mask, label, name = chosen
-        key = model.origin.sha256[:16] + hashlib.sha256(image.tobytes()).hexdigest()[:16]
-        seen = live.guarded(live.trace, model, key, image)
-        if seen is not None:
-            picture = live.pixels(model, image)
-            left, right = st.columns([1, 4])
-            left.image(picture, width=190)
-            right.subheader(name)
-            if "probability" in seen:
-                answer = int(seen["probability"][-1].argmax())
-                right.markdown(f"The model answers **{names()[answer]}** ({100 * seen['probability'][-1, answer]:.1f} %).")
-            at_step(picture, mask, label, image, key, seen)
+def show_norms(traced: dict[str, np.ndarray], step: int) -> None:
+    st.markdown("**Norm of every token**")
+    n_prefix, (rows, columns) = model.config.n_prefix, traced["attention"].shape[-2:]
+    norm = traced["norm"]
+    patches = norm[:, n_prefix:].reshape(len(norm), rows, columns)
+    page.show(steps.norms(patches, norm[:, 0], norm[:, 1:n_prefix], step=step), "norms")
+    st.caption("Patches of unusually high norm on plain background are the artefact that registers were made for.")
+
+
+st.title("One image, step by step")
+model = live.load(results.chosen())
+shown = chosen_image()
+if shown is not None:
+    traced = model.trace(shown.image)
+    left, right = st.columns([1, 4])
+    left.image(shown.picture, width=190)
+    right.subheader(shown.name)
+    if "probability" in traced:
+        last = traced["probability"][-1]
+        right.markdown(f"The model answers **{model.classes[int(last.argmax())]}** ({100 * last.max():.1f} %).")
+    at_step(shown, traced)

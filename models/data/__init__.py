@@ -16,9 +16,13 @@ from models.config import ViTConfig
 from models.data.about import About, describe, match_classes, require_masks
 from models.data.boxes import open_boxes
 from models.data.folder import open_folder
-from models.data.masked import open_imagenet_s, open_voc
+from models.data.imagenet_s import open_imagenet_s
+from models.data.lists import open_list
+from models.data.parquet import open_parquet
 from models.data.shapes import Shapes
+from models.data.shards import open_shards
 from models.data.stream import Batch, Stream
+from models.data.voc import open_voc
 from models.errors import InputError
 
 with epy.lazy_imports():  # timm takes seconds
@@ -26,11 +30,18 @@ with epy.lazy_imports():  # timm takes seconds
 
 __all__ = ["About", "Batch", "Stream", "describe", "match_classes", "open_data", "require_masks"]
 
-ON_DISK = {"folder": open_folder, "imagenet-s": open_imagenet_s, "voc": open_voc, "boxes": open_boxes}
-OF_TIMM = ("wds/", "hfds/", "torch/")
+ON_DISK = {
+    "folder": open_folder,
+    "list": open_list,
+    "parquet": open_parquet,
+    "imagenet-s": open_imagenet_s,
+    "voc": open_voc,
+    "boxes": open_boxes,
+}
+OF_TIMM = ("hfds/", "torch/")
 FORMS = (
-    "shapes, shapes:N, shapes-easy, shapes-easy:N, folder:PATH, imagenet-s:PATH, voc:PATH, boxes:PATH, and timm's "
-    "wds/, hfds/, torch/"
+    "shapes, shapes:N, shapes-easy, shapes-easy:N, folder:PATH, imagenet-s:PATH, voc:PATH, boxes:PATH, list:FILE, "
+    "parquet:PATH, imagenet-s:MASKS@IMAGES, wds/NAME:FOLDER, and timm's hfds/, torch/"
 )
 
 
@@ -48,6 +59,8 @@ def open_data(spec: str, split: str = "val", *, like: Any = None) -> Any:
         if not rest:
             raise InputError(f"{spec!r} names no place; write {kind}:PATH")
         return ON_DISK[kind](spec, Path(rest).expanduser(), split, config)
+    if spec.startswith("wds/"):
+        return open_shards(spec, rest, split, config)
     if spec.startswith(OF_TIMM):
         return timm_reader.TimmImages(spec, split, config)
     raise InputError(f"no data set is called {spec!r}; there are {FORMS}")

@@ -12,13 +12,17 @@ from torch.utils.data import Subset
 
 from models.errors import InputError
 
-WITH_MASKS = "shapes, shapes-easy, imagenet-s:PATH, voc:PATH and boxes:PATH"
+WITH_MASKS = (
+    "shapes, shapes-easy, imagenet-s:PATH, imagenet-s:MASKS@IMAGES, voc:PATH and boxes:PATH, and list:FILE, "
+    "parquet:PATH and wds/NAME:FOLDER?mask=KEY where they hold masks"
+)
 
 
 @dataclass(frozen=True)
 class About:
     """labels: [image] int64; indices: [image] positions in the whole set; fingerprint: of content, geometry and
-    selection.
+    selection; photographs: [image] int64, which photograph of the whole set an item is from (VOC and boxes give an
+    item per class in it).
     """
 
     spec: str
@@ -29,6 +33,7 @@ class About:
     fingerprint: str
     has_masks: bool
     image_size: int
+    photographs: np.ndarray
 
 
 def describe(data: Any) -> About:
@@ -45,6 +50,7 @@ def describe(data: Any) -> About:
             mark,
             whole.has_masks,
             whole.image_size,
+            whole.photographs[chosen],
         )
     indices = np.arange(len(data))
     return About(
@@ -56,6 +62,7 @@ def describe(data: Any) -> About:
         data.fingerprint,
         data.has_masks,
         data.image_size,
+        np.asarray(getattr(data, "photographs", indices)),
     )
 
 

@@ -10,8 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from models.config import ViTConfig
-from models.data.folder import NAMES, find_split, split_folder
-from models.data.images import Images, Item, existing, pictures
+from models.data.files import existing, in_order, pictures, text_of
+from models.data.found import found
+from models.data.images import Images
+from models.data.items import Item
+from models.data.splits import NAMES, find_split, split_folder
 from models.errors import InputError
 
 COLUMNS = ("w", "h", "x0", "y0", "x1", "y1")  # pixels, at an image size of w x h
@@ -29,14 +32,15 @@ def open_boxes(spec: str, path: Path, split: str, like: ViTConfig | None) -> Ima
     """
     table = box_table(spec, existing(path, spec))
     rows = read_boxes(spec, table)
-    classes = tuple(sorted({name for _, name in rows}, key=lambda name: (int(name) if name.isdecimal() else -1, name)))
+    classes = tuple(in_order({name for _, name in rows}))
+    place = {name: label for label, name in enumerate(classes)}
     here, elsewhere = places(spec, table.parent, split)
     items = []
     for (file, name), (w, h, boxes) in sorted(rows.items()):
         keys = (f"{name}/{file}", file, Path(file).name)
         image = next((here[key] for key in keys if here.get(key)), None)
         if image is not None:
-            label = classes.index(name)
+            label = place[name]
             items.append(Item(image, file, label, partial(box_mask, (w, h, boxes), label, file), repr((w, h, boxes))))
         elif not any(key in elsewhere for key in keys):
             raise InputError(
@@ -48,17 +52,20 @@ def open_boxes(spec: str, path: Path, split: str, like: ViTConfig | None) -> Ima
 def box_table(spec: str, path: Path) -> Path:
     if path.is_file():
         return path
-    found = sorted(path.glob("*boxes*.csv")) or sorted(path.glob("*.csv"))
-    if not found:
-        raise InputError(f"{spec} holds no CSV of boxes; it needs columns file, wnid or label, {', '.join(COLUMNS)}")
-    return found[0]
+    tables = sorted(path.glob("*boxes*.csv")) or sorted(path.glob("*.csv"))
+    if not tables:
+        raise InputError(
+            f"{spec} holds no CSV of boxes; it needs columns file, wnid or label, {', '.join(COLUMNS)}"
+            f"{found(path, spec)}"
+        )
+    return tables[0]
 
 
 def read_boxes(spec: str, table: Path) -> dict[tuple[str, str], Boxes]:
     """The boxes of a CSV by (file, class)."""
     boxes: dict[tuple[str, str], list[Box]] = defaultdict(list)
     sizes: dict[tuple[str, str], tuple[float, float]] = {}
-    reader = csv.DictReader(_lines(spec, table))
+    reader = csv.DictReader(text_of(table, spec).splitlines())
     columns = set(reader.fieldnames or ())
     name = "wnid" if "wnid" in columns else "label"
     missing = [column for column in ("file", name, *COLUMNS) if column not in columns]
@@ -75,13 +82,6 @@ def read_boxes(spec: str, table: Path) -> dict[tuple[str, str], Boxes]:
             )
         boxes[key].append(tuple(box))
     return {key: (*sizes[key], tuple(boxes[key])) for key in boxes}
-
-
-def _lines(spec: str, table: Path) -> list[str]:
-    try:
-        return table.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise InputError(f"{spec}: {table.name} is not a CSV but binary; name a CSV of boxes or its folder") from None
 
 
 def _numbers(row: dict[str, str], where: str) -> list[float]:
@@ -107,11 +107,11 @@ def places(spec: str, root: Path, split: str) -> tuple[dict[str, Path | None], d
 
 def _by_name(root: Path, files: list[Path]) -> dict[str, Path | None]:
     """Files by every name that a CSV may give them; None where a name fits several."""
-    found: dict[str, Path | None] = {}
+    by_name: dict[str, Path | None] = {}
     for file in files:
         for key in {file.name, f"{file.parent.name}/{file.name}", file.relative_to(root).as_posix()}:
-            found[key] = None if key in found else file
-    return found
+            by_name[key] = None if key in by_name else file
+    return by_name
 
 
 def box_mask(boxes: Boxes, label: int, name: str, size: tuple[int, int]) -> np.ndarray:

@@ -8,74 +8,151 @@ bicubic and antialiased for pictures, nearest for masks.
 from __future__ import annotations
 
 import hashlib
-import os
+import sys
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from models.config import IMAGENET_MEAN, IMAGENET_STD, ViTConfig
+from models.data import items as of_files
+from models.data.items import Item
+from models.data.stream import evenly
 from models.errors import InputError, UnreadableImage, brief
 
-EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
-
-
-@dataclass(frozen=True)
-class Item:
-    """One picture of a set: its file, its name in messages, its label, and how to read its mask, if it has one.
-
-    ``mask(size)`` gives int64 [height width] for a picture stored as ``size`` = (width, height), in the house's
-    encoding.
-    """
-
-    path: Path
-    name: str
-    label: int
-    mask: Callable[[tuple[int, int]], np.ndarray] | None = None
-    version: str = ""  # what else decides the item, for the fingerprint
+LOOKED_AT = 20_000  # photographs whose EXIF orientation is looked up when a set with masks is opened
 
 
 class Images(Dataset):
     """Items are ``(image float32 [3 h w], label, mask int64 [h w] or None)``.
 
     Masks hold 0 for other, label + 1 for an object of that class, -1 for ignored pixels, whatever the file's encoding.
+    A mask has the size of its picture as stored, and is turned with it where EXIF turns it; one that has the size of
+    the upright picture alone is taken as upright.
     """
 
     def __init__(
-        self, spec: str, split: str, classes: tuple[str, ...], items: list[Item], like: ViTConfig | None = None
+        self, spec: str, split: str, classes: tuple[str, ...], items: Sequence[Item], like: ViTConfig | None = None
     ):
-        if not items:
+        if not len(items):
             raise InputError(f"{spec} holds no images for split {split!r}")
         self.spec, self.split, self.classes, self.items = spec, split, classes, items
         self.image_size = like.image_size if like else 224
         self.mean, self.std = (like.mean, like.std) if like else (IMAGENET_MEAN, IMAGENET_STD)
-        self.has_masks = items[0].mask is not None
-        self.labels = np.array([item.label for item in items], dtype=np.int64)
-        facts = [f"{item.name} {item.path.stat().st_size} {item.label} {item.version}" for item in items]
+        lazy = isinstance(items, of_files.Lazy)
+        self.has_masks = items.has_masks if lazy else items[0].mask is not None
+        self.labels = items.labels if lazy else np.array([item.label for item in items], dtype=np.int64)
+        self.fingerprint = self._fingerprint()
+        if self.has_masks:
+            self._say_what_is_turned()
+
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256(
-            "\n".join([spec.partition(":")[0], split, str(self.image_size), *classes, *facts]).encode()
+            "\n".join([self.spec.partition(":")[0], self.split, str(self.image_size), *self.classes]).encode()
         )
-        self.fingerprint = digest.hexdigest()[:16]
+        for fact in of_files.facts(self.items):
+            digest.update(b"\n")
+            digest.update(fact.encode(errors="surrogateescape"))
+        return digest.hexdigest()[:16]
+
+    @cached_property
+    def photographs(self) -> np.ndarray:
+        """Which photograph each item is from: [image] int64."""
+        return of_files.photographs(self.items)
 
     def __len__(self) -> int:
         return len(self.items)
 
     def pil(self, index: int) -> Image.Image:
         """The whole picture as RGB, before any geometry."""
-        return decode(self.items[index].path, self.items[index].name)
+        item = self.items[index]
+        return decode(item.path, item.name)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, Tensor | None]:
         item = self.items[index]
         picture, size, orientation = read(item.path, item.name)
-        mask = None if item.mask is None else torch.from_numpy(cut_mask(item.mask(size), self.image_size, orientation))
-        return normalised(picture, self.image_size, self.mean, self.std), item.label, mask
+        image = normalised(picture, self.image_size, self.mean, self.std)
+        if item.mask is None:
+            return image, item.label, None
+        mask, is_upright = fitting_mask(item, size, orientation)
+        return image, item.label, torch.from_numpy(cut_mask(mask, self.image_size, 1 if is_upright else orientation))
+
+    def _say_what_is_turned(self) -> None:
+        """One line on standard error where EXIF turns pictures that have masks."""
+        firsts = np.unique(self.photographs, return_index=True)[1]
+        looked, stored, upright = [int(firsts[i]) for i in evenly(len(firsts), LOOKED_AT)], [], []
+        for index in looked:
+            try:
+                item = self.items[index]
+                size, orientation = header(item.path)
+                is_upright = orientation >= 5 and fitting_mask(item, size, orientation)[1]
+            except InputError:
+                continue  # a wrong picture or mask is named when it is asked for
+            if orientation != 1:
+                (upright if is_upright else stored).append(item.name)
+        if stored or upright:
+            parts = [
+                _said(stored, "mask is", "masks are", "taken as drawn on the stored pixels, and turned"),
+                _said(upright, "mask has the upright size and is", "masks have the upright size and are", "taken so"),
+            ]
+            print(
+                f"warning: {self.spec}, split {self.split}: EXIF turns {len(stored) + len(upright)} of {len(looked)} "
+                f"images: {'; '.join(filter(None, parts))}; where masks were drawn upright, store these images upright",
+                file=sys.stderr,
+            )
+
+
+def _said(names: list[str], one: str, several: str, what: str) -> str:
+    shown = f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+    return f"{len(names)} {one if len(names) == 1 else several} {what} ({shown})" if names else ""
+
+
+def fitting_mask(item: Item, size: tuple[int, int], orientation: int) -> tuple[np.ndarray, bool]:
+    """The mask [h w] of a picture stored as `size` (width, height); and whether it fits only the upright picture."""
+    on_its_side = orientation >= 5
+    try:
+        mask = item.mask(size)
+    except InputError:
+        if not on_its_side:
+            raise
+        mask = item.mask(size[::-1])
+    if on_its_side and mask.shape != size[::-1] and mask.shape == size:
+        return mask, True
+    return check_size(mask, size, item.name), False
+
+
+def header(file: Path | BinaryIO) -> tuple[tuple[int, int], int]:
+    """Size (width, height) as stored and EXIF orientation, from a picture's header; 1 = upright, and what cannot be
+    read.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with opened(file) as content, Image.open(content) as stored:
+                return _stored(stored)
+    except Exception:  # a damaged file raises anything inside a decoder, and is named when it is asked for
+        return (0, 0), 1
+
+
+def opened(file: Path | BinaryIO) -> Any:
+    """A file's content. Pillow is not given paths: by its path it maps a TIFF, and shears it where EXIF turns it."""
+    return open(file, "rb") if isinstance(file, str | Path) else nullcontext(file)
+
+
+def _stored(picture: Image.Image) -> tuple[tuple[int, int], int]:
+    # the base class's getexif: a PNG's own would decode the pixels to look behind them
+    orientation = Image.Image.getexif(picture).get(ExifTags.Base.Orientation, 1)
+    orientation = orientation if orientation in range(1, 9) else 1
+    turned = picture.format == "TIFF" and orientation >= 5  # Pillow gives the upright size of a TIFF
+    return (picture.size[::-1] if turned else picture.size), orientation
 
 
 def read(path: Path | BinaryIO, name: str) -> tuple[Image.Image, tuple[int, int], int]:
@@ -88,15 +165,16 @@ def read(path: Path | BinaryIO, name: str) -> tuple[Image.Image, tuple[int, int]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as stored:
+            with opened(path) as file, Image.open(file) as stored:
+                size, orientation = _stored(stored)
                 stored.load()
-                return (
-                    to_rgb(ImageOps.exif_transpose(stored)),
-                    stored.size,
-                    stored.getexif().get(ExifTags.Base.Orientation, 1),
-                )
+                if orientation == 1:
+                    size, orientation = _stored(stored)  # some formats keep it behind the pixels
+                return to_rgb(ImageOps.exif_transpose(stored)), size, orientation
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise UnreadableImage(name, f"it has more than {Image.MAX_IMAGE_PIXELS} pixels") from None
+    except UnidentifiedImageError:  # whose text names an absolute path or an address
+        raise UnreadableImage(name, "it is of no known format") from None
     except Exception as error:  # a damaged file raises anything inside a decoder
         raise UnreadableImage(name, brief(error)) from None
 
@@ -146,17 +224,6 @@ def normalised(picture: Image.Image, image_size: int, mean: Sequence[float], std
     return torch.from_numpy(((pixels - np.float32(mean)) / np.float32(std)).transpose(2, 0, 1).copy())
 
 
-def check_ids(ids: np.ndarray, *, n_classes: int, ignore: int, name: str) -> np.ndarray:
-    """Mask ids (0 other, 1..N, `ignore`) in the house's encoding, int64."""
-    wrong = ids[(ids < 0) | ((ids > n_classes) & (ids != ignore))]
-    if wrong.size:
-        raise InputError(
-            f"{name}: the mask holds id {wrong[0]}, outside 0..{n_classes} and {ignore} (ignore); is it of another "
-            "data set?"
-        )
-    return np.where(ids == ignore, -1, ids.astype(np.int64))
-
-
 def check_size(mask: np.ndarray, size: tuple[int, int], name: str) -> np.ndarray:
     """The mask, if it has the size (width, height) of its picture."""
     if mask.shape != size[::-1]:
@@ -166,30 +233,3 @@ def check_size(mask: np.ndarray, size: tuple[int, int], name: str) -> np.ndarray
             "be equal"
         )
     return mask
-
-
-def raw_mask(path: Path, name: str) -> np.ndarray:
-    """A mask file's own numbers, int64: palette indices and single channels [h w], or RGB [h w 3]."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path) as picture:
-                return np.asarray(picture, dtype=np.int64)
-    except Exception as error:  # a damaged file raises anything inside a decoder
-        raise InputError(
-            f"{name}: the mask {path.name} cannot be read ({brief(error)}); restore it from the data set"
-        ) from None
-
-
-def existing(path: Path, spec: str) -> Path:
-    if not path.exists():
-        raise InputError(f"{spec}: there is no file or folder {path}")
-    return path
-
-
-def pictures(folder: Path) -> list[Path]:
-    """Image files below a folder, sorted; hidden ones are left out."""
-    files = [
-        os.path.join(place, name) for place, _, names in os.walk(folder) for name in names if not name.startswith(".")
-    ]
-    return sorted(Path(file) for file in files if file.lower().endswith(EXTENSIONS) and os.path.isfile(file))

@@ -1,23 +1,20 @@
-"""What ``timm.data`` reads: ``hfds/NAME``, ``wds/NAME:FOLDER``, ``torch/NAME:FOLDER``, with timm's names; no masks."""
+"""What ``timm.data`` reads: ``hfds/NAME`` and ``torch/NAME:FOLDER``, with timm's names; no masks."""
 
 from __future__ import annotations
 
 import hashlib
-import tarfile
-from collections import defaultdict
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from timm.data import create_dataset, create_reader
+from timm.data import create_dataset
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from models.config import IMAGENET_MEAN, IMAGENET_STD, ViTConfig
-from models.data.folder import NAMES
-from models.data.images import EXTENSIONS, decode, normalised, to_rgb
+from models.data.images import decode, normalised, to_rgb
+from models.data.splits import names_of
 from models.errors import InputError, UnreadableImage, brief
 
 
@@ -35,13 +32,7 @@ class TimmImages(Dataset):
         if not len(self.labels):
             raise InputError(f"{spec} holds no images for split {split!r}")
         self.classes = classes_of(self.source, int(self.labels.max()) + 1)
-        facts = [
-            spec.partition(":")[0],
-            split,
-            str(self.image_size),
-            *self.classes,
-            *map(str, getattr(self.source, "facts", ())),
-        ]
+        facts = [spec.partition(":")[0], split, str(self.image_size), *self.classes]
         self.fingerprint = hashlib.sha256("\n".join(facts).encode() + self.labels.tobytes()).hexdigest()[:16]
 
     def __len__(self) -> int:
@@ -66,58 +57,19 @@ class TimmImages(Dataset):
 
 
 def first_that_opens(spec: str, split: str) -> Any:
-    """The timm data set, or the shards of a WebDataset, under the first of the split's usual names that it has."""
+    """The timm data set under the first of the split's usual names that it has."""
     name, _, root = spec.partition(":")
-    names, errors = NAMES.get(split, (split,)), []
+    names, errors = names_of(split), []
     if name.startswith("torch/"):
         names = ("validation" if split == "val" else split,)
-    if name.startswith(("torch/", "wds/")) and not (root and Path(root).exists()):
+    if name.startswith("torch/") and not (root and Path(root).exists()):
         raise InputError(f"{spec}: there is no folder {root or '(none given)'}; write {name}:FOLDER")
     for split_name in names:
         try:
-            return _open(name, root, split_name)
+            return create_dataset(name, root=root or None, split=split_name, download=False)
         except (RuntimeError, ValueError, OSError, AssertionError, ImportError, KeyError) as error:
             errors.append(brief(error))
     raise InputError(f"{spec}: timm cannot open its split {split!r} ({errors[0]})") from None
-
-
-def _open(name: str, root: str, split: str) -> Any:
-    if name.startswith("wds/"):
-        return Shards(create_reader(name, root=root, split=split))
-    return create_dataset(name, root=root or None, split=split, download=False)
-
-
-class Shards:
-    """Random access to the tar shards that timm's WebDataset reader names: ``key.jpg`` (or png) beside ``key.cls``."""
-
-    def __init__(self, reader: Any):
-        self.facts: list[str] = []
-        self.entries: list[tuple[Path, int, int, int]] = []  # shard, offset, bytes, label
-        for filename in reader.split_info.filenames:
-            shard = Path(reader.root) / filename
-            self.facts.append(f"{filename} {shard.stat().st_size}")
-            self.entries += _index(shard)
-        self.targets = [label for *_, label in self.entries]
-
-    def __getitem__(self, index: int) -> tuple[BytesIO, int]:
-        shard, offset, size, label = self.entries[index]
-        with open(shard, "rb") as file:
-            file.seek(offset)
-            return BytesIO(file.read(size)), label
-
-
-def _index(shard: Path) -> list[tuple[Path, int, int, int]]:
-    parts: dict[str, dict[str, tarfile.TarInfo]] = defaultdict(dict)
-    with tarfile.open(shard) as tar:
-        for member in tar:
-            key, _, extension = member.name.rpartition(".")
-            parts[key]["image" if f".{extension.lower()}" in EXTENSIONS else extension] = member
-        samples = [
-            (part["image"], int(tar.extractfile(part["cls"]).read()))
-            for part in parts.values()
-            if part.keys() >= {"image", "cls"}
-        ]
-    return [(shard, image.offset_data, image.size, label) for image, label in samples]
 
 
 def labels_of(source: Any) -> np.ndarray:

@@ -1,14 +1,25 @@
-"""A run with every result, small enough to make for a test."""
+"""A run with every result, small enough to make for a test; and a dashboard that serves it."""
 
+import re
 import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from torch.utils.data import Subset
 
-from models import ViTConfig, open_data
-from models.checkpoint import fresh, save
-from probes import neurons, pointing_game, probe, prune, rank, recurrence, trajectories
+from app import page
+from models import ViTConfig, load, open_data
+from models.checkpoint import fresh, save, state_sha256
+from models.run_folder import result as file_of
+from probes import neurons, pointing_game, probe, rank, recurrence, trajectories
+from probes.methods import rounds
+from probes.methods.plan import Plan
+
+ROOT = Path(page.__file__).parents[1]
 
 
 @pytest.fixture(scope="session")
@@ -19,36 +30,93 @@ def tiny_runs(tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "tiny"
     classes = tuple(open_data("shapes-easy").classes)
     config = ViTConfig.preset("bvit_easy", n_steps=3, d_model=32, n_heads=2, n_classes=len(classes), classes=classes)
-    save(run / "ckpt.pt", fresh(config, 0), data="shapes-easy", metrics={"top1": 0.05}, provenance={"seed": 0})
+    model = fresh(config, 0)
+    about = dict(init_sha256=state_sha256(model.state_dict()), metrics={"top1": 0.05}, provenance={"seed": 0})
+    save(run / "ckpt.pt", model, ema=model.state_dict(), data="shapes-easy", **about)
     (run / "train.jsonl").write_text(
         '{"update": 1, "images": 64, "loss": 3.0}\n{"update": 2, "images": 128, "top1": 0.1}\n'
     )
+    measure_all(run)
+    prune_twice(run, config)
+    return run.parent
+
+
+def measure_all(run: Path) -> None:
     model = load(run)
-    images, options = Subset(open_data("shapes-easy", like=model), range(40)), dict(control=model, batch_size=20)
-    results = {
-        "pointing_game": pointing_game.measure(model, images, **options),
-        "neurons": neurons.measure(model, images, top=2, iterations=2, copies=1, n_top=3, **options),
-        "rank": rank.measure(model, images, accuracy_images=20, **options),
-        "trajectories": trajectories.measure(model, images, **options),
-        "recurrence": recurrence.measure(model, images, **options),
+    images, common = Subset(open_data("shapes-easy", like=model), range(40)), dict(control=model, batch_size=20)
+    measured = {
+        "pointing_game": pointing_game.measure(model, images, **common),
+        "neurons": neurons.measure(model, images, top=2, iterations=2, copies=1, n_top=3, **common),
+        "rank": rank.measure(model, images, accuracy_images=20, **common),
+        "trajectories": trajectories.measure(model, images, **common),
+        "recurrence": recurrence.measure(model, images, **common),
     }
-    for name, result in results.items():
-        probe.save(result, run / f"{name}.nc")
-    easy = dict(like=model)
-    plan = prune.Plan(rounds=2, epochs=1, graft_epochs=1, batch_size=16, replicates=2)
-    lottery = prune.Lottery(
-        fresh(config, 0),
-        open_data("shapes-easy:32", "train", **easy),
-        open_data("shapes-easy:32", **easy),
-        plan,
-        run / "lottery",
-        40,
-    )
-    lottery.model.origin = model.origin
+    for name, result in measured.items():
+        probe.save(result, file_of(run, name))
+
+
+def prune_twice(run: Path, config: ViTConfig) -> None:
+    """Two rounds of pruning and two controls, elsewhere; the results are put into the run."""
+    data = (open_data("shapes-easy:16", split, like=config) for split in ("train", "val"))
+    plan = Plan(rounds=2, epochs=1, graft_epochs=1, batch_size=16, replicates=2)
+    lottery = rounds.Lottery(fresh(config, 0), *data, plan, run / "lottery", 40)
     lottery.play()
     for name in ("swap", "random"):
-        prune.finish_control(lottery, name, ())
+        lottery.control(name)
     for path in (run / "lottery").glob("*.nc"):
         shutil.move(path, run / path.name)
     shutil.rmtree(run / "lottery")
-    return run.parent
+
+
+@pytest.fixture
+def runs(tiny_runs, tmp_path) -> Path:
+    """A copy of the tiny run to break."""
+    return Path(shutil.copytree(tiny_runs, tmp_path / "runs"))
+
+
+class Served:
+    """A dashboard started by a command of Python's: what it printed, and the address that it says it has."""
+
+    def __init__(self, *words: object, cwd: Path = ROOT):
+        command, pipe = [sys.executable, *map(str, words)], subprocess.PIPE
+        self.process = subprocess.Popen(command, cwd=cwd, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+        self.reader = threading.Thread(target=self.process.stdout.read)  # so that it never waits for us to listen
+        self.lines: list[str] = []
+
+    def address(self) -> str:
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if found := re.search(r"http://\S+", line):
+                self.reader.start()
+                return found[0]
+        raise AssertionError(f"the dashboard named no address: {''.join(self.lines)}")
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(10)
+        if self.reader.is_alive():
+            self.reader.join()
+        self.process.stdout.close()
+
+
+SLOWED = """
+import time
+from models.block import Block
+from streamlit.web import cli
+quick = Block.forward
+Block.forward = lambda *words, **options: time.sleep(0.03) or quick(*words, **options)
+cli.main()
+"""
+
+
+@pytest.fixture(scope="session")
+def served(tiny_runs) -> Iterator[str]:
+    """The address of a dashboard on the tiny run, started by ``streamlit run`` from anywhere; the model takes its time,
+    so that visitors meet in it.
+    """
+    script, options = ROOT / "app" / "main.py", ("--server.headless", "true", "--", "--runs", tiny_runs)
+    dashboard = Served("-c", SLOWED, "run", script, *options, cwd=tiny_runs)
+    try:
+        yield dashboard.address()
+    finally:
+        dashboard.stop()

@@ -1,88 +1,116 @@
-"""A visitor with a browser: through the pages, along the slider, into a cell of the map. Skipped where there is no
-Chromium.
+"""Visitors with a browser: through the pages, along the slider, into a cell of the map, two at once.
+
+Skipped where there is no Chromium.
 """
 
-import subprocess
-import sys
-import time
-import urllib.request
-from pathlib import Path
+import re
+from collections.abc import Callable, Iterator
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
+import torch
 
-from app.demo import free_port, streamlit_arguments
+from app.contents import PAGES
+from models import load, open_data
 
-PATIENCE = 15_000  # milliseconds for a page on a slow machine
-
-
-@pytest.fixture(scope="module")
-def address(tiny_runs):
-    """A dashboard on a run with every result."""
-    port = free_port(8650)
-    command = [sys.executable, *streamlit_arguments(port, True, tiny_runs)]
-    server = subprocess.Popen(
-        command, cwd=Path(__file__).parents[2], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        wait_for(f"http://127.0.0.1:{port}/_stcore/health")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(10)
-
-
-def wait_for(url: str, seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            with urllib.request.urlopen(url, timeout=2):
-                return
-        except OSError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.2)
+PATIENCE = 60_000  # milliseconds for a page on a slow machine
+ANSWER = re.compile(r"The model answers (.+) \((.+) %\)")
 
 
 @pytest.fixture
-def visit(browser, address):
-    """Opens an address of the dashboard;."""
-    pages = []
+def visit(browser, served) -> Iterator[Callable]:
+    """Opens an address of the dashboard, each time as another visitor; nothing may be asked of anybody else."""
+    visitors, asked = [], set()
 
-    def go(path: str = ""):
-        page = browser.new_page(viewport={"width": 1400, "height": 1200})
+    def go(path: str = "", until: str = "load"):
+        page = browser.new_context(viewport={"width": 1400, "height": 1200}).new_page()
+        visitors.append(page.context)
         page.set_default_timeout(PATIENCE)
-        page.goto(f"{address}/{path}")
-        page.wait_for_selector("h1")
-        pages.append(page)
+        page.on("request", lambda request: asked.add(urlsplit(request.url).netloc))
+        page.goto(f"{served}/{path}", wait_until=until)
         return page
 
     yield go
-    for page in pages:
-        page.close()
+    for visitor in visitors:
+        visitor.close()
+    assert asked - {""} == {urlsplit(served).netloc}
 
 
-def settled(page) -> None:
+def settled(page, has_chart: bool = True) -> None:
     """Until the script has run, with nothing on the page that should not be there."""
-    page.wait_for_selector(".js-plotly-plot .main-svg")
+    page.wait_for_selector("h1")
+    if has_chart:
+        page.wait_for_selector("iframe, .js-plotly-plot .main-svg")
     page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
     assert page.locator("[data-testid=stException]").count() == 0
     assert page.locator("[data-testid=stAlertContentError]").count() == 0
     assert page.locator("[role=dialog]").count() == 0  # streamlit's "page not found"
 
 
+def turn_to(page, title: str) -> None:
+    """By the menu."""
+    before = page.locator("h1").first.inner_text()
+    page.locator("[data-testid=stSidebarNav]").get_by_text(title, exact=True).click()
+    changed = "before => document.querySelector('h1') && document.querySelector('h1').innerText !== before"
+    page.wait_for_function(changed, arg=before)
+    settled(page, has_chart=title != "Other results")
+
+
+def link(page) -> dict[str, str]:
+    """What the address bar says."""
+    return {name: values[-1] for name, values in parse_qs(urlsplit(page.url).query).items()}
+
+
 def test_every_page_opens_from_the_menu(visit):
     page = visit()
     settled(page)
     titles = {page.locator("h1").first.inner_text()}
-    for name in ("Steps", "Pointing game", "Neurons", "Rank", "Trajectories", "Recurrence", "Pruning"):
-        before = page.locator("h1").first.inner_text()
-        page.locator("[data-testid=stSidebarNav]").get_by_text(name, exact=True).click()
-        page.wait_for_function(
-            "before => document.querySelector('h1') && document.querySelector('h1').innerText !== before", arg=before
-        )
-        settled(page)
+    for entry in PAGES[1:]:
+        turn_to(page, entry.title)
         titles.add(page.locator("h1").first.inner_text())
-    assert len(titles) == 8
+    assert len(titles) == len(PAGES)
+
+
+def test_a_view_is_a_link_that_survives_a_change_of_page_and_a_reload(visit):
+    view = {"image": "2", "step": "1", "head": "1"}
+    page = visit("steps?image=2&step=1&head=1")
+    settled(page)
+
+    def is_shown() -> bool:
+        page.get_by_text("What CLS attends to at step 2 (blocks.1)").wait_for()
+        page.get_by_text("the answer is now").wait_for()
+        page.get_by_text(re.compile("^image 2: ")).wait_for()
+        return link(page) == view
+
+    assert is_shown()
+    turn_to(page, "Rank")
+    assert not link(page)
+    turn_to(page, "Steps")
+    assert is_shown()
+    page.reload()
+    settled(page)
+    assert is_shown()
+
+
+def test_the_slider_moves_the_page_and_its_link(visit):
+    page = visit("steps?image=2&step=1")
+    settled(page)
+    page.get_by_role("slider").first.focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("location.search.includes('step=2')")
+    page.get_by_text("step 3 (blocks.2)").first.wait_for()
+    settled(page)
+    assert link(page) == {"image": "2", "step": "2"}
+
+
+def test_another_image_becomes_the_link(visit):
+    page = visit("steps?image=2")
+    settled(page)
+    page.get_by_text("Another one").click()
+    page.wait_for_function("!location.search.includes('image=2')")
+    settled(page)
+    index = link(page).get("image", "0")
+    page.get_by_text(re.compile(f"^image {index}: ")).wait_for()
 
 
 def test_the_mouse_on_a_point_shows_its_image_and_play_walks_on(visit):
@@ -93,46 +121,37 @@ def test_the_mouse_on_a_point_shows_its_image_and_play_walks_on(visit):
     drawn = page.frames[-1]
     x, y = drawn.evaluate(
         """() => {
-            const plot = document.querySelector('.js-plotly-plot'), {xaxis, yaxis} = plot._fullLayout, box = plot.getBoundingClientRect();
-            return [box.left + xaxis._offset + xaxis.d2p(plot._fullData[0].x[5]), box.top + yaxis._offset + yaxis.d2p(plot._fullData[0].y[5])];
+            const plot = document.querySelector('.js-plotly-plot'), box = plot.getBoundingClientRect();
+            const {xaxis, yaxis} = plot._fullLayout, {x, y} = plot._fullData[0];
+            return [box.left + xaxis._offset + xaxis.d2p(x[5]), box.top + yaxis._offset + yaxis.d2p(y[5])];
         }"""
     )
     outer = page.locator("iframe").first.bounding_box()
     page.mouse.move(outer["x"] + x - 5, outer["y"] + y)
     page.mouse.move(outer["x"] + x, outer["y"] + y)
     drawn.wait_for_function(
-        "() => [...document.querySelectorAll('body > img')].some(i => i.style.display === 'block' && "
-        "i.src.startsWith('data:image'))"
+        """() => [...document.querySelectorAll('body > img')].some(
+            image => image.style.display === 'block' && image.src.startsWith('data:image'))"""
     )
     frame.get_by_text("play", exact=False).first.click()
     drawn.wait_for_function("() => document.querySelector('.js-plotly-plot')._fullLayout.sliders[0].active === 2")
 
 
-def test_the_slider_moves_the_page_and_its_link(visit):
-    page = visit("steps?image=2&step=1")
-    settled(page)
-    assert page.get_by_text("step 2 (blocks.1)").count()
-    page.get_by_role("slider").first.focus()
-    page.keyboard.press("ArrowRight")
-    page.wait_for_function("location.search.includes('step=2')")
-    page.get_by_text("step 3 (blocks.2)").first.wait_for()
-    settled(page)
-    assert "image=2" in page.url
-
-
 def test_a_click_on_a_cell_shows_that_cell_and_makes_it_the_link(visit):
     page = visit("pointing_game")
     settled(page)
-    for step, head in ((2, 1), (0, 0)):
+    for step, head in ((2, 1), (1, 0), (2, 0)):
         x, y = cell_on_screen(page, step, head)
         page.mouse.move(x, y)
         page.wait_for_selector(".hoverlayer .hovertext")
         page.mouse.click(x, y)
-        page.wait_for_function(f"location.search.includes('step={step}') && location.search.includes('head={head}')")
-        page.locator("[data-testid=stMain]").get_by_text(
-            f"step {step + 1} (blocks.{step})", exact=False
-        ).first.wait_for()
+        page.locator("h3").get_by_text(f"step {step + 1} (blocks.{step}), head {head}").wait_for()
         settled(page)
+    at = link(page)
+    page.reload()
+    settled(page)
+    assert link(page) == at
+    page.locator("h3").get_by_text("step 3 (blocks.2), head 0").wait_for()
 
 
 def cell_on_screen(page, step: int, head: int) -> tuple[float, float]:
@@ -140,7 +159,8 @@ def cell_on_screen(page, step: int, head: int) -> tuple[float, float]:
     return tuple(
         page.evaluate(
             """([step, head]) => {
-                const plot = [...document.querySelectorAll('.js-plotly-plot')].find(p => p.data.some(t => t.type === 'heatmap'));
+                const is_map = plot => plot.data.some(trace => trace.type === 'heatmap');
+                const plot = [...document.querySelectorAll('.js-plotly-plot')].find(is_map);
                 plot.scrollIntoView({block: 'center'});
                 const {xaxis, yaxis} = plot._fullLayout, box = plot.getBoundingClientRect();
                 return [box.left + xaxis._offset + xaxis.d2p(step + 1), box.top + yaxis._offset + yaxis.d2p(head)];
@@ -148,3 +168,17 @@ def cell_on_screen(page, step: int, head: int) -> tuple[float, float]:
             [step, head],
         )
     )
+
+
+def test_visitors_at_once_get_the_answer_for_their_own_image(visit, tiny_runs):
+    indices = range(100, 104)
+    pages = [visit(f"steps?image={index}&step=1&head=0", until="commit") for index in indices]
+    model = load(tiny_runs / "tiny")
+    data = open_data("shapes-easy", like=model)
+    with torch.inference_mode():
+        right = model(torch.stack([data[index][0] for index in indices])).softmax(-1)
+    for page, index, expected in zip(pages, indices, right, strict=True):
+        settled(page)
+        page.get_by_text(re.compile(f"^image {index}: ")).wait_for()
+        name, percent = ANSWER.search(page.locator("[data-testid=stMain]").inner_text()).groups()
+        assert (name, percent) == (data.classes[int(expected.argmax())], f"{100 * float(expected.max()):.1f}")

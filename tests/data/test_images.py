@@ -5,10 +5,12 @@ import io
 import numpy as np
 import pytest
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 
 from models.config import ViTConfig
-from models.data.images import Images, Item, check_ids, cut, cut_mask, decode, pictures, shorter_side
+from models.data.files import pictures
+from models.data.images import Images, cut, cut_mask, decode, shorter_side
+from models.data.items import Item
 from models.errors import InputError, UnreadableImage
 
 
@@ -186,15 +188,6 @@ def test_a_decompression_bomb_is_refused(limit, tmp_path, monkeypatch):
         decode(path, "bomb.png")
 
 
-def test_mask_ids_are_checked_and_translated():
-    ids = np.array([[0, 1], [300, 1000]])
-    assert check_ids(ids, n_classes=300, ignore=1000, name="a").tolist() == [[0, 1], [300, -1]]
-    for wrong in (301, -1, 999):
-        ids[0, 0] = wrong
-        with pytest.raises(InputError, match=rf"a: the mask holds id {wrong}, outside 0\.\.300 and 1000"):
-            check_ids(ids, n_classes=300, ignore=1000, name="a")
-
-
 def test_only_visible_image_files_are_pictures(tmp_path):
     (tmp_path / "b" / "c").mkdir(parents=True)
     for name in ("b/2.PNG", "b/c/1.jpeg", "a.jpg", "b/.hidden.jpg", "b/notes.txt"):
@@ -219,3 +212,75 @@ def test_the_fingerprint_knows_content_geometry_and_split_but_not_the_place(tmp_
         mark("one", split="train"),
     ]
     assert len({mark("one"), *changed}) == 5
+
+
+def turned(tmp_path, kind: str, orientation: int, *, upright: bool, n: int = 1) -> tuple[Images, np.ndarray]:
+    """Pictures of `kind` that EXIF turns, with masks of the stored or of the upright pixels; and the upright mask."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    stored = blobs(120, 80)
+    for i in range(n):
+        save(tmp_path / f"{i}.{kind}", Image.fromarray((255 * stored).astype(np.uint8)), exif=exif)
+    as_seen = Image.fromarray(stored.astype(np.uint8))
+    as_seen.getexif()[ExifTags.Base.Orientation] = orientation
+    as_seen = np.asarray(ImageOps.exif_transpose(as_seen)).astype(np.int64)
+    ids = as_seen if upright else stored
+    items = [Item(tmp_path / f"{i}.{kind}", f"{i}.{kind}", 0, lambda size: ids) for i in range(n)]
+    data = Images("folder:x", "val", ("white",), items, config(64, mean=(0, 0, 0), std=(1, 1, 1)))
+    return data, cut_mask(as_seen, 64)
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "tif", "webp", "avif"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_masks_of_stored_pixels_lie_on_pictures_of_every_format(tmp_path, kind, orientation, capsys):
+    data, expected = turned(tmp_path, kind, orientation, upright=False)
+    image, _, mask = data[0]
+    assert np.array_equal(mask, expected) and ((image[0] > 0.5) == mask.bool()).float().mean() > 0.95
+    said = capsys.readouterr().err
+    assert said.startswith("warning: ") == (orientation > 1)
+    if orientation > 1:
+        assert f"EXIF turns 1 of 1 images: 1 mask is taken as drawn on the stored pixels, and turned (0.{kind})" in said
+
+
+@pytest.mark.parametrize("kind", ["jpg", "tif"])
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_a_mask_that_fits_only_the_upright_picture_is_upright(tmp_path, kind, orientation, capsys):
+    data, expected = turned(tmp_path, kind, orientation, upright=True, n=2)
+    image, _, mask = data[1]
+    assert np.array_equal(mask, expected) and ((image[0] > 0.5) == mask.bool()).float().mean() > 0.95
+    assert (
+        f"EXIF turns 2 of 2 images: 2 masks have the upright size and are taken so (0.{kind}, 1.{kind})"
+        in capsys.readouterr().err
+    )
+
+
+def test_images_that_exif_turns_are_counted_among_the_others(tmp_path, capsys):
+    """A mask drawn upright on a picture upside down cannot be told from its size: it is said how it is taken."""
+    data, expected = turned(tmp_path, "jpg", 3, upright=True, n=5)
+    plain = save(tmp_path / "plain.jpg", Image.new("L", (120, 80)))
+    items = [*data.items, Item(plain, "plain.jpg", 0, data.items[0].mask)]
+    capsys.readouterr()
+    Images("folder:x", "val", ("white",), items, config(64))
+    said = capsys.readouterr().err
+    assert (
+        "EXIF turns 5 of 6 images: 5 masks are taken as drawn on the stored pixels, and turned (0.jpg, 1.jpg," in said
+    )
+    assert "2.jpg, ...); where masks were drawn upright, store these images upright" in said
+    assert not np.array_equal(data[0][2], expected)
+
+
+def test_nothing_is_said_of_sets_without_masks(tmp_path, capsys):
+    data, _ = turned(tmp_path, "jpg", 6, upright=False)
+    capsys.readouterr()
+    Images("folder:x", "val", ("white",), [Item(item.path, item.name, 0) for item in data.items], config(64))
+    assert capsys.readouterr().err == ""
+
+
+def test_a_mask_that_fits_neither_way_is_named(tmp_path):
+    data, _ = turned(tmp_path, "jpg", 6, upright=False)
+    for shape in ((7, 9), (120, 81)):
+        item = Item(data.items[0].path, "0.jpg", 0, lambda size, shape=shape: np.zeros(shape, dtype=np.int64))
+        with pytest.raises(
+            InputError, match=rf"0.jpg: the mask is {shape[1]} x {shape[0]} pixels, its image 120 x 80 \(as stored\)"
+        ):
+            Images("folder:x", "val", ("white",), [item], config(64))[0]

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch.utils.data import Subset
 
 from models.config import ViTConfig
 from models.data import describe, open_data
-from models.data.masked import VOC_CLASSES
+from models.data.voc import VOC_CLASSES
 from models.errors import InputError
 
 SIZE = 32
@@ -167,6 +167,71 @@ def test_bad_voc_folders_are_named(voc):
         open_data(f"voc:{voc}")
 
 
+def test_items_of_one_photograph_are_known_as_such(voc):
+    data = open_data(f"voc:{voc}", like=LIKE)
+    assert describe(data).photographs.tolist() == [0, 0]
+    (voc / "ImageSets" / "Segmentation" / "val.txt").write_text("2007_2\n2007_1\n")
+    data = open_data(f"voc:{voc}", like=LIKE)
+    assert describe(data).photographs.tolist() == [0, 1, 1] and describe(data).photographs.dtype == np.int64
+    assert describe(Subset(Subset(data, [2, 0, 1]), [0, 2])).photographs.tolist() == [1, 1]
+
+
+def test_lists_of_voc_may_begin_with_a_byte_order_mark_and_hold_flags(voc):
+    (voc / "classes.txt").write_text("".join(f"thing {k}\n" for k in range(1, 21)), encoding="utf-8-sig")
+    (voc / "ImageSets" / "Segmentation" / "val.txt").write_text("2007_1  1\r\n2007_2 -1\r\n", encoding="utf-8-sig")
+    data = open_data(f"voc:{voc}")
+    assert data.classes[0] == "thing 1" and [item.name for item in data.items] == ["2007_1.jpg"] * 2 + ["2007_2.jpg"]
+    (voc / "classes.txt").write_text("Käse\n", encoding="utf-16")
+    with pytest.raises(InputError, match="voc:.*: classes.txt is not text in UTF-8"):
+        open_data(f"voc:{voc}")
+
+
+def test_voc_images_have_any_ending_and_leftovers_are_none(voc):
+    (voc / "JPEGImages" / "2007_1.jpg").rename(voc / "JPEGImages" / "2007_1.JFIF")
+    photo(voc / "JPEGImages" / "@eaDir" / "2007_1.jpg")
+    photo(voc / "JPEGImages" / "2007_1.png")
+    assert [item.name for item in open_data(f"voc:{voc}").items] == ["2007_1.JFIF"] * 2
+
+
+def test_images_whose_masks_show_no_class_are_counted(voc, capsys):
+    open_data(f"voc:{voc}")
+    assert "left out 1 image whose mask shows no class (2007_3)" in capsys.readouterr().err
+
+
+def test_the_list_of_imagenet_s_may_begin_with_a_byte_order_mark(imagenet_s):
+    listing = imagenet_s / "ImageNetS_categories_im300.txt"
+    listing.write_text(listing.read_text(), encoding="utf-8-sig")
+    assert open_data(f"imagenet-s:{imagenet_s}").classes[0] == "n00000000"
+
+
+def test_masks_of_another_list_of_classes_are_refused(imagenet_s):
+    for i in range(8):
+        photo(imagenet_s / "validation" / "n00000298" / f"more_{i}.JPEG")
+        rgb_mask(imagenet_s / "validation-segmentation" / "n00000298" / f"more_{i}.png", random_ids([0, 241]))
+    assert len(open_data(f"imagenet-s:{imagenet_s}")) == 12  # 4 of 12 masks show the class of their image
+    for file in (imagenet_s / "validation").rglob("validation_*.JPEG"):
+        file.unlink()
+    with pytest.raises(InputError, match="only 0 of 8 masks looked at show the class of their image"):
+        open_data(f"imagenet-s:{imagenet_s}")
+
+
+def test_leftovers_and_masks_beside_images_of_imagenet_s_are_left_out(imagenet_s, capsys):
+    for place in ("@eaDir/a.JPEG", "n00000000/@eaDir/a.JPEG", "n00000000/._validation_0_0.JPEG"):
+        photo(imagenet_s / "validation" / place)
+    (imagenet_s / "validation" / "n00000000" / "validation_0_0.png").write_bytes(b"a mask in the wrong place")
+    assert open_data(f"imagenet-s:{imagenet_s}").labels.tolist() == [0, 0, 298, 298]
+    said = capsys.readouterr().err
+    assert "3 leftovers of file systems" in said and "1 mask beside its picture (n00000000/validation_0_0.png)" in said
+
+
+def test_imagenet_s_masks_of_one_channel_ignore_255(imagenet_s):
+    ids = random_ids([0, 1, 255])
+    for file in (imagenet_s / "validation-segmentation" / "n00000000").iterdir():
+        Image.fromarray(ids.astype(np.uint8)).save(file)
+    data = open_data(f"imagenet-s:{imagenet_s}", like=LIKE)
+    assert np.array_equal(data[0][2], np.where(ids == 255, -1, ids)) and data[2][2].max() == 299
+
+
 HEADER = "split,wnid,file,w,h,x0,y0,x1,y1,more\n"
 
 
@@ -193,6 +258,26 @@ def test_a_box_mask_is_the_union_of_its_classs_boxes(tmp_path):
     for (_, _, mask), expected in zip(data, (first[:, 16:48], second[:, 16:48], third[:, :32]), strict=True):
         assert np.array_equal(mask, expected)
     assert open_data(f"boxes:{tmp_path / 'boxes.csv'}", like=LIKE).fingerprint == data.fingerprint
+
+
+def test_boxes_of_one_photograph_and_numeric_classes(tmp_path):
+    photo(tmp_path / "a.JPEG")
+    photo(tmp_path / "b.JPEG")
+    rows = [f"val,{label},{file}.JPEG,32,32,0,0,8,8,x" for file, label in (("b", 10), ("a", 10), ("a", 2), ("a", 1))]
+    (tmp_path / "boxes.csv").write_text(HEADER + "\n".join(rows) + "\n", encoding="utf-8-sig")
+    data = open_data(f"boxes:{tmp_path}")
+    assert data.classes == ("1", "2", "10") and data.labels.tolist() == [0, 2, 1, 2]
+    assert describe(data).photographs.tolist() == [0, 0, 0, 3]
+
+
+def test_boxes_of_the_upright_picture_are_taken_so(tmp_path, capsys):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (64, 32)).save(tmp_path / "a.jpg", exif=exif)
+    (tmp_path / "boxes.csv").write_text(HEADER + "val,n01,a.jpg,32,64,0,16,16,48,x\n")
+    mask = open_data(f"boxes:{tmp_path}", like=LIKE)[0][2]
+    assert mask[:, :16].eq(1).all() and mask[:, 16:].eq(0).all()
+    assert "EXIF turns 1 of 1 images: 1 mask has the upright size and is taken so (a.jpg)" in capsys.readouterr().err
 
 
 def test_box_files_may_lie_in_folders_of_splits(tmp_path):

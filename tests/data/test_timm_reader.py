@@ -1,8 +1,6 @@
-"""What timm reads: torchvision's sets, Hugging Face data sets, WebDataset shards."""
+"""What timm reads: torchvision's sets, Hugging Face data sets."""
 
 import io
-import json
-import tarfile
 
 import numpy as np
 import pytest
@@ -11,7 +9,7 @@ from PIL import Image
 
 from models.config import ViTConfig
 from models.data import Stream, describe, open_data
-from models.errors import InputError, UnreadableImage
+from models.errors import InputError
 
 LIKE = ViTConfig(image_size=16, patch_size=8, mean=(0, 0, 0), std=(1, 1, 1))
 
@@ -25,43 +23,6 @@ def png(value: int) -> bytes:
 def reds(data) -> list[int]:
     """The red of every image, as it comes through the stream."""
     return [round(255 * image[0, 0, 0].item()) for batch in Stream(data, 4) for image in batch.images]
-
-
-def write_shard(path, samples: list[tuple[str, bytes, int]]) -> None:
-    with tarfile.open(path, "w") as tar:
-        for key, content, label in samples:
-            for name, data in ((f"{key}.png", content), (f"{key}.cls", str(label).encode()), (f"{key}.json", b"{}")):
-                member = tarfile.TarInfo(name)
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
-
-
-@pytest.fixture
-def shards(tmp_path):
-    pytest.importorskip("webdataset")
-    write_shard(tmp_path / "s-0.tar", [("a", png(10), 1), ("b", png(20), 0)])
-    write_shard(tmp_path / "s-1.tar", [("a", png(30), 2), ("c", b"damaged", 0)])
-    split = dict(name="validation", num_samples=4, filenames=["s-0.tar", "s-1.tar"], shard_lengths=[2, 2])
-    (tmp_path / "_info.json").write_text(json.dumps({"splits": {"validation": split}}))
-    return tmp_path
-
-
-def test_webdataset_shards_have_random_access(shards):
-    data = open_data(f"wds/mine:{shards}", like=LIKE)
-    assert len(data) == 4 and data.labels.tolist() == [1, 0, 2, 0] and data.classes == ("0", "1", "2")
-    assert data.pil(2).getpixel((0, 0)) == (30, 0, 0) and data.pil(0).getpixel((0, 0)) == (10, 0, 0)
-    assert reds(data) == [10, 20, 30]
-    with pytest.raises(UnreadableImage, match="image 3 cannot be read"):
-        data[3]
-    with pytest.raises(InputError, match="cannot open its split 'train'"):
-        open_data(f"wds/mine:{shards}", "train")
-
-
-def test_the_fingerprint_of_shards_knows_them(shards):
-    before = open_data(f"wds/mine:{shards}", like=LIKE).fingerprint
-    assert open_data(f"wds/mine:{shards}", like=LIKE).fingerprint == before
-    write_shard(shards / "s-1.tar", [("a", png(30) + bytes(20_000), 2), ("c", png(1), 0)])
-    assert open_data(f"wds/mine:{shards}", like=LIKE).fingerprint != before
 
 
 def test_torchvision_folders(tmp_path):

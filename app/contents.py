@@ -1,0 +1,78 @@
+"""The table of contents: every page, the results it shows, and the commands that make them.
+
+It feeds the menu, the sidebar's "here" and "missing", the word on a page without its result, and the tests.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Result:
+    """A file in a run's folder, and the command that makes it; ``{run}`` stands for the folder."""
+
+    file: str
+    command: str
+    holds: str = ""  # a variable without which it is not what it should be
+    start: str = ""  # what in the folder the command starts from
+    makes_run: bool = False  # the command makes a run of its own
+    identity: str = "checkpoint_sha256"  # the attribute that says which model it is of
+
+    def made_by(self, run: Path) -> str:
+        return self.command.format(run=run)
+
+    def is_here(self, run: Path) -> bool:
+        return (run / self.file).exists()
+
+    def can_be_made(self, run: Path) -> bool:
+        return not self.makes_run and (run / self.start).exists()
+
+
+@dataclass(frozen=True)
+class Page:
+    """One question: its file in ``views/``, how the menu shows it, the results it needs, and those it shows beside."""
+
+    view: str
+    title: str
+    icon: str
+    needs: tuple[Result, ...] = ()
+    beside: tuple[Result, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        return Path(__file__).parent / "views" / f"{self.view}.py"
+
+
+def of_probe(name: str, holds: str) -> Result:
+    return Result(f"{name}.nc", f"python -m probes.{name} {{run}}", holds, start="ckpt.pt")
+
+
+def of_control(name: str, holds: str = "accuracy") -> Result:
+    """A control of a pruning, which starts from its rounds; both say which initialisation they rewind to."""
+    command = f"python -m probes.prune --control {name} --out {{run}}"
+    return Result(f"prune_{name}.nc", command, holds, start="rounds", identity="init_sha256")
+
+
+CHECKPOINT = Result("ckpt.pt", "python -m models.train --data shapes --out {run}")
+POINTING_GAME = of_probe("pointing_game", "hit_ratio")
+NEURONS = of_probe("neurons", "picture")
+RANK = of_probe("rank", "k95")
+TRAJECTORIES = of_probe("trajectories", "pacmap")
+RECURRENCE = of_probe("recurrence", "accuracy")
+PRUNE = Result("prune.nc", "python -m probes.prune --steps 8", "jaccard", makes_run=True, identity="init_sha256")
+CONTROLS = {name: of_control(name) for name in ("shared", "random", "shuffled", "union")}
+SWAP = of_control("swap", "swap")
+
+PAGES = (
+    Page("overview", "Overview", ":material/home:", (CHECKPOINT,), (RECURRENCE,)),
+    Page("steps", "Steps", ":material/footprint:", (CHECKPOINT,)),
+    Page("pointing_game", "Pointing game", ":material/my_location:", (POINTING_GAME,)),
+    Page("neurons", "Neurons", ":material/neurology:", (NEURONS,)),
+    Page("rank", "Rank", ":material/stacked_line_chart:", (RANK,)),
+    Page("trajectories", "Trajectories", ":material/timeline:", (TRAJECTORIES,)),
+    Page("recurrence", "Recurrence", ":material/repeat:", (RECURRENCE,)),
+    Page("prune", "Pruning", ":material/content_cut:", (PRUNE,), (*CONTROLS.values(), SWAP)),
+    Page("other", "Other results", ":material/category:"),
+)
+NEEDED = tuple(dict.fromkeys(result for page in PAGES for result in page.needs))
+RESULTS = tuple(dict.fromkeys((*NEEDED, *(result for page in PAGES for result in page.beside))))

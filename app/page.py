@@ -1,0 +1,90 @@
+"""What every page is made of: figures with their files, numbers beside their chance levels, choices that are the link.
+
+Choices are Streamlit's own widgets with ``bind="query-params"``: their key is their name in the link, their value
+survives a change of page and a reload, and what a link names that is not there is ignored. What Streamlit writes there
+is the option's label, so options that count are plain numbers, from 0 like all code; pages print them from 1.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import streamlit as st
+
+from analyses import looks
+from models.errors import InputError, brief
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+LOG = logging.getLogger(__name__)
+LINKED = {"bind": "query-params"}
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """What goes wrong inside is one sentence on the page; what is no fault of the input is told to the terminal too."""
+    try:
+        yield
+    except InputError as error:
+        st.error(str(error))
+    except Exception as error:  # whatever a result of somebody else's may lead to
+        LOG.exception("a page could not be drawn")
+        said = f"{type(error).__name__}: {brief(error)}"
+        st.error(f"This page could not be drawn to its end ({said}); make its result anew, the terminal says more.")
+
+
+def show(
+    figure: go.Figure, name: str, caption: str = "", *, table: Callable[[], pd.DataFrame] | None = None, **options: Any
+) -> None:
+    """A figure in its own colours, and under it the files it is had as (PNG: the camera in its corner)."""
+    config = {"displaylogo": False, "toImageButtonOptions": {"filename": name.replace(" ", "_"), "scale": 2}}
+    st.plotly_chart(figure, key=f"chart {name}", theme=None, config=config, **options)
+    with st.container(horizontal=True):
+        save(figure, name, caption)
+        if table is not None:
+            save_table(table, name)
+
+
+def save(figure: go.Figure, name: str, caption: str = "") -> None:
+    """A button that saves a figure as a page that needs nothing from outside."""
+    download("Save as HTML", lambda: looks.as_html(figure, name, caption), f"{name}.html", "text/html")
+
+
+def save_table(table: Callable[[], pd.DataFrame], name: str, label: str = "Table as CSV") -> None:
+    download(label, lambda: table().to_csv(index=False), f"{name}.csv", "text/csv")
+
+
+def download(label: str, content: Callable[[], str | bytes], file: str, kind: str) -> None:
+    """A button for a file that is made when it is asked for; the page stays as it is."""
+    st.download_button(label, content, file.replace(" ", "_"), kind, key=f"save {file}", on_click="ignore")
+
+
+def metric(column: Any, title: str, value: str, beside: str | None = None, *, help: str | None = None) -> None:
+    """A number, and under it, in grey, what it is to be read beside: its chance level or interval."""
+    column.metric(title, value, beside, delta_color="off", delta_arrow="off", help=help)
+
+
+def number(column: Any, label: str, n: int, key: str, default: int = 0, *, shown: str = "%d") -> int:
+    """One of 0 .. n - 1, on a slider that is part of the link; without one where there is no choice."""
+    if n == 1:
+        return 0
+    keep_within(key, range(n), default)
+    return column.slider(label, 0, n - 1, default, format=shown, key=key, **LINKED)
+
+
+def keep_within(key: str, allowed: Sequence[int], default: int) -> None:
+    """Before a widget for numbers is drawn: another run may have fewer of them, which Streamlit takes for an error."""
+    if st.session_state.get(key, default) not in allowed:
+        st.session_state[key] = default
+
+
+def segments(column: Any, label: str, options: Sequence[Any], key: str, *, help: str | None = None) -> Any:
+    """One of a few options side by side, the first by default."""
+    look = dict(default=options[0], required=True, help=help)
+    chosen = column.segmented_control(label, options, key=key, **look, **LINKED)
+    return options[0] if chosen is None else chosen  # a link may name an empty one

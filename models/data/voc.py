@@ -1,0 +1,96 @@
+"""``voc:PATH``: Pascal VOC (Everingham et al., 2010) and what is laid out like it."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from models.config import ViTConfig
+from models.data.codings import check_ids, raw_mask
+from models.data.files import LeftOut, Walk, existing, stem, text_of
+from models.data.found import found
+from models.data.images import Images
+from models.data.items import Item
+from models.errors import InputError
+
+VOC_IGNORE = 255
+VOC_CLASSES = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+
+
+def open_voc(spec: str, path: Path, split: str, like: ViTConfig | None) -> Images:
+    """One item per image and class that its mask shows (so every mask is read once: 3 ms each); classes of
+    PATH/classes.txt, else VOC's.
+    """
+    listing = existing(path, spec) / "ImageSets" / "Segmentation" / f"{split}.txt"
+    if not listing.exists():
+        there = ", ".join(sorted(file.stem for file in listing.parent.glob("*.txt"))) or "no lists"
+        raise InputError(
+            f"{spec} has no ImageSets/Segmentation/{split}.txt; that folder holds {there}{found(path, spec)}"
+        )
+    own = path / "classes.txt"
+    classes = VOC_CLASSES
+    if own.exists():
+        classes = tuple(line.strip() for line in text_of(own, spec).splitlines() if line.strip())
+    names = [line.split()[0] for line in text_of(listing, spec).splitlines() if line.strip()]
+    image_of, left_out = images_of(path), LeftOut()
+    items = [item for name in names for item in _items(spec, path, name, image_of.get(name), len(classes))]
+    for name in set(names) - {stem(item.name) for item in items}:
+        left_out.add(("image whose mask shows no class", "images whose masks show no class"), name)
+    left_out.say(spec, split)
+    return Images(spec, split, classes, items, like)
+
+
+def images_of(path: Path) -> dict[str, Path]:
+    """The images by their names without endings."""
+    folder = path / "JPEGImages"
+    names = Walk(str(folder), with_masks=True).scan()[0] if folder.is_dir() else []
+    return {stem(name): folder / name for name in reversed(names)}
+
+
+def _items(spec: str, path: Path, name: str, image: Path | None, n_classes: int) -> list[Item]:
+    mask = path / "SegmentationClass" / f"{name}.png"
+    if image is None or not mask.exists():
+        raise InputError(
+            f"{spec}: {name} of the list lacks its "
+            f"{'image in JPEGImages' if image is None else 'mask in SegmentationClass'}"
+        )
+    ids = voc_ids(mask, image.name, n_classes)
+    read = partial(voc_mask, mask, image.name, n_classes)
+    return [Item(image, image.name, int(k) - 1, read, str(mask.stat().st_size)) for k in np.unique(ids[ids > 0])]
+
+
+def voc_mask(path: Path, name: str, n_classes: int, size: tuple[int, int]) -> np.ndarray:
+    return voc_ids(path, name, n_classes)
+
+
+def voc_ids(path: Path, name: str, n_classes: int) -> np.ndarray:
+    """The ids of a mask at its own size: [height width]."""
+    raw = raw_mask(path, name)
+    if raw.ndim != 2:
+        raise InputError(
+            f"{name}: a VOC mask has one channel, {path.name} has {raw.shape[-1]}; is this an ImageNet-S set?"
+        )
+    return check_ids(raw, n_classes=n_classes, ignore=VOC_IGNORE, name=name)

@@ -1,0 +1,147 @@
+"""A loaded model behind the dashboard: what it answers, and that visitors do not read each other's activations."""
+
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from app import live
+from models import load, open_data
+from models.errors import InputError
+from models.vit import BViT
+
+
+@pytest.fixture(scope="module")
+def model(tiny_runs) -> live.Model:
+    return live.load(tiny_runs / "tiny")
+
+
+@pytest.fixture(scope="module")
+def images(model) -> np.ndarray:
+    data = open_data("shapes-easy", like=model.config)
+    return np.stack([data[i][0].numpy() for i in range(48)])
+
+
+@pytest.fixture
+def uncached():
+    """Caches that know nothing of earlier tests."""
+    methods = (live.Model.trace, live.Model.without_head, live.Model.accuracy)
+    for method in methods:
+        method.clear()
+
+
+def expected(run: Path, image: np.ndarray) -> np.ndarray:
+    """Probabilities read out of every state [state class], by the plain forward of a model of one's own."""
+    model, batch = load(run), torch.from_numpy(image)[None]
+    with torch.inference_mode():
+        return torch.cat([model(batch, n_steps=k) for k in range(model.config.n_steps + 1)]).softmax(-1).numpy()
+
+
+def test_a_trace_is_what_the_model_answers_and_attends_to(model, images, tiny_runs, uncached):
+    traced = model.trace(images[0])
+    assert traced["probability"] == pytest.approx(expected(tiny_runs / "tiny", images[0]), abs=1e-6)
+    assert traced["attention"].shape == (3, 2, 4, 4) and traced["norm"].shape == (4, model.config.n_tokens)
+    assert traced["attention"].sum((2, 3)) + traced["to_cls"] == pytest.approx(np.ones((3, 2)), abs=1e-5)
+
+
+def test_without_head_equals_the_plain_forward_with_that_head_s_columns_zeroed(model, images, tiny_runs, uncached):
+    """A head reaches the stream through its columns of the output projection: these are zeroed at a single step."""
+    plain = load(tiny_runs / "tiny")
+    with torch.no_grad():
+        z = plain.run_steps(plain.embed(torch.from_numpy(images[3])[None]), 0, 1)
+        weight = plain.core[0].attn.proj.weight
+        kept = weight.clone()
+        weight[:, :16] = 0
+        z = plain.run_steps(z, 1, 2)
+        weight.copy_(kept)
+        answer = plain.read_out(plain.run_steps(z, 2, 3))[0].softmax(-1)
+    assert model.without_head(images[3], 1, 0) == pytest.approx(answer.numpy(), abs=1e-6)
+
+
+# One at a time
+
+
+def in_two_threads(work: Callable[[int], object], n: int) -> list:
+    """What `work` gives for 0 .. n - 1, from threads that change places as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            return list(threads.map(work, range(n)))
+    finally:
+        sys.setswitchinterval(before)
+
+
+def test_two_visitors_get_their_own_image_s_attention(model, images, uncached):
+    """Without the lock most of these are wrong: both set their hooks on the one model."""
+    alone = [model.trace(image) for image in images]
+    live.Model.trace.clear()
+    together = in_two_threads(lambda i: model.trace(images[i]), len(images))
+    for one, other in zip(alone, together, strict=True):
+        assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_a_head_switched_off_by_one_visitor_stays_on_for_the_others(model, images, uncached):
+    right = [model.without_head(image, 0, 1) if i % 2 else model.trace(image)["norm"] for i, image in enumerate(images)]
+    live.Model.trace.clear(), live.Model.without_head.clear()
+    got = in_two_threads(
+        lambda i: model.without_head(images[i], 0, 1) if i % 2 else model.trace(images[i])["norm"], len(images)
+    )
+    assert all(np.array_equal(one, other) for one, other in zip(right, got, strict=True))
+
+
+def test_everything_that_runs_the_model_waits_for_its_turn(model, images, uncached, monkeypatch):
+    inside, most = [], []
+
+    def watched(name: str) -> Callable:
+        original = getattr(BViT, name)
+
+        def call(self, *args, **options):
+            inside.append(threading.get_ident())
+            most.append(len(set(inside)))
+            try:
+                return original(self, *args, **options)
+            finally:
+                inside.remove(threading.get_ident())
+
+        return call
+
+    for name in ("run_with_cache", "run_with_hooks", "embed", "run_steps", "read_out"):
+        monkeypatch.setattr(BViT, name, watched(name))
+    work = (lambda i: model.trace(images[i]), lambda i: model.without_head(images[i], 0, 0), lambda i: model.accuracy())
+    in_two_threads(lambda i: work[i % 3](i), 12)
+    assert len(most) > 12 and max(most) == 1
+
+
+def test_pages_get_no_model_that_they_could_run(model):
+    assert not callable(model)
+    assert not any(isinstance(value, torch.nn.Module) for name, value in vars(model).items() if name[0] != "_")
+    for view in Path(live.__file__).parent.joinpath("views").glob("*.py"):
+        assert "._model" not in view.read_text() and ".alone(" not in view.read_text()
+
+
+# Uploads
+
+
+def encoded(mode: str) -> bytes:
+    buffer = BytesIO()
+    Image.effect_noise((90, 50), 60).convert(mode).save(buffer, "JPEG" if mode == "CMYK" else "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "CMYK", "I;16"])
+def test_an_upload_of_any_kind_becomes_the_model_s_input(mode, model):
+    image = live.from_upload(model.config, encoded(mode), "mine")
+    assert image.shape == (3, 32, 32) and np.isfinite(image).all()
+
+
+def test_an_unreadable_upload_is_one_sentence_that_names_it(model):
+    with pytest.raises(InputError, match=r"mine\.png cannot be read as an image"):
+        live.from_upload(model.config, b"no picture", "mine.png")

@@ -1,0 +1,112 @@
+"""Masks in the codings that are met, told apart by looking at a sample."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.data.codings import Coding, check_ids, raw_mask
+from models.errors import InputError
+
+IDS = np.array([[0, 1, 2], [2, 1, -1], [0, -1, 1]])  # in the house's encoding, of an image of class 0
+
+
+def rgb(ids: np.ndarray) -> np.ndarray:
+    return np.stack([ids % 256, ids // 256, 0 * ids], -1).astype(np.uint8)
+
+
+def written(ignore: int) -> np.ndarray:
+    return np.where(IDS < 0, ignore, IDS)
+
+
+CODED = {
+    "R + 256 G, 1000 = ignored": (rgb(written(1000)), 300),
+    "RGB with opaque alpha": (np.dstack([rgb(written(1000)), np.full((3, 3), 255, np.uint8)]), 300),
+    "8 bits, 255 = ignored": (written(255).astype(np.uint8), 20),
+    "8 bits thrice": (np.stack([written(255).astype(np.uint8)] * 3, -1), 20),
+    "16 bits, 1000 = ignored": (written(1000).astype(np.uint16), 919),
+    "16 bits, 65535 = ignored": (written(65535).astype(np.uint16), 919),
+    "16 bits, 255 = ignored": (written(255).astype(np.uint16), 50),
+}
+
+
+@pytest.mark.parametrize("coding", CODED)
+@pytest.mark.parametrize("stored", ["png", "npy"])
+def test_every_coding_is_told_from_the_masks(coding, stored):
+    raw, n_classes = CODED[coding]
+    file = io.BytesIO()
+    if stored == "png":
+        Image.fromarray(raw).save(file, format="PNG")
+    else:
+        np.save(file, raw)
+    looked = [("a", 0, raw_mask(file, "a")), ("b", 0, np.zeros_like(raw))]
+    found = Coding.checked(looked, n_classes, "x")
+    assert np.array_equal(found.read(file, "a", 0, (3, 3)), IDS) and found.read(file, "a", 0, (3, 3)).dtype == np.int64
+
+
+@pytest.mark.parametrize("white", [255, 1, True])
+def test_black_and_white_masks_show_the_class_of_their_image(white):
+    raw = [np.array([[0, white], [white, 0]]).astype(bool if white is True else np.uint8) for _ in range(4)]
+    looked = [(str(label), label, mask.astype(np.uint8) if white is True else mask) for label, mask in enumerate(raw)]
+    coding = Coding.checked(looked, 4, "x")
+    assert [coding.ids(mask, "a", label).max() for _, label, mask in looked] == [1, 2, 3, 4]
+
+
+def test_ids_of_one_class_are_no_black_and_white():
+    looked = [("a", 0, np.array([[0, 1]], np.uint8)), ("b", 1, np.array([[0, 2]], np.uint8))]
+    assert Coding.of(looked, 2).white == 0 and Coding.of(looked[:1], 1).white == 0
+
+
+@pytest.mark.parametrize(
+    ("raw", "n_classes", "message"),
+    [
+        (rgb(np.array([[0, 301]])), 300, r"row 7: the mask holds id 301, outside 0..300 and 1000"),
+        (np.array([[0, 21]], np.uint8), 20, r"row 7: the mask holds id 21, outside 0..20 and 255"),
+        (np.array([[0, 254]], np.uint8), 20, "row 7: the mask holds id 254"),
+        (np.array([[0, 920]], np.uint16), 919, r"row 7: the mask holds id 920, outside 0..919 and 1000"),
+        (np.array([[0, 1000, 65535]], np.uint16), 919, "row 7: the mask holds id 65535"),
+        (np.array([[-1]], np.int32), 5, "row 7: the mask holds id -1"),
+        (np.array([[[9, 8, 7]]], np.uint8), 20, "row 7: the mask is coloured, but ids are R . 256 G"),
+    ],
+)
+def test_ids_above_the_classes_are_refused(raw, n_classes, message):
+    with pytest.raises(InputError, match=message):
+        Coding.checked([("row 7", 0, raw)], n_classes, "x")
+
+
+def test_masks_of_another_class_list_are_refused():
+    looked = [(str(i), 0, np.array([[0, 7]], np.uint8)) for i in range(8)]
+    own = ("own", 0, np.array([[1]], np.uint8))
+    for more, shown in (([], "0 of 8"), ([own] * 2, "2 of 10")):  # of two lists the first classes are often the same
+        with pytest.raises(InputError, match=f"^x: only {shown} masks looked at show the class of their image"):
+            Coding.checked([*looked, *more], 9, "x")
+    Coding.checked([*looked, own, own, own], 9, "x")
+    Coding.checked([("few", 0, looked[0][2])], 9, "x")
+
+
+def test_files_that_cannot_hold_ids_are_refused():
+    fractions = io.BytesIO()
+    np.save(fractions, np.array([[0.5]]))
+    for file, message in {
+        _jpeg(): "a: its mask is a JPEG, which does not keep class numbers",
+        fractions: "a: its mask holds fractions",
+        io.BytesIO(b"?"): "a: its mask cannot be read",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            raw_mask(file, "a")
+
+
+def _jpeg() -> io.BytesIO:
+    file = io.BytesIO()
+    Image.new("L", (8, 8), 3).save(file, format="JPEG")
+    return file
+
+
+def test_mask_ids_are_checked_and_translated():
+    ids = np.array([[0, 1], [300, 1000]])
+    assert check_ids(ids, n_classes=300, ignore=1000, name="a").tolist() == [[0, 1], [300, -1]]
+    for wrong in (301, -1, 999):
+        ids[0, 0] = wrong
+        with pytest.raises(InputError, match=rf"a: the mask holds id {wrong}, outside 0\.\.300 and 1000"):
+            check_ids(ids, n_classes=300, ignore=1000, name="a")
