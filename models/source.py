@@ -13,6 +13,7 @@ from torch import nn
 
 from models import masks, run_folder
 from models.checkpoint import Weights, filled, fresh, load_file, state_sha256
+from models.config import ViTConfig, presets
 from models.errors import InputError
 from models.origin import Origin
 from models.vit import BViT
@@ -28,9 +29,10 @@ def load(source: str | Path | nn.Module, weights: Weights = "ema", image_size: i
     """A model in eval mode, float32, on the CPU, with ``model.origin`` saying where it comes from.
 
     `source`: a run folder, a ``ckpt.pt``, ``timm:NAME``, ``timm:NAME@FILE`` (weights as people have them, see
-    `models.foreign`), ``hf:REPO``, or a timm ViT. `weights`: ``ema`` (raw if there is none), ``raw``, or ``init``, the
-    untrained control rebuilt from config and seed. `image_size`: another size in pixels, a multiple of the patch size;
-    the position embedding is resampled to it. Raises `InputError` for a file that is not a checkpoint.
+    `models.foreign`), ``hf:REPO``, a timm ViT, or a preset's name (untrained). `weights`: ``ema`` (raw if there is
+    none), ``raw``, or ``init``, the untrained control rebuilt from config and seed. `image_size`: another size in
+    pixels, a multiple of the patch size; the position embedding is resampled to it. Raises `InputError` for a file
+    that is not a checkpoint.
     """
     if weights not in ("ema", "raw", "init"):
         raise InputError(f"weights is {weights!r}, not ema, raw or init")
@@ -48,7 +50,16 @@ def _loaded(source: str | Path | nn.Module, weights: Weights) -> BViT:
         return _of_timm(module, str(source), "init" if weights == "init" else held)
     if kind == "hf":
         return load_file(hub_file(rest), weights, run=named_run(rest))
+    if str(source) in presets() and not Path(source).exists():
+        return _of_preset(str(source))
     return load_file(file_of(Path(source)), weights)
+
+
+def _of_preset(name: str) -> BViT:
+    """An untrained model of a named size, from seed 0: for what depends on the shape alone, such as its cost."""
+    model = fresh(ViTConfig.preset(name), 0).eval()
+    model.origin = Origin(name, "init", state_sha256(model.state_dict()), run=named_run(name))
+    return model
 
 
 def _of_timm(module: nn.Module, source: str, weights: Weights) -> BViT:

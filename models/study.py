@@ -286,10 +286,31 @@ def write_csv(asked: Study, out: Path) -> int:
 
 
 COLUMNS = (
-    "cell", "groups", "model", "fields", "seed", "lr", "n_steps", "n_blocks", "d_model", "n_heads", "step_embedding",
-    "n_registers", "norm", "n_classes", "parameters", "flops", "images", "top1", "top1_raw", "best", "val_loss", "n_val",
-    "seconds", "init_sha256",
-)  # fmt: skip
+    "cell",
+    "groups",
+    "model",
+    "fields",
+    "seed",
+    "lr",
+    "n_steps",
+    "n_blocks",
+    "d_model",
+    "n_heads",
+    "step_embedding",
+    "n_registers",
+    "norm",
+    "n_classes",
+    "parameters",
+    "flops",
+    "images",
+    "top1",
+    "top1_raw",
+    "best",
+    "val_loss",
+    "n_val",
+    "seconds",
+    "init_sha256",
+)
 
 
 def line_of(cell: Cell, run: Path, groups: list[str]) -> dict[str, Any]:

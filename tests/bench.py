@@ -38,7 +38,8 @@ def ratio(name: str, ours: Callable[[], object], theirs: Callable[[], object], r
                 side.append(time.perf_counter() - started)
     mine, other = map(statistics.median, times)
     spread = [b / a for a, b in zip(*times, strict=True)]
-    line = f"{name:74} {other / mine:5.2f}x   ({min(spread):.2f} to {max(spread):.2f}; {1000 * mine:.0f} against {1000 * other:.0f} ms)"
+    times = f"{1000 * mine:.0f} against {1000 * other:.0f} ms"
+    line = f"{name:74} {other / mine:5.2f}x   ({min(spread):.2f} to {max(spread):.2f}; {times})"
     print(line, flush=True)
 
 

@@ -15,11 +15,18 @@ from app import page
 from models import ViTConfig, load, open_data
 from models.checkpoint import fresh, save, state_sha256
 from models.run_folder import result as file_of
-from probes import neurons, pointing_game, probe, rank, recurrence, trajectories
+from probes import cost, neurons, pointing_game, probe, rank, recurrence, trajectories
 from probes.methods import rounds
 from probes.methods.plan import Plan
 
 ROOT = Path(page.__file__).parents[1]
+STUDY = """cell,groups,model,fields,seed,lr,n_steps,n_blocks,d_model,n_classes,parameters,flops,top1
+a,width;steps,bvit_easy,,0,0.004,12,1,64,20,57300,1000000,0.6
+b,width;steps,bvit_easy,,1,0.004,12,1,64,20,57300,1000000,0.7
+c,width,vit_easy,,0,0.004,12,12,64,20,600000,1000000,0.8
+d,width,vit_easy,,1,0.004,12,12,64,20,600000,1000000,0.9
+e,steps,bvit_easy,n_steps=4,0,0.004,4,1,64,20,57300,400000,0.5
+"""
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +45,8 @@ def tiny_runs(tmp_path_factory) -> Path:
     )
     measure_all(run)
     prune_twice(run, config)
+    (run.parent / "study").mkdir()
+    (run.parent / "study" / "study.csv").write_text(STUDY)
     return run.parent
 
 
@@ -50,6 +59,7 @@ def measure_all(run: Path) -> None:
         "rank": rank.measure(model, images, accuracy_images=20, **common),
         "trajectories": trajectories.measure(model, images, **common),
         "recurrence": recurrence.measure(model, images, **common),
+        "cost": cost.measure(model, images, rounds=1, batch_size=2),
     }
     for name, result in measured.items():
         probe.save(result, file_of(run, name))

@@ -24,6 +24,7 @@ OPTIONS = {
     "rank": dict(accuracy_images=20),
     "trajectories": dict(images=35, neighbors=4),
     "recurrence": dict(max_steps=4),
+    "cost": dict(rounds=1),
     "prune": dict(data="shapes-easy:96", fields=("n_steps=2", "d_model=8", "n_heads=2"), val_limit=20),
 }
 LAUNCH = """
@@ -102,9 +103,11 @@ def test_several_processes_leave_the_file_of_one(results, n_processes: int, prob
     one, several = results[1][probe], results[n_processes][probe]
     assert set(one.variables) == set(several.variables)
     for name, expected in one.variables.items():
+        if "seconds" in name or name == "memory":
+            continue  # measured anew, never twice the same
         if expected.dtype.kind == "f":
             atol = 1e-6 * np.nanmax(np.abs(expected.values), initial=1.0)
             assert np.allclose(several[name], expected, rtol=1e-6, atol=atol, equal_nan=True), name
         else:
             assert (several[name].values == expected.values).all(), name
-    assert any(name.startswith("control_") for name in one) or probe == "prune"
+    assert any(name.startswith("control_") for name in one) or probe in ("prune", "cost")

@@ -49,7 +49,7 @@ def graft_loss(model, t, rows, images, labels):
 
 
 def smallest(graft, row, rate, config, scope):
-    """The mask without the smallest floor(rate * n) weights that it keeps, over the block together or in each matrix."""
+    """The mask without the smallest floor(rate * n) weights that it keeps, over the whole block or in each matrix."""
     magnitude = torch.cat([dict(graft.named_parameters())[name].detach().abs().flatten() for name in PRUNABLE])
     sizes = [dict(graft.named_parameters())[name].numel() for name in PRUNABLE]
     groups = [range(len(row))] if scope == "global" else [range(sum(sizes[:i]), sum(sizes[: i + 1])) for i in range(4)]

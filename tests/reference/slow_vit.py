@@ -1,4 +1,4 @@
-"""The model once more: plain loops over steps, images and heads, no fused operation, no hooks. What `BViT` must equal."""
+"""The model once more: plain loops over steps, images and heads, no fused operation, no hooks: what `BViT` must be."""
 
 import math
 
