@@ -165,7 +165,9 @@ def compared(control: xr.Dataset, result: xr.Dataset) -> str:
         lines = ["accuracy (%) when step t (row) runs under the mask of step s (column)"]
         for number, matrix, base in zip(control["round"].values, 100 * control["swap"].values, 100 * own, strict=True):
             off = matrix[~np.eye(len(matrix), dtype=bool)]
-            said = f"swapped {off.mean():.1f} on average, {off.min():.1f} at worst"
+            said = "with one step there is none to swap with"
+            if off.size:
+                said = f"swapped {off.mean():.1f} on average, {off.min():.1f} at worst"
             lines.append(f"round {number}: own masks {base:.1f}, {said}")
         return "\n".join(lines)
     lines = [f"accuracy (%), {control.attrs['control']} masks against step-specific ones"]

@@ -1,6 +1,7 @@
 """Where a model comes from, and by what a result was made: all that provenance says, without an absolute path."""
 
 import platform
+import re
 import sys
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -39,9 +40,9 @@ def provenance(seed: int, **more: Any) -> dict[str, Any]:
 
 def relative(argument: str) -> str:
     """A command-line argument without absolute paths: from here if it lies below, else its last part."""
-    separator = ":" if ":/" in argument else "@" if "@/" in argument else ""
-    head, separator, path = argument.rpartition(separator) if separator else ("", "", argument)
-    if not path.startswith("/"):
-        return argument
-    here, place = Path.cwd(), Path(path)
-    return head + separator + str(place.relative_to(here) if place.is_relative_to(here) else place.name)
+    return re.sub(r"(?:^|(?<=[:@=]))/[^:@?]*", lambda found: _from_here(Path(found[0])), argument)
+
+
+def _from_here(place: Path) -> str:
+    here = Path.cwd()
+    return str(place.relative_to(here) if place.is_relative_to(here) else place.name)

@@ -93,8 +93,15 @@ def locked(run: Path) -> Iterator[None]:
 def claim(run: Path, *, resume: bool, force: bool) -> None:
     """Refuse a folder that already holds a run, unless it is to be continued or started over."""
     if force:
+        results = sorted(path.name for path in run.glob("*.nc") if not path.name.startswith("prune"))
+        if results:
+            raise InputError(
+                f"{run} holds results of the model that --force would replace: {', '.join(results)}; move or remove "
+                "them first, or choose another --out"
+            )
         shutil.rmtree(run / "rounds", ignore_errors=True)
-        for path in (checkpoint(run), last(run), log(run), *run.glob("events.out.tfevents.*"), *run.glob("prune*")):
+        ours = (checkpoint(run), last(run), log(run), run / "prune.json")
+        for path in (*ours, *run.glob("events.out.tfevents.*"), *run.glob("prune*.nc")):
             path.unlink(missing_ok=True)
     elif not resume and run.exists() and any(path.name != "lock" for path in run.iterdir()):
         raise InputError(f"{run} is not empty; pass --resume to continue it, --force to start over, or another --out")

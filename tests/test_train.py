@@ -109,6 +109,20 @@ def test_a_run_is_not_overwritten_nor_resumed_with_other_options(whole: Path) ->
     train(out=whole, resume=True, **TINY)  # finished: nothing to do
 
 
+def test_starting_over_leaves_no_result_of_the_old_model_and_nothing_but_ours_is_touched(tmp_path: Path) -> None:
+    train(out=tmp_path / "run", **(TINY | {"epochs": 1.0}))
+    before = (tmp_path / "run" / "ckpt.pt").read_bytes()
+    for name in ("rank.nc", "notes.txt", "prune notes.txt"):
+        (tmp_path / "run" / name).write_text("mine")
+    with pytest.raises(InputError, match=r"rank\.nc; move or remove"):
+        train(out=tmp_path / "run", force=True, **(TINY | {"epochs": 1.0}))
+    assert (tmp_path / "run" / "ckpt.pt").read_bytes() == before
+    (tmp_path / "run" / "rank.nc").unlink()
+    train(out=tmp_path / "run", force=True, seed=1, **(TINY | {"epochs": 1.0}))
+    assert (tmp_path / "run" / "ckpt.pt").read_bytes() != before
+    assert (tmp_path / "run" / "notes.txt").read_text() == (tmp_path / "run" / "prune notes.txt").read_text() == "mine"
+
+
 def test_a_second_process_is_refused(tmp_path: Path) -> None:
     from models.run_folder import locked
 

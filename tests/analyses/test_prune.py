@@ -88,3 +88,8 @@ def test_interactive_figures_show_the_chosen_round_and_matrix(result) -> None:
     curves = prune.specialization_curves(result, weight="proj").data
     assert [trace.name for trace in curves] == ["step 1", "step 2", "step 3", "random masks"]
     assert curves[2].y[1] == 100
+
+
+def test_with_one_step_there_is_no_mask_to_swap_with(result) -> None:
+    swap = xr.Dataset({"swap": (("round", "step", "mask"), [[[0.5]]])}, {"round": [1]})
+    assert prune.compared(swap, result).endswith("round 1: own masks 100.0, with one step there is none to swap with")
