@@ -258,7 +258,7 @@ def depth_curves(results: Results) -> looks.Curves:
     for model in style.series(results, "standing"):
         lines.append(line(model, "standing", "", 100, at))
         chance = as_percent(model.numbers["chance_standing"].sel(at))
-        look = model.look("if states were independent", dash="dot", mark="")
+        look = model.look("independent", dash="dot", mark="")
         lines.append(looks.Line(np.arange(len(chance)), chance, **look))
     return looks.Curves(lines, x="after step", y="answer stands (%)", low=0)
 

@@ -57,7 +57,9 @@ show_numbers()
 left, right = st.columns(2)
 with left:
     st.subheader("Through every lens")
-    metric = st.selectbox("Measure", analysis.METRICS, key="lens_measure", format_func=analysis.METRICS.get, **page.LINKED)
+    metric = st.selectbox(
+        "Measure", analysis.METRICS, key="lens_measure", format_func=analysis.METRICS.get, **page.LINKED
+    )
     page.show(analysis.interactive(result, metric), "lens", table=lambda: analysis.frame(result))
 with right:
     st.subheader("When does the answer stand?")
