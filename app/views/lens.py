@@ -39,6 +39,7 @@ def show_numbers() -> None:
 def show_image() -> None:
     """What every patch of one image says after a step; the model is not run."""
     classes, last = list(result.attrs["classes"]), result.sizes["state"] - 1
+    st.subheader("One image, patch by patch")
     left, right = st.columns(2)
     place = page.number(left, "Image", result.sizes["place"], "lens_image", shown="image %d")
     state = page.number(right, "State after step", last + 1, "lens_state", last)
@@ -82,13 +83,13 @@ else:
 
 st.subheader("What adds to the answer?")
 st.caption("Every head and FFN of every step; with the embedding and the bias, the parts sum to the logit exactly.")
-left, right = st.columns(2)
-to = page.segments(left, "What a part adds", list(analysis.TO), "adds", help="margin: to the class less to the others")
+to = page.segments(st, "What a part adds", list(analysis.TO), "adds", help="margin: to the class less to the others")
 models = style.models(result)
-shown = dict(zip(models, (left, right), strict=False))
+shown = dict(zip(models, st.columns(2), strict=False))
 limit = analysis.largest(result, to)
 for model, place in shown.items():
     with place:
-        page.show(analysis.part_map(models[model], to, limit=limit, title=model).interactive(), f"lens parts {model}")
+        st.markdown(f"**{model}**")
+        page.show(analysis.part_map(models[model], to, limit=limit).interactive(), f"lens parts {model}")
 page.save_table(lambda: analysis.part_frame(result), "lens parts")
 st.code(analysis.table(result), language=None)
