@@ -318,7 +318,7 @@ def open_all(options: Options) -> tuple[Any, Any, recipes.Recipe, config.ViTConf
     if tuple(train_data.classes) != tuple(val_data.classes):
         raise InputError(f"{options.data}: the classes of train and val differ; give both the same class folders")
     asked = dict(epochs=options.epochs, batch_size=options.batch_size, lr=options.lr)
-    recipe = recipes.chosen(options.recipe, options.data, len(train_data), **asked)
+    recipe = recipes.named(options.recipe, options.data, len(train_data), **asked)
     if len(train_data) < recipe.batch_size:
         raise InputError(
             f"{options.data} has {len(train_data)} training images, fewer than one batch of {recipe.batch_size}"
