@@ -61,6 +61,9 @@ TRAJECTORIES = of_probe("trajectories", "pacmap")
 RECURRENCE = of_probe("recurrence", "accuracy")
 ABLATION = of_probe("ablation", "untouched_accuracy")
 COST = of_probe("cost", "seconds_of_round")
+TRANSFER = Result(
+    "transfer.nc", "python -m probes.transfer {run} --data folder:PHOTOGRAPHS", "trainable_parameters", start="ckpt.pt"
+)
 PRUNE = Result("prune.nc", "python -m probes.prune --steps 8", "jaccard", makes_run=True, identity="init_sha256")
 CONTROLS = {name: of_control(name) for name in ("shared", "random", "shuffled", "union")}
 SWAP = of_control("swap", "swap")
@@ -76,6 +79,7 @@ PAGES = (
     Page("prune", "Pruning", ":material/content_cut:", (PRUNE,), (*CONTROLS.values(), SWAP)),
     Page("ablation", "Ablation", ":material/power_off:", (ABLATION,)),
     Page("cost", "Cost", ":material/payments:", (COST,)),
+    Page("transfer", "Transfer", ":material/moving:", (TRANSFER,)),
     Page("study", "Comparison", ":material/balance:"),
     Page("other", "Other results", ":material/category:"),
 )
