@@ -60,6 +60,7 @@ RANK = of_probe("rank", "k95")
 TRAJECTORIES = of_probe("trajectories", "pacmap")
 RECURRENCE = of_probe("recurrence", "accuracy")
 ABLATION = of_probe("ablation", "untouched_accuracy")
+PATCHING = of_probe("patching", "effect")
 COST = of_probe("cost", "seconds_of_round")
 TRANSFER = Result(
     "transfer.nc", "python -m probes.transfer {run} --data folder:PHOTOGRAPHS", "trainable_parameters", start="ckpt.pt"
@@ -78,6 +79,7 @@ PAGES = (
     Page("recurrence", "Recurrence", ":material/repeat:", (RECURRENCE,)),
     Page("prune", "Pruning", ":material/content_cut:", (PRUNE,), (*CONTROLS.values(), SWAP)),
     Page("ablation", "Ablation", ":material/power_off:", (ABLATION,)),
+    Page("patching", "Patching", ":material/swap_horiz:", (PATCHING,)),
     Page("cost", "Cost", ":material/payments:", (COST,)),
     Page("transfer", "Transfer", ":material/moving:", (TRANSFER,)),
     Page("study", "Comparison", ":material/balance:"),
