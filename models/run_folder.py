@@ -81,7 +81,10 @@ def owned(run: Path, *, resume: bool, force: bool) -> Iterator[None]:
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
     """Holds `run`/lock while a long command lives; a second one is refused. The lock dies with its process."""
-    run.mkdir(parents=True, exist_ok=True)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{run} cannot be made a run folder ({error.strerror}); choose another --out") from None
     lock = FileLock(run / "lock", timeout=0)
     try:
         with lock:
