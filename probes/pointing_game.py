@@ -42,8 +42,8 @@ Look = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]  # images, lab
 
 
 def file_of(*, map: str = "attention", **others: Any) -> str:
-    """Each map has a file of its own."""
-    return "pointing_game" if map == "attention" else f"pointing_game_{map}"
+    """Each map has a file of its own: pointing_game.nc, pointing_game.chefer.nc, ..."""
+    return "pointing_game" if map == "attention" else f"pointing_game.{map}"
 
 
 @probe.measurement(control=("hit_ratio", *COMPANIONS), lighter=dict(upsample="none", thumbnails=False), file=file_of)
@@ -66,7 +66,7 @@ def measure(
         thumbnails: keep the pixels of a few images for figures and dashboard.
     """
     datasets.require_masks(images.data)
-    config, about = model.config, images.about
+    config, about, is_of_all_heads = model.config, images.about, map in relevance.OF_ALL_HEADS
     look = functools.partial(looked_at, model, map, classes_of(model, images, map))
     seen = images.over(lambda batch: read(model, batch, upsample, look))
     position, hit = seen["position"].values, seen["hit"].values
@@ -91,7 +91,7 @@ def measure(
             "companion": list(COMPANIONS),
             "kind": ["centre", "uniform", "area"],
             "step": np.arange(config.n_steps),
-            "head": ["all heads"] if map in relevance.OF_ALL_HEADS else np.arange(config.n_heads),
+            "head": np.arange(1 if is_of_all_heads else config.n_heads),
         },
     )
     if upsample != "none":
@@ -100,6 +100,7 @@ def measure(
         result = result.assign(examples(model, images, position, hit, look))
     return result.assign_attrs(
         map=map,
+        is_of_all_heads=int(is_of_all_heads),
         image_size=config.image_size,
         patch_size=config.patch_size,
         upsample=upsample,

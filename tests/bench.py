@@ -7,8 +7,8 @@ import io
 import statistics
 import time
 from collections.abc import Callable
-from functools import partial
 from contextlib import redirect_stderr
+from functools import partial
 
 import timm
 import torch

@@ -4,10 +4,11 @@ z is the state that enters a step, B(z) the one that it leaves, z_0 the embeddin
 
 | what | settings | instead |
 |---|---|---|
-| damp | factor a on the update | z + a (B(z) - z) is left; 0 stays at z_0, 1 would be the untouched model |
+| damp | factor a on the update | z + a (B(z) - z) is left; 1 would be the untouched model |
 | reinject | share a | (1 - a) B(z) + a z_0 is left |
 | hold_patches | step s | B(z) is left, from step s on with the patches as they entered it |
 | hold_cls | step s | the same with CLS, where CLS is not what is read out |
+| hold_registers | step s | the same with the registers |
 | late_cls | step s | B(z) is left, before step s with CLS as in z_0 |
 | permute_embedding | reversed, draw n | step t is told the step embedding of another step, up to T |
 | freeze_embedding | step s | every step is told that of step s |
@@ -37,10 +38,10 @@ from models.errors import InputError
 from probes.methods import lottery
 
 UNTOUCHED = "untouched"
-FACTORS = (0.0, 0.25, 0.5, 0.75, 1.25)
-SHARES = (0.05, 0.1, 0.25, 0.5)
+FACTORS = (0.5, 0.75, 1.25, 1.5)
+SHARES = (0.05, 0.1, 0.25)
 DRAWS = 2  # random orders of the steps
-MOST = 6  # steps from which, or up to which, a token is held, spread evenly
+MOST = 4  # steps from which, or up to which, a token is held, spread evenly
 
 
 @dataclass(frozen=True)
@@ -138,8 +139,17 @@ def held_cls(model: BViT, seed: int) -> list[Case]:
     return held("hold_cls", model, slice(0, 1), onwards=True)
 
 
+def held_registers(model: BViT, seed: int) -> list[Case]:
+    return held("hold_registers", model, slice(n_read(model), model.config.n_prefix), onwards=True)
+
+
 def late_cls(model: BViT, seed: int) -> list[Case]:
-    return held("late_cls", model, slice(0, 2 if model.config.pool == "distilled" else 1), onwards=False)
+    return held("late_cls", model, slice(0, n_read(model)), onwards=False)
+
+
+def n_read(model: BViT) -> int:
+    """Prefix tokens that are no registers: CLS, and DeiT's distillation token."""
+    return 2 if model.config.pool == "distilled" else 1
 
 
 def held(what: str, model: BViT, tokens: slice, *, onwards: bool) -> list[Case]:
@@ -238,6 +248,10 @@ def reads_patches(model: BViT) -> str:
     return "the patches are read out, and would answer as they did at that step" if model.config.pool == "mean" else ""
 
 
+def lacks_registers(model: BViT) -> str:
+    return "" if model.config.n_prefix > n_read(model) else "the model has no registers"
+
+
 def lacks_embedding(model: BViT) -> str:
     return "the model has no step embedding" if model.config.step_embedding == "none" else lacks_steps(model)
 
@@ -256,6 +270,7 @@ KINDS: dict[str, tuple[Callable[[BViT], str], Callable[[BViT, int], list[Case]]]
     "reinject": (lacks_nothing, reinjected),
     "hold_patches": (reads_patches, held_patches),
     "hold_cls": (reads_cls, held_cls),
+    "hold_registers": (lacks_registers, held_registers),
     "late_cls": (lacks_steps, late_cls),
     "permute_embedding": (lacks_embedding, permuted_embedding),
     "freeze_embedding": (lacks_embedding, frozen_embedding),
