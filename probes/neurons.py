@@ -34,9 +34,7 @@ with epy.lazy_imports():
 
 N_SAMPLED = 256  # images behind spectra, spread evenly
 N_SHOWN = 64  # real images whose pixels the result keeps
-PAPER = Preset(
-    "the reference recipe of tv for Vision Transformers: 400 iterations, 8 copies", dict(iterations=400, copies=8)
-)
+PAPER = Preset("iterations and copies of the reference recipe of tv: 400 and 8", dict(iterations=400, copies=8))
 
 
 @probe.measurement(control=("mean_activation", "overlap"), lighter=dict(methods=(), thumbnails=False))
