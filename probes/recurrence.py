@@ -13,7 +13,6 @@ from typing import Any
 
 from etils import epy
 
-from models.errors import InputError
 from probes import probe
 
 with epy.lazy_imports():
@@ -24,6 +23,7 @@ with epy.lazy_imports():
     import models
     from analyses import recurrence as analysis
     from models.data import stream
+    from probes.methods import unrolled
 
 CURVES = ("accuracy", "loss", "confidence", "entropy", "update")
 
@@ -38,14 +38,9 @@ def measure(model: models.BViT, images: Any, *, max_steps: int | None = None) ->
     Args:
         max_steps: run on to this many steps; 4 T by default (T for a stacked ViT, which has no more).
     """
-    config, about = model.trained, images.about
-    if not config.n_classes:
-        raise InputError("the model has no classifier to read out; name a checkpoint with one")
-    last = max_steps if max_steps is not None else config.n_steps * (4 if config.n_blocks == 1 else 1)
-    if last < config.n_steps:
-        raise InputError(f"--max-steps is {last}, it must be at least the model's {config.n_steps} steps")
-    unrolled, of_model = model.at_steps(last) if last > config.n_steps else model, images.classes_of(model)
-    joined = images.over(lambda batch: read(unrolled, batch, of_model, last))
+    run_on = unrolled.to(model, max_steps, times=4)
+    config, last, of_model, about = model.trained, run_on.config.n_steps, images.classes_of(model), images.about
+    joined = images.over(lambda batch: read(run_on, batch, of_model, last))
     labels = images.labels(joined["position"])
     early = [joined[name].values for name in ("early_confidence", "early_entropy", "early_correct")]
     exit_accuracy, exit_steps = analysis.early_exit(*early, config.n_classes)

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import redirect_stderr
+from functools import partial
 
 import timm
 import torch
@@ -103,8 +104,9 @@ def passes() -> None:
         return without_gradient(run)
 
     images, of_model = Pass(data, 64), torch.arange(20)
+    look = partial(pointing_game.looked_at, model, "attention", None)
     walks = {
-        "pointing game": lambda: images.over(lambda batch: pointing_game.read(model, batch, "none")),
+        "pointing game": lambda: images.over(lambda batch: pointing_game.read(model, batch, "none", look)),
         "rank, 5 tokens an image": lambda: moments.of_model(model, images, 5),
         "trajectories": lambda: images.over(lambda batch: trajectories.read(model, batch, "cls")),
     }

@@ -23,7 +23,10 @@ OPTIONS = {
     "trajectories": dict(images=35, neighbors=4),
     "recurrence": dict(max_steps=4),
     "ablation": dict(images=23, how="resample"),
+    "patching": dict(pairs=5, maps=1, shifts=3, _right=False),
+    "intervention": dict(images=23, max_steps=4, what=["damp", "late_cls"]),
     "cost": dict(rounds=1),
+    "transfer": dict(seeds=1, epochs=1, train_limit=24, train_batch=12, rank=2),
     "prune": dict(data="shapes-easy:96", fields=("n_steps=2", "d_model=8", "n_heads=2"), val_limit=20),
 }
 LAUNCH = """
