@@ -85,11 +85,7 @@ def measure(
             "photograph": ("image", photographs),
         },
         coords={
-            "radius": list(pointing.RADII),
-            "target": list(pointing.TARGETS),
-            "average": ["micro", "macro"],
-            "companion": list(COMPANIONS),
-            "kind": ["centre", "uniform", "area"],
+            **kinds_of_numbers(),
             "step": np.arange(config.n_steps),
             "head": np.arange(1 if is_of_all_heads else config.n_heads),
         },
@@ -110,6 +106,17 @@ def measure(
         n_unreadable=joined.attrs["n_unreadable"],
         note="" if n >= 100 else f"only {n} images: read the confidence intervals",
     )
+
+
+def kinds_of_numbers() -> dict[str, list[Any]]:
+    """The coordinates that every result has, whatever the model."""
+    return {
+        "radius": list(pointing.RADII),
+        "target": list(pointing.TARGETS),
+        "average": ["micro", "macro"],
+        "companion": list(COMPANIONS),
+        "kind": ["centre", "uniform", "area"],
+    }
 
 
 def classes_of(model: models.BViT, images: probe.Pass, map: str) -> torch.Tensor | None:
