@@ -17,7 +17,7 @@ from models import load, open_data
 from models.checkpoint import save
 from models.vit import BViT
 
-MAIN = Path(results.__file__).with_name("main.py")
+MAIN = Path(results.__file__).with_name("navigation.py")
 VIEWS = [page.view for page in contents.PAGES]
 OF_PROBE = {page.view: page.needs[0] for page in contents.PAGES if page.needs and page.needs[0].holds}
 OF_MODEL = [page.view for page in contents.PAGES if contents.CHECKPOINT in page.needs]
@@ -180,6 +180,8 @@ def test_a_run_whose_images_are_elsewhere_is_shown_from_its_results(runs, opened
         app = opened(runs, view)
         assert is_whole(app), view
         if view in OF_MODEL:
+            assert "folder:nowhere is opened when you ask" in words(app)
+            app.button(key="open data").click().run()
             assert "not here (folder:nowhere" in words(app)
     assert len(curve(opened(runs), "read out")) == 4
 
