@@ -287,5 +287,5 @@ def data_uri(picture: np.ndarray) -> str:
     """A picture [y x channel], at most 64 px wide, as an address that holds it."""
     small, buffer = Image.fromarray(picture), BytesIO()
     small.thumbnail((64, 64))
-    small.save(buffer, "JPEG", quality=85)
+    small.save(buffer, "JPEG", quality=70)
     return f"data:image/jpeg;base64,{b64encode(buffer.getvalue()).decode()}"

@@ -25,7 +25,7 @@ pages = [st.Page(one.path, title=one.title, icon=one.icon, default=one is PAGES[
 opened = st.navigation(pages)
 runs = results.runs()
 if runs:
-    with st.sidebar:
+    with st.sidebar, page.one_sentence():
         choose_run(runs)
     with page.one_sentence():
         opened.run()

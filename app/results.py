@@ -48,8 +48,11 @@ def runs() -> list[str]:
 
 
 def chosen() -> Path:
-    """The run chosen in the sidebar."""
-    return root() / st.session_state["run"]
+    """The run chosen in the sidebar; a browser may say anything."""
+    name = st.session_state["run"]
+    if name not in runs():
+        raise InputError(f"{root()} holds no run {name}; choose one in the sidebar")
+    return root() / name
 
 
 def others(run: Path) -> list[Path]:

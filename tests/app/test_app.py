@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -286,6 +287,40 @@ def test_the_pruning_page_follows_its_slider(tiny_runs, opened):
         assert kept in [metric.value for metric in app.metric]
 
 
+# Text of files
+
+HOSTILE = "![{}](http://elsewhere.example/a.png)"
+
+
+def markdown_of(app: AppTest) -> str:
+    """Everything on a page that Streamlit reads as Markdown."""
+    kinds = (app.title, app.subheader, app.markdown, app.caption, app.info, app.warning, app.error)
+    said = [str(element.value) for kind in kinds for element in kind]
+    said += [image.caption for element in app.get("imgs") for image in element.proto.imgs]
+    return "\n".join(said)
+
+
+@pytest.mark.parametrize("view", ["pointing_game", "recurrence", "trajectories"])
+def test_text_of_a_result_is_shown_word_for_word(view, runs, opened):
+    path = runs / "tiny" / f"{view}.nc"
+    result = xr.load_dataset(path, engine="h5netcdf")
+    said = {
+        name: HOSTILE.format(name) for name in ("note", "data", "split", "source", "weights") if name in result.attrs
+    }
+    classes = [HOSTILE.format(name) for name in result.attrs.get("classes", [])]
+    changed(path, **said, **({"classes": classes} if classes else {}), checkpoint_sha256="![x](h")
+    app = opened(runs, view)
+    shown = markdown_of(app)
+    assert is_whole(app) and "elsewhere.example" in shown
+    assert not re.search(r"(?<!\\)\[[^\]]*\]\(h", shown)
+
+
+def test_text_of_a_message_is_shown_word_for_word(runs, opened):
+    (runs / "tiny" / "ckpt.pt").unlink()
+    (runs / "tiny").rename(runs / "![a](b)")
+    assert r"!\[a\](b)" in complaint(opened(runs))
+
+
 # Whose results they are
 
 
@@ -400,7 +435,7 @@ def test_what_a_link_names_is_shown_and_survives_a_change_of_page(view, tiny_run
 def test_a_link_to_what_is_not_there_opens_the_page_all_the_same(view, tiny_runs, opened):
     plain = opened(tiny_runs, view, run="nowhere")
     assert is_whole(plain) and plain.selectbox(key="run").value == "tiny"
-    for wrong in ("99999999999", "-1", "x", ""):
+    for wrong in ("99999999999", "-1", "x", "", "--5", "²", "9" * 4400):
         app = opened(tiny_runs, view, **dict.fromkeys(LINKS[view], wrong))
         assert is_whole(app) and (not wrong or values(app, LINKS[view]) == values(plain, LINKS[view]))
 
