@@ -22,7 +22,7 @@ class Result:
         return self.command.format(run=run)
 
     def is_here(self, run: Path) -> bool:
-        return (run / self.file).exists()
+        return (run / self.file).is_file()
 
     def can_be_made(self, run: Path) -> bool:
         return not self.makes_run and (run / self.start).exists()

@@ -1,5 +1,6 @@
 """A run with every result, small enough to make for a test; and a dashboard that serves it."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -107,7 +108,8 @@ class Served:
 
     def __init__(self, *words: object, cwd: Path = ROOT):
         command, pipe = [sys.executable, *map(str, words)], subprocess.PIPE
-        self.process = subprocess.Popen(command, cwd=cwd, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+        here = os.environ | {"PYTHONPATH": str(ROOT)}  # not a copy that is installed
+        self.process = subprocess.Popen(command, cwd=cwd, env=here, stdout=pipe, stderr=subprocess.STDOUT, text=True)
         self.reader = threading.Thread(target=self.process.stdout.read)  # so that it never waits for us to listen
         self.lines: list[str] = []
 
