@@ -42,7 +42,7 @@ def interval(accuracy: xr.DataArray, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 def best_state(numbers: xr.Dataset) -> int:
     """The state whose linear probe is best on held-out training images, by the mean over seeds; the first of equals."""
-    return int(numbers["state_held_out"].mean("seed").argmax())
+    return int(numbers["state_held_out"].mean("seed").values.argmax())
 
 
 def levels(result: xr.Dataset) -> dict[str, float]:
