@@ -376,10 +376,11 @@ def test_several_are_chosen_from_and_one_that_cannot_be_read_is_one_sentence(own
 
 LINKS = {
     "steps": dict(image=7, step=1, head=1),
-    "pointing_game": dict(radius=15, target="any", average="macro", cell_step=1, cell_head=1),
+    "pointing_game": dict(map="gradient", radius=15, target="any", average="macro", cell_step=1, cell_head=1),
     "rank": dict(site="CLS state", dimension="stable rank", centred="false"),
     "trajectories": dict(picture="PCA", colour="step", follow="7: cross checks"),
     "recurrence": dict(curve="entropy"),
+    "intervention": dict(what="reinject"),
     "prune": dict(round=1, weight="fc1", shared="overlap"),
 }
 
