@@ -42,7 +42,7 @@ def interval(accuracy: xr.DataArray, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 def best_state(numbers: xr.Dataset) -> int:
     """The state whose linear probe is best on held-out training images, by the mean over seeds; the first of equals."""
-    return int(numbers["state_held_out"].mean("seed").argmax())
+    return int(numbers["state_held_out"].mean("seed").values.argmax())
 
 
 def levels(result: xr.Dataset) -> dict[str, float]:
@@ -89,7 +89,7 @@ def how_line(result: xr.Dataset, how: str) -> str:
 def state_lines(result: xr.Dataset) -> Iterator[str]:
     """The linear probe after each step, and which step is best."""
     last = result.sizes["state"] - 1
-    yield f"\nlinear probe of the CLS state, {last} steps{'':{max(0, 5 - len(str(last)))}}"
+    yield f"\nlinear probe of the CLS state, {last} steps"
     columns = [mean_and_sd(numbers["state_accuracy"]) for numbers in style.models(result).values()]
     yield style.row("", style.models(result), 14, 24)
     for k in result["state"].values:

@@ -108,7 +108,7 @@ def joined(cells: list[dict[str, Any]], how: Sequence[str], seeds: list[int]) ->
     per_how = {name: [cell.pop(name) for cell in cells] for name in ("accuracy", "trainable_parameters", "lr")}
     variables = {
         "accuracy": (("how", "seed"), np.stack(per_how["accuracy"])),
-        "trainable_parameters": (("how", "seed"), np.repeat(per_how["trainable_parameters"], len(seeds), 0)),
+        "trainable_parameters": (("how", "seed"), np.array([per_how["trainable_parameters"]] * len(seeds)).T),
         "lr": ("how", per_how["lr"]),
     }
     states = {name: (("seed", "state"), values) for cell in cells for name, values in cell.items()}

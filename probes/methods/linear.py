@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from models import loop
@@ -127,7 +126,7 @@ def logistic(features: Features, labels: Labels, n_classes: int, l2: float) -> t
     rows = 2 if len(np.unique(labels)) == 2 else 1  # of two classes scikit-learn fits the difference w: |(-w, w) / 2|^2
     fit = LogisticRegression(C=rows / (l2 * len(labels)), max_iter=200)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.simplefilter("ignore", UserWarning)  # of the last digit, and of many classes with few images
         fit.fit((features - mean) / sd, labels)
     w, b = fit.coef_, fit.intercept_
     if rows == 2:

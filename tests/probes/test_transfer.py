@@ -190,7 +190,7 @@ def test_an_adapter_learns_what_it_is_shown(model) -> None:
     """The same 32 images, again and again."""
     same = data("val", 32)
     result = probe.measure(model, same, how=("lora",), seeds=1, epochs=40, train_batch=32, _train=same)
-    assert float(result["accuracy"]) > 0.5 > 3 * result.attrs["majority"]
+    assert result["accuracy"].item() > 0.5 > 3 * result.attrs["majority"]
 
 
 @pytest.mark.parametrize("how", ["full", "step-lora"])
@@ -284,5 +284,6 @@ def test_the_figures_stand_for_one_seed_and_without_a_linear_probe(result) -> No
     some = result[["accuracy", "trainable_parameters", "lr"]].sel(how=["lora", "full"], seed=[0])
     assert len(analysis.figure(some).axes) == 1 and "one seed" in analysis.table(some)
     low, high = analysis.interval(some["accuracy"], 40)
-    assert (low < analysis.mean_and_sd(some["accuracy"])[0]).all() and (high - low > 1).all()
+    mean, _ = analysis.mean_and_sd(some["accuracy"])
+    assert (low - 1e-9 <= mean).all() and (mean < high).all() and (high - low > 1).all()
     assert analysis.interactive(result, "steps").data
