@@ -213,7 +213,7 @@ def shifts(results: Results) -> Figure | None:
     for i, (name, result, donor) in enumerate(rows):
         here = axes[len(columns) * i : len(columns) * (i + 1)]
         for ax, part in zip(here, columns, strict=True):
-            title = f"{name} {PARTS.get(part, 'one head, mean')} {DONORS[donor]}".strip()
+            title = f"{name} {PARTS.get(part, 'heads, mean')} {DONORS[donor]}".strip()
             shift_map(result, donor, part, title=title).draw(ax, bar=None if ax is here[-1] else ())
     return drawn
 
