@@ -62,6 +62,9 @@ RECURRENCE = of_probe("recurrence", "accuracy")
 ABLATION = of_probe("ablation", "untouched_accuracy")
 PATCHING = of_probe("patching", "effect")
 COST = of_probe("cost", "seconds_of_round")
+TRANSFER = Result(
+    "transfer.nc", "python -m probes.transfer {run} --data folder:PHOTOGRAPHS", "trainable_parameters", start="ckpt.pt"
+)
 PRUNE = Result("prune.nc", "python -m probes.prune --steps 8", "jaccard", makes_run=True, identity="init_sha256")
 CONTROLS = {name: of_control(name) for name in ("shared", "random", "shuffled", "union")}
 SWAP = of_control("swap", "swap")
@@ -78,6 +81,7 @@ PAGES = (
     Page("ablation", "Ablation", ":material/power_off:", (ABLATION,)),
     Page("patching", "Patching", ":material/swap_horiz:", (PATCHING,)),
     Page("cost", "Cost", ":material/payments:", (COST,)),
+    Page("transfer", "Transfer", ":material/moving:", (TRANSFER,)),
     Page("study", "Comparison", ":material/balance:"),
     Page("other", "Other results", ":material/category:"),
 )

@@ -86,5 +86,5 @@ def keep_within(key: str, allowed: Sequence[int], default: int) -> None:
 def segments(column: Any, label: str, options: Sequence[Any], key: str, *, help: str | None = None) -> Any:
     """One of a few options side by side, the first by default."""
     look = dict(default=options[0], required=True, help=help)
-    chosen = column.segmented_control(label, options, key=key, **look, **LINKED)
-    return options[0] if chosen is None else chosen  # a link may name an empty one
+    option = column.segmented_control(label, options, key=key, **look, **LINKED)
+    return options[0] if option is None else option  # a link may name an empty one

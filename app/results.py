@@ -112,7 +112,8 @@ def another_model(result: xr.Dataset, run: Path, kind: Result | None = None) -> 
     identity = kind.identity if kind else CHECKPOINT.identity
     what, hash_of = ("checkpoint", sha256) if identity == CHECKPOINT.identity else ("initialisation", init_sha256)
     measured, here = result.attrs.get(identity, ""), hash_of(run)
-    if not (measured and here) or measured == here:
+    is_resampled = str(result.attrs.get("source", "")).endswith(" px")  # to another image size, under a hash of its own
+    if not (measured and here) or measured == here or is_resampled:
         return ""
     return (
         f"**This result is of another model**: it was measured on the {what} {measured[:8]}, the one of "

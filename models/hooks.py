@@ -86,6 +86,7 @@ class Part(nn.Module):
     """Attention or MLP at one step: its hook points, and the shared weights as this step runs with them."""
 
     matrices: tuple[str, ...]
+    adapter: str | None = None  # which of the block's low-rank adapters this step runs with, see `models.adapters`
 
     def __init__(self, shared: Shared):
         super().__init__()
@@ -94,9 +95,16 @@ class Part(nn.Module):
             self.register_buffer(f"mask_{name}", None, persistent=False)
 
     def weight(self, name: str) -> Tensor:
-        """A matrix as this step runs with it, its mask applied: [out in]."""
-        weight, mask = getattr(self.own, name).weight, getattr(self, f"mask_{name}")
+        """A matrix as this step runs with it, its adapter added and its mask applied: [out in]."""
+        layer, mask = getattr(self.own, name), getattr(self, f"mask_{name}")
+        weight = layer.weight
+        if self.adapter is not None and hasattr(layer, "get_delta_weight"):
+            weight = weight + layer.get_delta_weight(self.adapter)
         return weight if mask is None else weight * mask
+
+    def parameter(self, name: str) -> str:
+        """The name of a matrix among the parameters of its half of the block; an adapter wraps the layer."""
+        return f"{name}.base_layer.weight" if hasattr(getattr(self.own, name), "base_layer") else f"{name}.weight"
 
 
 class AttentionHooks(Part):
@@ -166,8 +174,8 @@ class Step(nn.Module):
         self.attn, self.mlp = AttentionHooks(shared), MlpHooks(shared)
 
     def forward(self, x: Tensor, step_embedding: Tensor | None = None) -> Tensor:
-        if self.is_masked:
-            weights = {f"{part}.{name}.weight": self.weight(name) for part, name in MATRICES}
+        if self.is_masked or self.attn.adapter is not None:
+            weights = {f"{part}.{self.part(name).parameter(name)}": self.weight(name) for part, name in MATRICES}
             return torch.func.functional_call(self.shared.block, weights, (x, self, step_embedding))
         block = self.shared.called
         if getattr(block, "_compiled_call_impl", None) is None:
@@ -181,7 +189,7 @@ class Step(nn.Module):
         return self.attn if name in self.attn.matrices else self.mlp
 
     def weight(self, name: str) -> Tensor:
-        """qkv, proj, fc1 or fc2 as this step runs with it, a pruned model's mask applied: [out in]."""
+        """qkv, proj, fc1 or fc2 as this step runs with it, its adapter and a pruned model's mask applied: [out in]."""
         return self.part(name).weight(name)
 
     @property

@@ -208,11 +208,11 @@ class Trainer:
         """Score the model on the validation split, and keep it if it is the best so far."""
         metrics = self.evaluate(updates.stop_if_asked)
         self.position["evaluated"] = updates.update
-        seen = {"update": updates.update, "images": updates.update * self.recipe.batch_size}
+        so_far = {"update": updates.update, "images": updates.update * self.recipe.batch_size}
         self.write(updates.update, seconds=round(self.position["seconds"]), **metrics)
         if metrics["top1"] > self.position["best"]:
             self.position["best"] = metrics["top1"]
-            self.save_best(metrics | seen)
+            self.save_best(metrics | so_far)
 
     def evaluate(self, after_batch: Any = lambda: None) -> dict[str, float]:
         """Top-1 (EMA and raw) and loss on at most `val_limit` images of the validation split, spread evenly."""

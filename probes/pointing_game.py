@@ -51,18 +51,18 @@ def measure(
     """
     datasets.require_masks(images.data)
     config, about = model.config, images.about
-    seen = images.over(lambda batch: read(model, batch, upsample))
-    position, hit = seen["position"].values, seen["hit"].values
+    joined = images.over(lambda batch: read(model, batch, upsample))
+    position, hit = joined["position"].values, joined["hit"].values
     labels, photographs, n = images.labels(position), images.photographs(position), len(position)
     result = xr.Dataset(
         {name: (CELLS, values) for name, values in analysis.ratios(hit, labels, photographs, seed=images.seed).items()}
-        | {name: (("step", "head"), values / n) for name, values in zip(COMPANIONS, seen["sums"].values, strict=True)}
+        | {name: (("step", "head"), values / n) for name, values in zip(COMPANIONS, joined["sums"].values, strict=True)}
         | {
-            "chance": ("companion", seen["chance_sums"].values / n),
-            "baseline": (("kind", *CELLS[:3]), analysis.average(seen["baseline_per_image"].values, labels, axis=3)),
-            "baseline_per_image": seen["baseline_per_image"].variable,
-            "hit": seen["hit"].variable,
-            "argmax": seen["argmax"].variable,
+            "chance": ("companion", joined["chance_sums"].values / n),
+            "baseline": (("kind", *CELLS[:3]), analysis.average(joined["baseline_per_image"].values, labels, axis=3)),
+            "baseline_per_image": joined["baseline_per_image"].variable,
+            "hit": joined["hit"].variable,
+            "argmax": joined["argmax"].variable,
             "index": ("image", images.indices(position)),
             "label": ("image", labels),
             "photograph": ("image", photographs),
@@ -78,7 +78,7 @@ def measure(
         },
     )
     if upsample != "none":
-        result["hit_ratio_upsampled"] = CELLS, analysis.average(seen["hit_upsampled"].values, labels, axis=2)
+        result["hit_ratio_upsampled"] = CELLS, analysis.average(joined["hit_upsampled"].values, labels, axis=2)
     if thumbnails:
         result = result.assign(examples(model, images, position, hit))
     return result.assign_attrs(
@@ -87,8 +87,8 @@ def measure(
         upsample=upsample,
         radius_pixels=[radius * config.image_size / 224 for radius in pointing.RADII],
         classes=list(about.classes),
-        n_skipped=len(images) - n - seen.attrs["n_unreadable"],
-        n_unreadable=seen.attrs["n_unreadable"],
+        n_skipped=len(images) - n - joined.attrs["n_unreadable"],
+        n_unreadable=joined.attrs["n_unreadable"],
         note="" if n >= 100 else f"only {n} images: read the confidence intervals",
     )
 

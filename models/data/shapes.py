@@ -415,18 +415,18 @@ def paint_small(canvas: np.ndarray, mask: np.ndarray, objects: Objects, rows: np
 def paint_bar(canvas: np.ndarray, mask: np.ndarray, scene: Scene, xs: np.ndarray, ys: np.ndarray) -> None:
     """The occluder: a straight bar across the image, over the target."""
     rows = np.flatnonzero(scene.bar_width)
-    target, seen, behind = scene.targets[rows], mask[rows], canvas[rows]
+    target, ids, behind = scene.targets[rows], mask[rows], canvas[rows]
     place = along(xs - column(target.x), ys - column(target.y), scene.bar_turn[rows]) - column(
         scene.bar_offset[rows] * target.scale
     )
     distance = np.abs(place) - column(scene.bar_width[rows] * target.scale)
-    seen[distance < 0] = 0
+    ids[distance < 0] = 0
     blend(
         behind,
         scene.bar_colour[rows].astype(np.float32)[..., None, None],
         soft_step(-distance * np.float32(canvas.shape[-1])),
     )
-    mask[rows], canvas[rows] = seen, behind
+    mask[rows], canvas[rows] = ids, behind
 
 
 def pixel_centres(x: np.ndarray, y: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ from app import page
 from models import ViTConfig, load, open_data
 from models.checkpoint import fresh, save, state_sha256
 from models.run_folder import result as file_of
-from probes import ablation, cost, neurons, patching, pointing_game, probe, rank, recurrence, trajectories
+from probes import ablation, cost, neurons, patching, pointing_game, probe, rank, recurrence, trajectories, transfer
 from probes.methods import rounds
 from probes.methods.plan import Plan
 
@@ -62,6 +62,7 @@ def measure_all(run: Path) -> None:
         "ablation": ablation.measure(model, images, images=20, **common),
         "patching": patching.measure(model, images, pairs=3, maps=1, shifts=2, _right=False, **common),
         "cost": cost.measure(model, images, rounds=1, batch_size=2),
+        "transfer": transfer.measure(model, images, seeds=2, epochs=1, train_batch=20, _train=images, **common),
     }
     for name, result in measured.items():
         probe.save(result, file_of(run, name))

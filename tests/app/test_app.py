@@ -308,6 +308,12 @@ def test_a_checkpoint_that_was_trained_on_is_another_model(runs, opened):
     assert "another model" in opened(runs, "recurrence").warning[0].value
 
 
+def test_the_model_at_another_image_size_is_no_other_model(runs, opened):
+    changed(runs / "tiny" / "recurrence.nc", source="runs/tiny at 48 px", checkpoint_sha256="0" * 64)
+    app = opened(runs, "recurrence")
+    assert is_whole(app) and not app.warning and "at 48 px" in words(app)
+
+
 @pytest.mark.parametrize("weights", ["ema", "raw", "init"])
 def test_a_result_says_which_weights_it_is_of_and_aloud_that_they_are_untrained(weights, runs, opened):
     changed(runs / "tiny" / "rank.nc", weights=weights)

@@ -1,18 +1,19 @@
 """Run with: pytest tests/probes/test_prune.py"""
 
 import copy
+import shlex
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
 
+from analyses import prune as analysis
 from models import ViTConfig, checkpoint, load, loop, masks, open_data, recipe, run_folder
 from models.checkpoint import fresh
 from models.errors import InputError
@@ -21,6 +22,7 @@ from probes import prune
 from probes.methods import lottery, rounds
 from probes.methods.plan import Plan
 from tests.reference import slow_prune
+from tests.warm import Started, python
 
 CONFIG = ViTConfig(
     image_size=32,
@@ -278,39 +280,23 @@ def test_a_pruned_model_can_be_fine_tuned(finished) -> None:
     assert (masks.taken_from(model) == finished.masks(2)[0]).all()
 
 
-COMMAND = [
-    "-m",
-    "probes.prune",
-    "--steps",
-    "1",
-    "--data",
-    "shapes-easy:128",
-    "--fields",
-    "d_model=8",
-    "n_heads=2",
-    "n_steps=3",
-    "--batch-size",
-    "16",
-]
-COMMAND += ["--epochs", "12", "--graft-epochs", "3", "--replicates", "1", "--val-limit", "50", "--device", "cpu"]
-
-
-def call(out: Path, *more: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *COMMAND, "--out", str(out), *more], capture_output=True, text=True)
+COMMAND = shlex.split("-m probes.prune --steps 1 --data shapes-easy:128 --fields d_model=8 n_heads=2 n_steps=3")
+COMMAND += shlex.split("--batch-size 16 --epochs 12 --graft-epochs 3 --replicates 1 --val-limit 50 --device cpu")
 
 
 def test_the_command_killed_and_resumed_ends_in_the_same_masks(tmp_path: Path) -> None:
+    def call(out: Path, *more: str) -> CompletedProcess:
+        return python(*COMMAND, "--out", out, *more)
+
     straight = call(tmp_path / "straight")
     assert straight.returncode == 0, straight.stderr
     assert "round   1" in straight.stdout and "replicates" in straight.stdout
     out = tmp_path / "killed"
-    process = subprocess.Popen(
-        [sys.executable, *COMMAND, "--out", str(out)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
-    while process.poll() is None and not run_folder.pruning_round(out, 0).exists():
+    process = Started(*COMMAND, "--out", out)
+    while process.is_alive() and not run_folder.pruning_round(out, 0).exists():
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    assert process.end().returncode == -signal.SIGKILL
     refused = call(out)
     assert refused.returncode == 2 and "--resume" in refused.stderr and "Traceback" not in refused.stderr
     changed = call(out, "--resume", "--seed", "1")
@@ -374,8 +360,6 @@ def test_other_options_are_named_one_by_one(tmp_path: Path) -> None:
 
 def test_a_model_of_one_step_is_pruned_too(data, tmp_path: Path) -> None:
     """There is nothing to compare it with: overlaps are NaN, and its weights are dead or kept by all steps."""
-    from analyses import prune as analysis
-
     game = new_game(data, tmp_path, replace(PLAN, rounds=1, replicates=2), replace(CONFIG, n_steps=1))
     game.play()
     result = game.result()
