@@ -90,7 +90,7 @@ def effect_lines(result: xr.Dataset, factor: str, direction: str) -> Iterator[st
     here, shown = result.sel(where), style.some(result["step"].values.tolist())
     n, n_left_out = int(here["n_pairs"]), int(here["n_left_out"])
     yield f"{factor}, {direction} ({DIRECTIONS[direction]}): {n} pairs, {n_left_out} not answered right left out"
-    yield style.row("", [f"step {step + 1}" for step in shown], 8)
+    yield style.row("", [f"step {step + 1} " for step in shown], 8, 30)
     cells = [("effect", dict(site=s, group=g)) for s in SITES for g in result["group"].values.tolist()]
     cells += [("head_effect", dict(head=h)) for h in result["head"].values.tolist()]
     for name, cell in cells:
@@ -213,7 +213,7 @@ def shifts(results: Results) -> Figure | None:
     for i, (name, result, donor) in enumerate(rows):
         here = axes[len(columns) * i : len(columns) * (i + 1)]
         for ax, part in zip(here, columns, strict=True):
-            title = f"{name} {PARTS.get(part, 'one head, mean')} {DONORS[donor]}".strip()
+            title = f"{name} {PARTS.get(part, 'heads, mean')} {DONORS[donor]}".strip()
             shift_map(result, donor, part, title=title).draw(ax, bar=None if ax is here[-1] else ())
     return drawn
 
