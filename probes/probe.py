@@ -28,6 +28,7 @@ A probe is a function. This is a whole one, with its command, control, result, t
 from __future__ import annotations
 
 import functools
+import glob
 import inspect
 import json
 import sys
@@ -265,7 +266,7 @@ def answer(measure: Measure, common: Common, options: dict[str, Any]) -> None:
     result = measure(model, images, control=control, **options)
     if images.is_main:
         save(result, out)
-        for unfinished in out.parent.glob(f"{out.name}.*.partial"):
+        for unfinished in out.parent.glob(f"{glob.escape(out.name)}.*.partial"):
             unfinished.unlink()
         if result.attrs.get("note"):
             print(f"note: {result.attrs['note']}", file=sys.stderr)
@@ -299,9 +300,19 @@ def refuse_unwritable(common: Common, out: Path) -> None:
     """What would fail after the measurement fails before it."""
     require(
         (not out.is_dir(), f"--out is {out}, a folder; name a file, such as {out / 'result.nc'}"),
-        (out.name not in ("ckpt.pt", "last.pt"), f"--out is {out}, which is no result; name another file"),
+        (is_result(out), f"--out is {out}, which is no result of a probe; name another file"),
         (0 <= common.seed < 2**32, f"--seed is {common.seed}, it must lie between 0 and {2**32 - 1}"),
     )
+
+
+def is_result(out: Path) -> bool:
+    """Whether a file may be written over: it is not there, empty, or HDF5, and not where a checkpoint belongs."""
+    if out.suffix == ".pt":
+        return False
+    if not out.exists():
+        return True
+    with open(out, "rb") as file:
+        return file.read(8) in (b"", b"\x89HDF\r\n\x1a\n")
 
 
 def refuse_undrawable(figure: Path | None) -> None:
