@@ -81,6 +81,16 @@ def draws(photo: np.ndarray, rng: np.random.Generator, resamples: int) -> np.nda
     return rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float32)[:, photo]
 
 
+def poisson_weights(photographs: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """Poisson(1) weights of items, those of one photograph alike: [resample item].
+
+    A bootstrap for sums that are streamed (Chamandy et al., 2012): a photograph's weights depend on nothing but its
+    number and the seed, so that neither batches nor processes change them.
+    """
+    drawn = [np.random.default_rng([seed, int(photo)]).poisson(1.0, resamples) for photo in photographs]
+    return np.stack(drawn, 1).astype(np.float64)
+
+
 def weighted_mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Means of values [item cell] without NaN, under weights [resample item]: [resample cell]; NaN for none."""
     valid = ~np.isnan(values)

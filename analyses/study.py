@@ -61,6 +61,11 @@ def summary(frame: pd.DataFrame, *more: str) -> pd.DataFrame:
     return grouped[shared].first().join(scores).reset_index()
 
 
+def in_order(rows: pd.DataFrame) -> pd.DataFrame:
+    """Lines of a `summary` by family, steps, width and learning rate."""
+    return rows.sort_values(["family", "n_steps", "d_model", "lr"], kind="stable", ignore_index=True)
+
+
 # Statistics
 
 
@@ -137,7 +142,7 @@ def table(frame: pd.DataFrame, predicted: pd.DataFrame | None = None) -> str:
     parts = [recovery_table(recovery(frame), predicted)]
     for group, part in frame.groupby("group", sort=False):
         if group != "width":
-            parts.append(group_table(str(group), summary(part)))
+            parts.append(group_table(str(group), in_order(summary(part))))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -253,7 +258,7 @@ def pictures(frame: pd.DataFrame, predicted: pd.DataFrame | None = None) -> dict
 
 def draw_points(ax: mpl_axes.Axes, frame: pd.DataFrame, groups: Sequence[str]) -> None:
     """Mean and sd of each training of the groups, one line a training."""
-    rows = summary(frame[frame["group"].isin(groups)]).iloc[::-1]
+    rows = in_order(summary(frame[frame["group"].isin(groups)])).iloc[::-1]
     places = np.arange(len(rows))
     colours = [style.SEQUENCE[list(NAMES).index(family)] for family in rows["family"]]
     ax.errorbar(100 * rows["top1"], places, xerr=100 * rows["sd"].fillna(0), fmt="none", ecolor=style.UNTRAINED)

@@ -16,7 +16,6 @@ from filelock import FileLock, Timeout
 
 from models.errors import InputError
 
-
 CONTROLS = ("random", "shuffled", "shared", "union", "swap")  # other masks that pruning can be held against
 EVENTS = ".bvit"  # how the names of our TensorBoard events end
 
@@ -126,11 +125,11 @@ def locked(run: Path) -> Iterator[None]:
 
 
 def made_folder(run: Path) -> None:
-    """Make a folder that is not there; `InputError` where a file is in its way."""
+    """Make a folder that is not there; `InputError` where it cannot be made."""
     try:
         run.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise InputError(f"--out is {run}, which is a file or lies below one; name a folder") from None
+    except OSError as error:
+        raise InputError(f"{run} cannot be made a run folder ({error.strerror}); choose another --out") from None
 
 
 def claim(run: Path, *, resume: bool, force: bool, is_ours: bool = True) -> None:
@@ -155,14 +154,14 @@ def start_over(run: Path, is_ours: bool) -> None:
     written = written_by_us(run)
     if written and not is_ours:
         raise InputError(
-            f"{run} has no lock, so no run was made here and {written[0].name} may be somebody else's; --force leaves it "
-            "alone: move it away, or choose another --out"
+            f"{run} has no lock, so no run was made here and {written[0].name} may be somebody else's; --force leaves "
+            "it alone: move it away, or choose another --out"
         )
     links = [path for path in written if is_outside(path, run)]
     if links:
         raise InputError(
-            f"{links[0]} is a link or lies behind one, which --force does not follow; remove the link by hand, or choose "
-            "another --out"
+            f"{links[0]} is a link or lies behind one, which --force does not follow; remove the link by hand, or "
+            "choose another --out"
         )
     for path in written:
         path.unlink()

@@ -162,7 +162,9 @@ def planned(options: dict[str, Any], out: Path) -> Plan:
     hints = get_type_hints(Plan)
     wrong += [name for name, value in options["plan"].items() if not is_bearable(value, hints.get(name, Never))]
     if wrong:
-        raise InputError(f"{out / 'prune.json'} is damaged: {wrong[0]} is no option of pruning; start over with --force")
+        raise InputError(
+            f"{out / 'prune.json'} is damaged: {wrong[0]} is no option of pruning; start over with --force"
+        )
     return Plan(**options["plan"])
 
 

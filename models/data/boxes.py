@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from models.config import ViTConfig
-from models.data.files import existing, in_order, pictures, text_of
+from models.data.files import existing, in_order, parsed, pictures, text_of
 from models.data.found import found
 from models.data.images import Images
 from models.data.items import Item
@@ -73,7 +73,7 @@ def read_boxes(spec: str, table: Path) -> dict[tuple[str, str], Boxes]:
         raise InputError(
             f"{spec}: {table.name} lacks the columns {', '.join(missing).replace('label', 'wnid or label')}"
         )
-    for number, row in enumerate(reader, 2):
+    for number, row in enumerate(parsed(reader, spec, table), 2):
         w, h, *box = _numbers(row, f"{spec}: line {number} of {table.name}")
         key = row["file"], row[name]
         if sizes.setdefault(key, (w, h)) != (w, h):

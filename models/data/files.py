@@ -7,12 +7,14 @@ torchvision, and 50 bytes a file (`models.data.items.Names`).
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from PIL import EpsImagePlugin, Image, ImageFile
 
@@ -44,6 +46,10 @@ LEFTOVERS = frozenset(
         "picasa.ini",
         "lost+found",
         "found.000",
+        "lost.dir",
+        "_gsdata_",
+        "msdownld.tmp",
+        "icon\r",
         "__pycache__",
     ]
 )  # what NAS, macOS, Windows, Linux and Python leave in folders, in lower case; and whatever starts with a full stop
@@ -275,6 +281,16 @@ def text_of(path: Path, spec: str) -> str:
     if "\0" in text:
         raise InputError(f"{spec}: {path.name} is not text in UTF-8 but binary or another encoding; save it as UTF-8")
     return text
+
+
+def parsed(table: Iterable[Any], spec: str, file: Path) -> Iterator[Any]:
+    """The records of a CSV; `InputError` where it is none."""
+    try:
+        yield from table
+    except csv.Error as error:
+        raise InputError(
+            f"{spec}: {file.name} cannot be read as a table ({error}); close its quotation marks"
+        ) from None
 
 
 def printable(name: str) -> str:

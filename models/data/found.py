@@ -9,7 +9,7 @@ from pathlib import Path
 from models.data.files import endings, is_leftover
 
 ENOUGH = 20_000  # files and folders looked at
-DEEP = 4  # folders
+DEEP = 6  # folders: Kaggle's ImageNet has its pictures there
 KINDS = {
     ".csv": "CSV",
     ".tsv": "CSV",

@@ -23,7 +23,7 @@ import numpy as np
 
 from models.config import ViTConfig
 from models.data.codings import LOOKED_AT, Coding, raw_mask
-from models.data.files import Walk, ending, endings, existing, in_order, stem, text_of
+from models.data.files import Walk, ending, endings, existing, in_order, parsed, stem, text_of
 from models.data.found import found
 from models.data.images import Images
 from models.data.items import LARGE, Files, Names, sample
@@ -31,7 +31,10 @@ from models.data.splits import SPLIT_NAMES, is_of, names_of
 from models.data.stream import evenly
 from models.errors import InputError
 
-FILE = "file, path, filename, file_name, filepath, file_path, image, image_path, img, img_path, imageid, image_id, id"
+FILE = (
+    "file, path, filename, file_name, fname, filepath, file_path, image, image_name, image_path, img, img_name, "
+    "img_path, imageid, image_id, id"
+)
 LABEL = (
     "wnid, synset, class_name, classname, label_name, class, category, breed, species, label, labels, target, "
     "predictionstring, class_id, category_id, label_id"
@@ -142,16 +145,18 @@ def read_list(spec: str, file: Path, split: str) -> Listed:
     """The rows of a list that belong to the split, packed."""
     codes: list[int] = []
     seen: dict[str, int] = {}
-    blocks, masks, kinds = bytearray(), bytearray(), endings()
+    blocks, masks, kinds, others = bytearray(), bytearray(), endings(), set()
     for row in rows(spec, file):
         if row.split is not None and not is_of(split, row.split):
+            others.add(row.split)
             continue
         blocks += os.fsencode(_completed(file.parent, row.file, kinds)) + b"\0"
         codes.append(seen.setdefault(row.label, len(seen)))
         if row.mask is not None:
             masks += os.fsencode(row.mask.replace("\\", "/")) + b"\0"
     if not codes:
-        raise InputError(f"{spec} has no split {split!r}: {file.name} holds no line of it")
+        there = f"its lines are of {', '.join(sorted(others)[:5])}" if others else "it has a header and no line"
+        raise InputError(f"{spec} has no split {split!r}: {file.name} holds no line of it, {there}")
     classes = in_order(seen)
     place = {name: k for k, name in enumerate(classes)}
     ordered = np.array([place[name] for name in seen], dtype=np.int64)[codes]
@@ -199,7 +204,7 @@ def rows(spec: str, file: Path) -> Iterator[Row]:
     form = columns_of(spec, file)
     last = max(place for place in (form.file, form.label, form.split, form.mask) if place is not None)
     table = _cells(io.StringIO(text_of(file, spec), newline=None), form.separator, form.spaced)
-    for number, cells in itertools.islice(table, int(form.header), None):
+    for number, cells in itertools.islice(parsed(table, spec, file), int(form.header), None):
         if len(cells) <= last or not cells[form.file] or not cells[form.label]:
             raise InputError(f"{spec}: line {number} of {file.name} lacks a value; it needs a picture and its class")
         mask = None if form.mask is None else cells[form.mask]

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
+from models.config import LIMITS
 from models.data.files import in_order, text_of
 from models.data.imagenet_s import LISTS
 from models.errors import InputError
 
 BESIDE = ("classes.txt", "classnames.txt", "class_names.txt", "labels.txt")  # a name a line, in the labels' order
+
+MOST_CLASSES = LIMITS["n_classes"][1]
 
 
 def coded(
@@ -41,6 +44,11 @@ def numbered(
     spec: str, values: np.ndarray, folder: Path, names: Sequence[str] | None, more: int
 ) -> tuple[tuple[str, ...], np.ndarray]:
     least = int(values.max(initial=-1)) + 1
+    if max(least, more) > MOST_CLASSES:
+        raise InputError(
+            f"{spec} holds the label {max(least, more) - 1}, an id rather than a class; labels are words, or 0, 1, 2, "
+            f"... below {MOST_CLASSES:,}"
+        )
     if names is not None and len(names) < least:
         raise InputError(f"{spec} names {len(names)} classes, but holds the label {least - 1}; mend its list of names")
     found = names or next((listing for listing in listings(spec, folder) if len(listing) >= max(least, more)), None)

@@ -35,6 +35,7 @@ from models.errors import InputError, brief
 OPTIONS = ("image", "mask", "label")
 INFO = ("_info.json", "info.json")
 PICTURELESS: What = ("sample without a picture", "samples without a picture")
+REPLACED: What = ("file that a later one of its name replaces", "files that later ones of their names replace")
 UNLABELLED: What = ("sample without a label", "samples without a label")
 
 Parts = dict[str, tuple[int, int]]  # where the files of a sample lie, by their kind: offset and bytes
@@ -166,6 +167,11 @@ def shards_of(spec: str, place: str, split: str) -> tuple[list[Path], str | None
 def index_of(spec: str, shards: Sequence[Path], label_key: str | None, left_out: LeftOut) -> Index:
     index = Index()
     for number, shard in enumerate(shards):
+        if shard.stat().st_size % tarfile.BLOCKSIZE:
+            raise InputError(
+                f"{spec}: {shard.name} cannot be read as a tar (its size is no multiple of {tarfile.BLOCKSIZE}: it is "
+                "cut off or packed); restore it, unpacked by gzip"
+            )
         try:
             with tarfile.open(shard, "r:") as tar:
                 for key, parts in samples_in(tar, left_out).items():
@@ -187,7 +193,9 @@ def samples_in(tar: tarfile.TarFile, left_out: LeftOut) -> dict[str, Parts]:
             left_out.add(SYSTEM, member.name)
         elif member.isreg() and "." in name:
             key, _, kind = name.partition(".")
-            samples[folder + slash + key][kind.lower()] = member.offset_data, member.size
+            sample = samples[folder + slash + key]
+            left_out.add(REPLACED, member.name, int(kind.lower() in sample))
+            sample[kind.lower()] = member.offset_data, member.size
     return samples
 
 
@@ -203,7 +211,9 @@ def label_of(spec: str, tar: tarfile.TarFile, name: str, parts: Parts, label_key
         if kind == "json":
             value = json.loads(value).get(wanted or "label")
     except (ValueError, AttributeError):
-        raise InputError(f"{spec}: {name}.{kind} is no {'JSON' if kind == 'json' else 'text'}; mend it") from None
+        raise InputError(
+            f"{spec}: {name}.{kind} is no {'JSON object' if kind == 'json' else 'text'}; mend it"
+        ) from None
     if value is None or value == "":
         return None
     number = re.fullmatch(r"[+-]?\d+", str(value))

@@ -15,7 +15,7 @@ from app import page
 from models import ViTConfig, load, open_data
 from models.checkpoint import fresh, save, state_sha256
 from models.run_folder import result as file_of
-from probes import cost, neurons, pointing_game, probe, rank, recurrence, trajectories
+from probes import ablation, cost, neurons, pointing_game, probe, rank, recurrence, trajectories
 from probes.methods import rounds
 from probes.methods.plan import Plan
 
@@ -59,6 +59,7 @@ def measure_all(run: Path) -> None:
         "rank": rank.measure(model, images, accuracy_images=20, **common),
         "trajectories": trajectories.measure(model, images, **common),
         "recurrence": recurrence.measure(model, images, **common),
+        "ablation": ablation.measure(model, images, images=20, **common),
         "cost": cost.measure(model, images, rounds=1, batch_size=2),
     }
     for name, result in measured.items():

@@ -33,6 +33,7 @@ LEFTOVERS = (
     ".Trash-1000",
     "~snapshot",
     "__pycache__",
+    "LOST.DIR",
 )
 
 

@@ -190,3 +190,18 @@ def test_a_list_that_is_not_there_is_named(tmp_path):
     (tmp_path / "val.txt").write_bytes("Käse.jpg cat\n".encode("latin-1"))
     with pytest.raises(InputError, match="val.txt is not text in UTF-8"):
         open_data(f"list:{tmp_path}/{{split}}.txt")
+
+
+def test_a_quotation_mark_that_is_not_closed_is_one_sentence(plant):
+    root = plant("1.jpg", "2.jpg")
+    (root / "all.csv").write_text('file,label\n"1.jpg,cat\n' + "2.jpg,dog\n" * 20_000)
+    with pytest.raises(InputError, match=r"all.csv cannot be read as a table .*; close its quotation marks"):
+        open_data(f"list:{root / 'all.csv'}")
+
+
+def test_a_split_that_a_column_lacks_is_answered_with_those_it_has(plant):
+    root = plant("1.jpg")
+    (root / "all.csv").write_text("fname,split,label\n1.jpg,train,cat\n")
+    assert len(open_data(f"list:{root / 'all.csv'}", "train")) == 1
+    with pytest.raises(InputError, match="no split 'val': all.csv holds no line of it, its lines are of train"):
+        open_data(f"list:{root / 'all.csv'}")

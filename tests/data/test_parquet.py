@@ -207,6 +207,12 @@ def test_bad_tables_are_one_sentence(tmp_path, parquet, columns, query, message)
     assert "\n" not in str(caught.value)
 
 
+def test_ids_are_no_classes(tmp_path, parquet, picture):
+    parquet(tmp_path / "val.parquet", {"image": [picture(1)], "label": [10**10]})
+    with pytest.raises(InputError, match="holds the label 10000000000, an id rather than a class"):
+        open_data(f"parquet:{tmp_path}")
+
+
 def test_a_damaged_file_and_an_empty_place_are_named(tmp_path, parquet, picture):
     with pytest.raises(InputError, match="there is no .parquet file at .*; found nothing there"):
         open_data(f"parquet:{tmp_path}")

@@ -80,6 +80,21 @@ def test_what_is_missing_is_counted_and_named(tmp_path, tar, picture, capsys):
     assert "2 leftovers of file systems (._a.jpg, __MACOSX/e.jpg)" in said
 
 
+def test_a_shard_that_was_cut_off_is_never_a_smaller_one(tmp_path, tar, picture):
+    files = {"a.png": picture(1), "a.cls": b"0", "b.png": picture(2), "b.cls": b"0"}
+    whole = tar(tmp_path / "val.tar", files).read_bytes()
+    for size in range(100, whole.rstrip(b"\0").__len__(), 100):
+        (tmp_path / "val.tar").write_bytes(whole[:size])
+        with pytest.raises(InputError, match="val.tar cannot be read as a tar .*; restore it"):
+            open_data(f"wds/x:{tmp_path}", like=LIKE)
+
+
+def test_a_name_that_comes_twice_in_a_shard_is_counted(tmp_path, tar, picture, capsys):
+    tar(tmp_path / "val.tar", {"a.png": picture(1), "a.cls": b"0", "./a.png": picture(2)})
+    assert reds(open_data(f"wds/x:{tmp_path}", like=LIKE)) == [2]
+    assert "left out 1 file that a later one of its name replaces (./a.png)" in capsys.readouterr().err
+
+
 def test_keys_are_named_behind_the_folder(tmp_path, tar, picture, mask_png):
     ids = np.array([[1, 2, 0, 1000]] * 16).repeat(4, 1)
     files = {}

@@ -24,6 +24,7 @@ OPTIONS = {
     "rank": dict(accuracy_images=20),
     "trajectories": dict(images=35, neighbors=4),
     "recurrence": dict(max_steps=4),
+    "ablation": dict(images=23, how="resample"),
     "cost": dict(rounds=1),
     "prune": dict(data="shapes-easy:96", fields=("n_steps=2", "d_model=8", "n_heads=2"), val_limit=20),
 }

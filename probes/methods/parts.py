@@ -1,0 +1,199 @@
+"""Parts of a step that can be switched off, what is put in their place, and what the same change means at random.
+
+A part is a head, all of attention, the FFN, or a group of neurons. It is replaced by zero, by its mean over the data
+(prefix tokens one by one, patches together), or by what it is on another image. The null of each: the stream is moved
+just as far, token by token, in a random direction.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.data.stream import Batch, Stream, evenly
+from models.vit import BViT
+from probes.walk import Pass
+
+SITES = ("attn.hook_z", "hook_attn_out", "mlp.hook_post", "hook_mlp_out")
+OUTPUT = dict(
+    zip(SITES, ("hook_attn_out", "hook_attn_out", "hook_mlp_out", "hook_mlp_out"), strict=True)
+)  # where each writes
+TOP = (0.01, 0.1, 0.5, 1.0)  # groups of neurons, by rank: the first 1 %, the next 9 %, ...
+N_RANKED = 256  # images that neurons are ranked on
+N_DONORS = 8  # other images whose activations are put in
+
+How = Literal["mean", "zero", "resample"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of every step: where it is seen, and which heads or neurons of that place it is (None: all)."""
+
+    name: str
+    site: str
+    units: tuple[tuple[int, ...], ...] | None = None  # [block unit]
+
+    def replaced(self, value: Tensor, other: Tensor, block: int) -> Tensor:
+        """`value` with this part taken from `other`, both [batch pos ...]."""
+        if self.units is None:
+            return other.expand_as(value)
+        units, value = list(self.units[block]), value.clone()
+        value[:, :, units] = other.expand_as(value)[:, :, units]
+        return value
+
+
+def parts_of(model: BViT, ranked: Tensor) -> list[Part]:
+    """Heads, attention, the FFN, and neurons in groups by rank: `ranked` [block d_mlp], the strongest first."""
+    config = model.config
+    heads = [Part(f"head {h}", "attn.hook_z", ((h,),) * config.n_blocks) for h in range(config.n_heads)]
+    ends = [0, *dict.fromkeys(max(1, round(share * config.d_mlp)) for share in TOP)]
+    groups = [
+        Part(f"neurons {first + 1} to {last}", "mlp.hook_post", tuple(map(tuple, ranked[:, first:last].tolist())))
+        for first, last in itertools.pairwise(ends)
+    ]
+    return [*heads, Part("attention", "hook_attn_out"), Part("FFN", "hook_mlp_out"), *groups]
+
+
+# What is put in
+
+
+@dataclass(frozen=True)
+class Substitute:
+    """What a site is replaced by: for step t and images by position, [batch or 1, pos ...]."""
+
+    values: dict[str, Tensor]  # by site: [step donor pos ...]; one donor, or none but zeros
+    positions: Tensor  # of the donors: [donor]
+
+    def at(self, site: str, step: int, position: Tensor) -> Tensor:
+        """Images take donors in turn, and never themselves: [batch pos ...]."""
+        n = len(self.positions)
+        donor = position % n
+        donor = torch.where(self.positions[donor] == position, (donor + 1) % n, donor)
+        return self.values[site][step, donor.to(self.values[site].device)]
+
+
+def substitute(model: BViT, images: Pass, how: How) -> Substitute:
+    """Zeros, means over all images, or the activations of some of them."""
+    if how == "resample":
+        places = evenly(len(images), min(N_DONORS, len(images)))
+        (batch,) = Stream(torch.utils.data.Subset(images.data, places), len(places))
+        return Substitute(activations(model, batch.images, torch.clone), torch.as_tensor(places))
+    means = of_tokens(model, images)
+    if how == "zero":
+        means = {site: torch.zeros_like(mean) for site, mean in means.items()}
+    return Substitute({site: mean[:, None] for site, mean in means.items()}, torch.tensor([-1]))
+
+
+def activations(model: BViT, images: Tensor, reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """What `reduce` makes of every site [batch pos ...] of every step, on the spot: [step ...] by site."""
+    functions = {f"blocks.*.{site}": reduce for site in SITES}
+    with torch.inference_mode():
+        _, cache = model.run_with_cache(images.to(model.pos_embed.device), names_filter=functions)
+    steps = range(model.config.n_steps)
+    return {site: torch.stack([cache[f"blocks.{t}.{site}"] for t in steps]) for site in SITES}
+
+
+def of_tokens(model: BViT, images: Pass) -> dict[str, Tensor]:
+    """Means over images, of prefix tokens one by one, of patches together: [step pos ...] by site."""
+    n_prefix, n_tokens = model.config.n_prefix, model.config.n_tokens
+
+    def summed(value: Tensor) -> Tensor:
+        return torch.cat([value[:, :n_prefix], value[:, n_prefix:].mean(1, keepdim=True)], 1).double().sum(0)
+
+    def read(batch: Batch) -> dict[str, Any]:
+        sums = activations(model, batch.images, summed)
+        named = {
+            site: (("step", "kind", *(f"{site} {i}" for i in range(of.ndim - 2))), of) for site, of in sums.items()
+        }
+        return {"n": ((), len(batch.images)), **named}
+
+    seen = images.over(read)
+    kinds = [*range(n_prefix), *[n_prefix] * (n_tokens - n_prefix)]
+    mean = {site: torch.from_numpy(seen[site].values / float(seen["n"]))[:, kinds] for site in SITES}
+    return {site: values.to(model.pos_embed) for site, values in mean.items()}
+
+
+def ranked_neurons(model: BViT, images: Pass, mean: Substitute, target: Callable[[Batch], Tensor]) -> Tensor:
+    """Neurons of each block, those first whose replacement by the mean changes the loss most, to first order.
+
+    The score is |gradient x (mean - activation)|, summed over tokens, averaged over images and the steps that the block
+    serves: [block d_mlp].
+    """
+    config, site = model.config, "mlp.hook_post"
+
+    def read(batch: Batch) -> dict[str, Any]:
+        kept: dict[int, Tensor] = {}
+
+        def keep(value: Tensor, hook: Any) -> None:
+            value.retain_grad()
+            kept[hook.layer()] = value
+
+        with torch.enable_grad():
+            x = batch.images.to(model.pos_embed.device).requires_grad_()
+            logits = model.run_with_hooks(x, fwd_hooks=[(f"blocks.*.{site}", keep)])
+            torch.nn.functional.cross_entropy(logits, target(batch), reduction="sum").backward()
+        model.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            change = [mean.values[site][t, 0] - kept[t] for t in range(config.n_steps)]
+            scores = [(kept[t].grad * change[t]).sum(1).abs().sum(0) for t in range(config.n_steps)]
+        return {"score": (("step", "neuron"), torch.stack(scores).double())}
+
+    score = images.sample(N_RANKED).over(read)["score"].values
+    of_block = np.array([config.block_of(t) for t in range(config.n_steps)])
+    total = np.stack([score[of_block == k].sum(0) for k in range(config.n_blocks)])
+    return torch.from_numpy(np.argsort(-total, axis=1, kind="stable"))
+
+
+# Switching off
+
+
+@dataclass(frozen=True)
+class Switch:
+    """Hooks for a batch of [kind part image]: parts replaced, and beside each the null that moves the stream as far."""
+
+    model: BViT
+    parts: list[Part]
+    put_in: Substitute
+    position: Tensor  # of the images in the data: [image]
+    direction: Tensor  # unit vectors: [image step d_model]
+
+    def hooks(self, step: int) -> list[tuple[str, Callable[..., Tensor]]]:
+        """The hooks of one step."""
+        pushes: dict[int, Tensor] = {}  # how far the null of a part moves the stream: [image pos 1]
+        points, block = self.model.blocks[step], self.model.config.block_of(step)
+        written = {
+            "attn.hook_z": lambda change: torch.einsum("bphd,hdm->bpm", change, points.attn.W_O),
+            "mlp.hook_post": lambda change: change @ points.mlp.W_out,
+        }
+
+        def hook_at(site: str) -> Callable[..., Tensor]:
+            of_site = [(i, part) for i, part in enumerate(self.parts) if part.site == site]
+            of_output = [(i, part) for i, part in enumerate(self.parts) if OUTPUT[part.site] == site]
+
+            def replace(value: Tensor, hook: Any) -> Tensor:
+                value = value.unflatten(0, (2, len(self.parts), -1)).clone()
+                for i, part in of_site:
+                    other = self.put_in.at(site, step, self.position)
+                    change = part.replaced(value[1, i], other, block) - value[1, i]
+                    pushes[i] = written.get(site, torch.clone)(change).norm(dim=-1, keepdim=True)
+                    value[0, i] = part.replaced(value[0, i], other, block)
+                for i, _ in of_output:
+                    value[1, i] += pushes[i] * self.direction[:, step, None]
+                return value.flatten(0, 2)
+
+            return replace
+
+        return [(f"blocks.{step}.{site}", hook_at(site)) for site in SITES]
+
+
+def directions(position: Tensor, n_steps: int, d_model: int, seed: int) -> Tensor:
+    """A random unit vector for every image and step, the same whatever batch the image is in: [image step d_model]."""
+    drawn = [np.random.default_rng([seed, int(i)]).normal(size=(n_steps, d_model)) for i in position]
+    vectors = torch.from_numpy(np.stack(drawn)).float()
+    return vectors / vectors.norm(dim=-1, keepdim=True)
