@@ -12,7 +12,7 @@ state that enters it; with the random changes and both scopes an image costs 2 x
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from etils import epy
 
@@ -37,7 +37,9 @@ ROWS = 1024  # images in one forward
 
 
 @probe.measurement
-def measure(model: models.BViT, data: Any, *, images: int = 500, how: parts.How = "mean") -> xr.Dataset:
+def measure(
+    model: models.BViT, data: Any, *, images: int = 500, how: Literal["mean", "zero", "resample"] = "mean"
+) -> xr.Dataset:
     """Change of accuracy, loss and logit difference without each part of each step, beside a random change as large.
 
     The logit difference is that of the true class and the best other one of the untouched model. Intervals: 95 %,
