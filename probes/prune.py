@@ -18,7 +18,7 @@ import json
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Never, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
 from beartype.door import is_bearable
@@ -159,11 +159,13 @@ def planned(options: dict[str, Any], out: Path) -> Plan:
     """The loop that a run's options ask for, whoever wrote them."""
     kinds = dict(source=str | None, preset=str, fields=list[str], data=str | None, val_limit=int)
     wrong = [name for name, kind in kinds.items() if not is_bearable(options.get(name, ...), kind)]
-    hints = get_type_hints(Plan)
-    wrong += [name for name, value in options["plan"].items() if not is_bearable(value, hints.get(name, Never))]
+    of_plan = {name: kind | int if kind is float else kind for name, kind in get_type_hints(Plan).items()}
+    for name, value in options["plan"].items():
+        if name not in of_plan or not is_bearable(value, of_plan[name]):
+            wrong.append(name)
     if wrong:
         raise InputError(
-            f"{out / 'prune.json'} is damaged: {wrong[0]} is no option of pruning; start over with --force"
+            f"{out / 'prune.json'} is damaged: {wrong[0]} is not as pruning noted it; start over with --force"
         )
     return Plan(**options["plan"])
 
