@@ -141,7 +141,7 @@ class BViT(Watched):
     def embed(self, images: Tensor) -> Stream:
         """z_0: CLS, registers and patches plus the position embedding; with `pre_norm` each one's share of the norm."""
         refuse_other_images(images, self.config.image_size)
-        patches = self.patch_embed(images)
+        patches = self.patch_embed(images.to(self.pos_embed.dtype))
         prefix = [self.cls_token, self.reg_token] if self.config.n_registers else [self.cls_token]
         tokens = torch.cat(
             [*(token.expand(patches.shape[0], -1, -1).to(patches.dtype) for token in prefix), patches], dim=1

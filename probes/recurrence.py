@@ -32,8 +32,8 @@ CURVES = ("accuracy", "loss", "confidence", "entropy", "update")
 def measure(model: models.BViT, images: Any, *, max_steps: int | None = None) -> xr.Dataset:
     """Accuracy, confidence and update after every number of steps, beside chance and the untrained model.
 
-    States that overflow are counted as wrong, not an error. Raises `InputError` for a model without a head, classes
-    that it lacks, or steps beyond those of a stacked model.
+    States that overflow beyond the trained steps are counted as wrong, not an error. Raises `InputError` for those that
+    do so before, for a model without a head, classes that it lacks, or steps beyond those of a stacked model.
 
     Args:
         max_steps: run on to this many steps; 4 T by default (T for a stacked ViT, which has no more).
@@ -45,6 +45,7 @@ def measure(model: models.BViT, images: Any, *, max_steps: int | None = None) ->
     early = [joined[name].values for name in ("early_confidence", "early_entropy", "early_correct")]
     exit_accuracy, exit_steps = analysis.early_exit(*early, config.n_classes)
     n_finite = joined["n_finite"].values
+    probe.refuse_nonfinite(torch.from_numpy(np.where(n_finite < len(labels), np.nan, 0)[1 : config.n_steps + 1]))
     return xr.Dataset(
         {
             **curves(joined, len(labels)),

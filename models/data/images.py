@@ -186,9 +186,13 @@ def decode(path: Path | BinaryIO, name: str) -> Image.Image:
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """8-bit RGB; 16-bit and float values are scaled, transparent pixels are laid on white."""
+    """8-bit RGB; 16-bit and float values are scaled, transparent pixels are laid on white. Raises ValueError for pixels
+    that are not finite.
+    """
     if picture.mode.startswith("I") or picture.mode == "F":
         values = np.asarray(picture, dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise ValueError("its pixels are not finite")
         scales = (65535,) if picture.mode.startswith("I") else (1, 255, 65535)
         scale = next((scale for scale in scales if values.max() <= scale), 65535)
         picture = Image.fromarray((np.clip(values / scale, 0, 1) * 255).round().astype(np.uint8))

@@ -1,6 +1,7 @@
 """Run with: pytest tests/probes/test_prune.py"""
 
 import copy
+import json
 import shlex
 import signal
 import time
@@ -64,7 +65,7 @@ class Doubled(rounds.Lottery):
     """Rounds in double precision; a checkpoint is read in single precision everywhere else."""
 
     def load(self, number: int):
-        model, content = self.untrained(), self.read(number, "ckpt")
+        model, content = self.untrained(), checkpoint.read(self.path(number, "ckpt"))
         model.load_state_dict(content["weights"])
         return masks.put_on(model.eval().requires_grad_(False), masks.unpacked(content["masks"], self.config))
 
@@ -370,3 +371,46 @@ def test_a_model_of_one_step_is_pruned_too(data, tmp_path: Path) -> None:
     analysis.figure(result)
     assert game.control("swap")["swap"].shape == (1, 1, 1)
     assert 0 <= float(game.control("shuffled")["accuracy"][0]) <= 1
+
+
+def test_a_control_does_not_start_over_what_it_measures(tmp_path: Path) -> None:
+    (tmp_path / "prune.json").write_text("{}")
+    for options in (dict(control="random", force=True), dict(resume=True, force=True)):
+        with pytest.raises(InputError, match="leave one out|pass one of them"):
+            prune.prune(out=tmp_path, **options)
+    assert (tmp_path / "prune.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\x00", b"[1]", b"{}", b'{"plan": 3}', b'{"plan": {}, "seed"', b"[" * 100_000, None]
+)
+def test_a_damaged_record_of_options_is_one_sentence(tmp_path: Path, content: bytes | None) -> None:
+    (tmp_path / "rounds").mkdir()
+    if content is None:
+        (tmp_path / "prune.json").mkdir()
+    else:
+        (tmp_path / "prune.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"prune\.json is damaged"):
+        prune.prune(out=tmp_path, control="random")
+
+
+@pytest.mark.parametrize("change", [dict(source=3), dict(fields="d"), dict(plan={"rounds": "8"}), dict(plan={"x": 1})])
+def test_options_that_pruning_did_not_note_are_one_sentence(tmp_path: Path, change: dict) -> None:
+    noted = dict(source=None, preset="bvit_easy", fields=[], data="shapes-easy:64", val_limit=10, plan={}) | change
+    (tmp_path / "prune.json").write_text(json.dumps(noted))
+    with pytest.raises(InputError, match="is not as pruning noted it"):
+        prune.prune(out=tmp_path, control="random")
+
+
+def test_a_damaged_round_is_one_sentence_and_made_anew_once_it_is_removed(data, tmp_path: Path) -> None:
+    game = new_game(data, tmp_path, replace(PLAN, rounds=1))
+    game.play()
+    expected, path = game.masks(1), game.path(0, "pruned")
+    content = torch.load(path, weights_only=True)
+    for wrong in ([1], {}, content | {"graft_loss": "x"}, content | {"masks": content["masks"][:, :-1].clone()}):
+        torch.save(wrong, path)
+        with pytest.raises(InputError, match=r"pruned\.pt(: masks are| is damaged)"):
+            game.masks(1)
+    path.unlink()
+    game.play()
+    assert all(torch.equal(a, b) for a, b in zip(game.masks(1), expected, strict=True))
