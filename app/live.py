@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -266,15 +266,23 @@ def pictures(run: Path, result: xr.Dataset) -> dict[int, str]:
     try:
         model = load(run)
         images = model.images()
-        here = (origin.relative(images.spec), images.split, images.fingerprint)
-        if here == tuple(result.attrs.get(name) for name in ("data", "split", "data_fingerprint")):
-            return _pictures(model.origin.data, model.config, tuple(result["index"].values.tolist()))
-    except InputError:
+        indices = tuple(result["index"].values.tolist())
+        if is_of(images, indices, result.attrs):
+            return _pictures(model.origin.data, model.config, indices)
+    except (InputError, LookupError):
         pass  # the page says which pictures are missing
     if "thumbnail" not in result:
         return {}
     stored = zip(result["shown"].values, result["thumbnail"].values, strict=True)
     return {int(place): data_uri(thumbnail) for place, thumbnail in stored}
+
+
+def is_of(images: Any, indices: Sequence[int], said: Mapping[str, Any]) -> bool:
+    """Whether a result is of these very images: all of them, or those at `indices`."""
+    if (origin.relative(images.spec), images.split) != (said.get("data"), said.get("split")):
+        return False
+    part = torch.utils.data.Subset(images, indices)
+    return said.get("data_fingerprint") in (images.fingerprint, datasets.describe(part).fingerprint)
 
 
 @st.cache_data(max_entries=4, show_spinner="drawing the images")
