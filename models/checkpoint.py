@@ -64,7 +64,12 @@ def save(
     provenance: dict[str, Any] | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write `model` (and its EMA) to `path`, atomically; `dtype` stores half-precision weights."""
+    """Write `model` (and its EMA) to `path`, atomically; `dtype` stores half-precision weights.
+
+    Raises `InputError` for a model with adapters, which are files of their own.
+    """
+    if any(".lora_" in name for name in model.state_dict()):
+        raise InputError("a model with adapters is no checkpoint; save them with models.adapters.save")
     content = {
         "format": FORMAT,
         "version": VERSION,

@@ -208,11 +208,11 @@ class Trainer:
         """Score the model on the validation split, and keep it if it is the best so far."""
         metrics = self.evaluate(updates.stop_if_asked)
         self.position["evaluated"] = updates.update
-        seen = {"update": updates.update, "images": updates.update * self.recipe.batch_size}
+        so_far = {"update": updates.update, "images": updates.update * self.recipe.batch_size}
         self.write(updates.update, seconds=round(self.position["seconds"]), **metrics)
         if metrics["top1"] > self.position["best"]:
             self.position["best"] = metrics["top1"]
-            self.save_best(metrics | seen)
+            self.save_best(metrics | so_far)
 
     def evaluate(self, after_batch: Any = lambda: None) -> dict[str, float]:
         """Top-1 (EMA and raw) and loss on at most `val_limit` images of the validation split, spread evenly."""
@@ -328,7 +328,7 @@ def open_all(options: Options) -> tuple[Any, Any, recipes.Recipe, config.ViTConf
     if tuple(train_data.classes) != tuple(val_data.classes):
         raise InputError(f"{options.data}: the classes of train and val differ; give both the same class folders")
     asked = dict(epochs=options.epochs, batch_size=options.batch_size, lr=options.lr)
-    recipe = recipes.chosen(options.recipe, options.data, len(train_data), **asked)
+    recipe = recipes.named(options.recipe, options.data, len(train_data), **asked)
     if len(train_data) < recipe.batch_size:
         raise InputError(
             f"{options.data} has {len(train_data)} training images, fewer than one batch of {recipe.batch_size}"

@@ -84,9 +84,10 @@ class BViT(Watched):
             eps=c.norm_eps,
             has_step_embedding=c.step_embedding != "none",
         )
-        if "blocks" in self._modules:  # a pruned model keeps its masks, the last one beyond T
+        if "blocks" in self._modules:  # masks and adapters are kept, the last ones beyond T
             before = self.blocks[min(t, len(self.blocks) - 1)]
             for new, old in ((step.attn, before.attn), (step.mlp, before.mlp)):
+                new.adapter = old.adapter
                 for name, mask in old.named_buffers(recurse=False):
                     new.register_buffer(name, mask, persistent=False)
         return step

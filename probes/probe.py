@@ -68,17 +68,19 @@ def measurement(
     control: Sequence[str] | Callable[[xr.Dataset], xr.Dataset] | None = None,
     lighter: Mapping[str, Any] | None = None,
     needs_data: bool = True,
+    file: Callable[..., str] | None = None,
 ) -> Any:
     """Decorator: a function ``measure(model, images, *, options)`` as a notebook and a command call it.
 
     `images` may be a plain data set (with ``batch_size``, ``workers``, ``seed`` beside it) or a `Pass`. With
     ``control=untrained`` the untrained model is measured too and set beside, as ``control_*``: the variables named by
     `control` here (or what a function makes of its result; by default all that are not per image; () for none), with
-    the options in `lighter` in place of those asked for. A probe that needs no data, only a model, says so. The result
-    says where it comes from.
+    the options in `lighter` in place of those asked for. A probe that needs no data, only a model, says so; one whose
+    options measure different things names its file after them (`file` of the options, without suffix). The result says
+    where it comes from.
     """
     if measure is None:
-        return functools.partial(measurement, control=control, lighter=lighter, needs_data=needs_data)
+        return functools.partial(measurement, control=control, lighter=lighter, needs_data=needs_data, file=file)
     beside = functools.partial(as_control, kept=control)
 
     @functools.wraps(measure)
@@ -104,6 +106,7 @@ def measurement(
 
     measured.is_measurement = True  # type: ignore[attr-defined]
     measured.needs_data, measured.has_control = needs_data, control != ()  # type: ignore[attr-defined]
+    measured.file = file or (lambda **options: name_of(measure))  # type: ignore[attr-defined]
     return measured
 
 
@@ -275,7 +278,7 @@ def answer(measure: Measure, common: Common, options: dict[str, Any]) -> None:
     analysis = draw.of(name)
     refuse_undrawable(common.figure)
     model = source.load(common.source, common.weights, common.image_size).to(device.device(common.device))
-    out = common.out or run_folder.result(model.origin.run, name)
+    out = common.out or run_folder.result(model.origin.run, measure.file(**options))
     refuse_unwritable(common, out)
     data = open_images(common, model) if measure.needs_data else None
     images = Pass(data, common.batch_size, common.workers, common.seed, out=out)

@@ -14,7 +14,7 @@ from tests.test_house import COMMANDS, MAY_IMPORT, ROOT, imported, name_of, sour
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MODULES = {"pillow": "PIL", "scikit-learn": "sklearn", "pyyaml": "yaml"}  # where the name of the import is another
-NOT_IMPORTED = {"tensorboard", "h5netcdf", "h5py", "peft"}  # through torch and xarray, or only in part of the probes
+NOT_IMPORTED = {"tensorboard", "h5netcdf"}  # through torch and xarray
 BUILD = "import sys, setuptools.build_meta as build; build.build_wheel(sys.argv[1])"
 SCRIPT = "import sys; sys.path.pop(0); sys.argv[0] = 'bvit'; from app.cli import main; main()"
 

@@ -1,8 +1,9 @@
 """Pictures that maximise what a model computes, many at once: by pixels with total variation, or by Fourier phases
 alone.
 
-"tv" is the reference for Vision Transformers (Ghiasi et al., "What do Vision Transformers learn? A visual
-exploration"): Adam on pixels, under roll, colour jitter and fading colour noise, with a penalty on total variation.
+"tv" follows Ghiasi et al. ("What do Vision Transformers learn? A visual exploration"): Adam on pixels, under roll,
+colour jitter and fading colour noise, with a penalty on total variation; unlike there the penalty scales with the
+picture's size, and a neuron that is silent on its picture gets a small gradient.
 "maco" (Fel et al., "Unlocking feature visualization for deeper networks with magnitude constrained optimization")
 keeps the magnitude spectrum of real images and moves the phases alone, seen through random crops. Pictures do not
 depend on which others are made beside them: each has random numbers of its own.
