@@ -36,10 +36,12 @@ class Preset:
 
 
 Presets = Mapping[str, Preset]  # by the flag's name
+called: dict[str, str] = {}  # how a command was called, where not as python -m
 
 
 def run(function: Callable[..., object], prog: str, presets: Presets | None = None) -> None:
     """Parse ``sys.argv`` into the arguments of `function`, call it, exit with the house's codes."""
+    prog = called.get(prog, prog)
     try:
         with stopped_by_sigterm():
             tyro.cli(with_presets(function, presets or {}, sys.argv[1:]), prog=prog)
