@@ -72,7 +72,7 @@ def of_lag(values: np.ndarray, lag: int) -> float:
 def table(result: xr.Dataset) -> str:
     """What the command prints: % of the way to the other image's answer; * where an unrelated image does otherwise."""
     lines = [
-        f"patching: {result.sizes['step']} steps; how far a patch moves the answer to that of the image it is from, in %",
+        f"patching: {result.sizes['step']} steps; how far a patch moves an answer to that of the image it is from (%)",
         "(* the 95 % intervals of this effect and of the same patch from an unrelated image do not meet)",
     ]
     for factor in result["factor"].values.tolist():
