@@ -72,7 +72,7 @@ def of_lag(values: np.ndarray, lag: int) -> float:
 def table(result: xr.Dataset) -> str:
     """What the command prints: % of the way to the other image's answer; * where an unrelated image does otherwise."""
     lines = [
-        "patching: how far a patch moves the answer to that of the image it is from, in % of the whole way",
+        f"patching: {result.sizes['step']} steps; how far a patch moves an answer to that of the image it is from (%)",
         "(* the 95 % intervals of this effect and of the same patch from an unrelated image do not meet)",
     ]
     for factor in result["factor"].values.tolist():
@@ -90,21 +90,21 @@ def effect_lines(result: xr.Dataset, factor: str, direction: str) -> Iterator[st
     here, shown = result.sel(where), style.some(result["step"].values.tolist())
     n, n_left_out = int(here["n_pairs"]), int(here["n_left_out"])
     yield f"{factor}, {direction} ({DIRECTIONS[direction]}): {n} pairs, {n_left_out} not answered right left out"
-    yield style.row("", [f"step {step + 1} " for step in shown], 8, 30)
+    yield style.row("step", [f"{step + 1} " for step in shown], 7, 30)
     cells = [("effect", dict(site=s, group=g)) for s in SITES for g in result["group"].values.tolist()]
     cells += [("head_effect", dict(head=h)) for h in result["head"].values.tolist()]
     for name, cell in cells:
         title = f"head {cell['head']}" if "head" in cell else f"{SITES[cell['site']]}, {cell['group']}"
         values = as_percent(here[name].sel(cell | dict(source=PAIR)))
         stars = beyond_null(here, name).sel(cell).values
-        yield style.row(title, [f"{values[t]:.0f}{'*' if stars[t] else ' '}" for t in shown], 8, 30)
+        yield style.row(title, [f"{values[t]:.0f}{'*' if stars[t] else ' '}" for t in shown], 7, 30)
     models = style.models(result)
     nulls = {"unrelated image": (models["trained"], UNRELATED), "untrained": (models.get("untrained"), PAIR)}
     for title, (numbers, source) in nulls.items():
         for name, what in (("effect", "mean"), ("head_effect", "mean head")) if numbers is not None else ():
             values = as_percent(numbers[name].sel(where | dict(source=source)).transpose("step", ...))
             means = np.nanmean(values.reshape(len(values), -1), 1)
-            yield style.row(f"{title}, {what}", [f"{means[t]:.0f} " for t in shown], 8, 30)
+            yield style.row(f"{title}, {what}", [f"{means[t]:.0f} " for t in shown], 7, 30)
 
 
 def handover_line(result: xr.Dataset, factor: str) -> str:

@@ -27,7 +27,7 @@ def show_examples(result: xr.Dataset, factor: str, direction: str, site: str) ->
     """The pairs of a factor: both pictures, and every patch alone, step by step."""
     st.subheader("Patch by patch")
     places = [i for i, of in enumerate(result["pair_factor"].values) if of == factor]
-    pair = places[page.number(st, "Pair", len(places), "pair", shown="pair %d")]
+    pair = places[page.number(st, "Pair", len(places), "patch_pair", shown="pair %d")]
     left, right = st.columns([1, 4])
     if "thumbnail" in result:
         classes, index = result.attrs["classes"], int(result["pair_index"][pair])
@@ -41,9 +41,9 @@ def show_examples(result: xr.Dataset, factor: str, direction: str, site: str) ->
 
 
 left, middle, right = st.columns(3)
-factor = page.segments(left, "The images differ in", result["factor"].values.tolist(), "factor")
-direction = page.segments(middle, "Patch", list(analysis.DIRECTIONS), "direction", help=said(analysis.DIRECTIONS))
-site = page.segments(right, "Where", list(analysis.SITES), "site", help=said(analysis.SITES))
+factor = page.segments(left, "The images differ in", result["factor"].values.tolist(), "patch_factor")
+direction = page.segments(middle, "Patch", list(analysis.DIRECTIONS), "patch_direction", help=said(analysis.DIRECTIONS))
+site = page.segments(right, "Where", list(analysis.SITES), "patch_site", help=said(analysis.SITES))
 here = result.sel(factor=factor)
 st.markdown(
     f"{int(here['n_pairs'])} pairs whose two images the model answers right ({int(here['n_left_out'])} others left "
@@ -66,7 +66,7 @@ if "shift_accuracy" in result:
         f"{int(result['n_shifted'])} images. The diagonal is the untouched model; chance is "
         f"{100 * result.attrs['chance']:.1f} %."
     )
-    part = st.selectbox("What", analysis.parts_of(result), key="part", **page.LINKED)
+    part = st.selectbox("What", analysis.parts_of(result), key="patch_part", **page.LINKED)
     for place, donor in zip(st.columns(2), analysis.DONORS, strict=True):
         with place:
             st.markdown(f"**{analysis.PARTS.get(part, part)} {analysis.DONORS[donor]}**")
