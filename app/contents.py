@@ -69,6 +69,7 @@ RECURRENCE = of_probe("recurrence", "accuracy")
 ABLATION = of_probe("ablation", "untouched_accuracy")
 PATCHING = of_probe("patching", "effect")
 INTERVENTION = of_probe("intervention", "change")
+LENS = of_probe("lens", "recovered")
 COST = of_probe("cost", "seconds_of_round")
 TRANSFER = Result(
     "transfer.nc", "python -m probes.transfer {run} --data folder:PHOTOGRAPHS", "trainable_parameters", start="ckpt.pt"
@@ -89,6 +90,7 @@ PAGES = (
     Page("ablation", "Ablation", ":material/power_off:", (ABLATION,)),
     Page("patching", "Patching", ":material/swap_horiz:", (PATCHING,)),
     Page("intervention", "Intervention", ":material/tune:", (INTERVENTION,)),
+    Page("lens", "Lens", ":material/search:", (LENS,)),
     Page("cost", "Cost", ":material/payments:", (COST,)),
     Page("transfer", "Transfer", ":material/moving:", (TRANSFER,)),
     Page("study", "Comparison", ":material/balance:"),
