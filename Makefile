@@ -5,7 +5,7 @@ demo: .venv/.installed
 	@.venv/bin/python -m app.demo --port $(PORT)
 
 test: .venv/.installed
-	.venv/bin/python -m pytest -q -n 2
+	.venv/bin/python -m pytest -q -n 2 --dist loadfile
 
 lint: .venv/.installed
 	.venv/bin/ruff check .
@@ -20,7 +20,8 @@ clean:
 	rm -rf .pytest_cache .ruff_cache .uv build *.egg-info
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
-# uv where there is one or the package index gives one (kept in .uv/), else plain pip; the system's Python is never written to.
+# uv where there is one or the package index gives one (kept in .uv/), else plain pip; the system's Python is never
+# written to.
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, \
 	$(PYTHON) is %d.%d; name another one: make PYTHON=python3.12" % sys.version_info[:2])'

@@ -43,8 +43,8 @@ def ratios(
     values, ratio = np.moveaxis(hit, 2, 0), average(hit, labels, axis=2)
     low, high = intervals.bootstrap(values, labels, photographs, seed=seed, level=level)
     photographs = np.arange(len(labels)) if photographs is None else photographs
-    seen = np.stack([(~np.isnan(values[photographs == each])).any(0) for each in np.unique(photographs)]).sum(0)
-    wilson = intervals.wilson(np.moveaxis(ratio, 2, 0) * seen, seen, level)
+    n = np.stack([(~np.isnan(values[photographs == each])).any(0) for each in np.unique(photographs)]).sum(0)
+    wilson = intervals.wilson(np.moveaxis(ratio, 2, 0) * n, n, level)
     bounds = [np.where(low < high, drawn, sure) for drawn, sure in zip((low, high), wilson, strict=True)]
     return {"hit_ratio": ratio} | {
         name: np.moveaxis(bound, 0, 2) for name, bound in zip(("hit_low", "hit_high"), bounds, strict=True)

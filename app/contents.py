@@ -22,7 +22,7 @@ class Result:
         return self.command.format(run=run)
 
     def is_here(self, run: Path) -> bool:
-        return (run / self.file).exists()
+        return (run / self.file).is_file()
 
     def can_be_made(self, run: Path) -> bool:
         return not self.makes_run and (run / self.start).exists()
@@ -67,8 +67,12 @@ RANK = of_probe("rank", "k95")
 TRAJECTORIES = of_probe("trajectories", "pacmap")
 RECURRENCE = of_probe("recurrence", "accuracy")
 ABLATION = of_probe("ablation", "untouched_accuracy")
+PATCHING = of_probe("patching", "effect")
 INTERVENTION = of_probe("intervention", "change")
 COST = of_probe("cost", "seconds_of_round")
+TRANSFER = Result(
+    "transfer.nc", "python -m probes.transfer {run} --data folder:PHOTOGRAPHS", "trainable_parameters", start="ckpt.pt"
+)
 PRUNE = Result("prune.nc", "python -m probes.prune --steps 8", "jaccard", makes_run=True, identity="init_sha256")
 CONTROLS = {name: of_control(name) for name in ("shared", "random", "shuffled", "union")}
 SWAP = of_control("swap", "swap")
@@ -83,8 +87,10 @@ PAGES = (
     Page("recurrence", "Recurrence", ":material/repeat:", (RECURRENCE,)),
     Page("prune", "Pruning", ":material/content_cut:", (PRUNE,), (*CONTROLS.values(), SWAP)),
     Page("ablation", "Ablation", ":material/power_off:", (ABLATION,)),
+    Page("patching", "Patching", ":material/swap_horiz:", (PATCHING,)),
     Page("intervention", "Intervention", ":material/tune:", (INTERVENTION,)),
     Page("cost", "Cost", ":material/payments:", (COST,)),
+    Page("transfer", "Transfer", ":material/moving:", (TRANSFER,)),
     Page("study", "Comparison", ":material/balance:"),
     Page("other", "Other results", ":material/category:"),
 )

@@ -68,32 +68,28 @@ def measure(
     datasets.require_masks(images.data)
     config, about, is_of_all_heads = model.config, images.about, map in relevance.OF_ALL_HEADS
     look = functools.partial(looked_at, model, map, classes_of(model, images, map))
-    seen = images.over(lambda batch: read(model, batch, upsample, look))
-    position, hit = seen["position"].values, seen["hit"].values
+    joined = images.over(lambda batch: read(model, batch, upsample, look))
+    position, hit = joined["position"].values, joined["hit"].values
     labels, photographs, n = images.labels(position), images.photographs(position), len(position)
     result = xr.Dataset(
         {name: (CELLS, values) for name, values in analysis.ratios(hit, labels, photographs, seed=images.seed).items()}
-        | {name: (("step", "head"), values / n) for name, values in zip(COMPANIONS, seen["sums"].values, strict=True)}
-        | {name: seen[name].variable for name in ("baseline_per_image", "hit", "argmax")}
+        | {name: (("step", "head"), values / n) for name, values in zip(COMPANIONS, joined["sums"].values, strict=True)}
+        | {name: joined[name].variable for name in ("baseline_per_image", "hit", "argmax")}
         | {
-            "chance": ("companion", seen["chance_sums"].values / n),
-            "baseline": (("kind", *CELLS[:3]), analysis.average(seen["baseline_per_image"].values, labels, axis=3)),
+            "chance": ("companion", joined["chance_sums"].values / n),
+            "baseline": (("kind", *CELLS[:3]), analysis.average(joined["baseline_per_image"].values, labels, axis=3)),
             "index": ("image", images.indices(position)),
             "label": ("image", labels),
             "photograph": ("image", photographs),
         },
         coords={
-            "radius": list(pointing.RADII),
-            "target": list(pointing.TARGETS),
-            "average": ["micro", "macro"],
-            "companion": list(COMPANIONS),
-            "kind": ["centre", "uniform", "area"],
+            **kinds_of_numbers(),
             "step": np.arange(config.n_steps),
             "head": np.arange(1 if is_of_all_heads else config.n_heads),
         },
     )
     if upsample != "none":
-        result["hit_ratio_upsampled"] = CELLS, analysis.average(seen["hit_upsampled"].values, labels, axis=2)
+        result["hit_ratio_upsampled"] = CELLS, analysis.average(joined["hit_upsampled"].values, labels, axis=2)
     shown = examples(model, images, position, hit, look) if thumbnails else {}
     return result.assign(shown).assign_attrs(
         map=map,
@@ -103,10 +99,21 @@ def measure(
         upsample=upsample,
         radius_pixels=[radius * config.image_size / 224 for radius in pointing.RADII],
         classes=list(about.classes),
-        n_skipped=len(images) - n - seen.attrs["n_unreadable"],
-        n_unreadable=seen.attrs["n_unreadable"],
+        n_skipped=len(images) - n - joined.attrs["n_unreadable"],
+        n_unreadable=joined.attrs["n_unreadable"],
         note="" if n >= 100 else f"only {n} images: read the confidence intervals",
     )
+
+
+def kinds_of_numbers() -> dict[str, list[Any]]:
+    """The coordinates that every result has, whatever the model."""
+    return {
+        "radius": list(pointing.RADII),
+        "target": list(pointing.TARGETS),
+        "average": ["micro", "macro"],
+        "companion": list(COMPANIONS),
+        "kind": ["centre", "uniform", "area"],
+    }
 
 
 def classes_of(model: models.BViT, images: probe.Pass, map: str) -> torch.Tensor | None:

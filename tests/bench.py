@@ -122,12 +122,11 @@ def whole_model(model: BViT, pairs: list[tuple[int, int]]) -> visualise.Objectiv
     ((step, neuron),) = pairs
 
     def objective(inputs: torch.Tensor, rows: slice, left: float) -> torch.Tensor:
-        found = []
-        with model.hooks(
-            [(f"blocks.{step}.mlp.hook_post", lambda post, hook: found.append(post[:, 1:, neuron].mean(1)))]
-        ):
+        means = []
+        read = (f"blocks.{step}.mlp.hook_post", lambda post, hook: means.append(post[:, 1:, neuron].mean(1)))
+        with model.hooks([read]):
             model(inputs)
-        return found[0]
+        return means[0]
 
     return objective
 

@@ -9,6 +9,7 @@ from analyses import pointing_game as analysis
 from analyses import style
 from app import page, results
 from app.contents import MAPS
+from app.text import text
 
 SHOWN_AS = {
     "best": "Images on which most heads point at the object",
@@ -70,7 +71,7 @@ def show_images(step: int, head: int) -> None:
         for column, place in zip(st.columns(8), places, strict=False):
             index, label = (int(result[name].values[result["shown"].values[place]]) for name in ("index", "label"))
             picture, inside = panel(place, step, head)
-            column.image(picture, f"{index}: {classes[label]}, {inside}")
+            column.image(picture, f"{index}: {text(classes[label])}, {inside}")
 
 
 left, right = st.columns([3, 2])

@@ -126,8 +126,8 @@ class Store:
         else:
             table, first = self._stepped(group, row, wanted)
         values = table.select([self.columns[name] for name in columns if name in self.columns])
-        found = values.slice(row - first, 1).to_pylist()[0]
-        return {column: found.get(self.columns.get(column)) for column in columns}
+        cells = values.slice(row - first, 1).to_pylist()[0]
+        return {column: cells.get(self.columns.get(column)) for column in columns}
 
     def _whole(self, group: int, columns: list[str]) -> Any:
         if group not in self.held:
@@ -221,9 +221,9 @@ def columns_of(spec: str, file: Path, schema: Any, options: dict[str, str]) -> d
     for role, usual in COLUMNS.items():
         fits = [name for name in schema.names if _fits(role, schema.field(name).type)]
         wanted = (options[role],) if role in options else usual
-        found = next((name for asked in wanted for name in fits if name.casefold() == asked.casefold()), None)
-        if found is not None:
-            columns[role] = found
+        column = next((name for asked in wanted for name in fits if name.casefold() == asked.casefold()), None)
+        if column is not None:
+            columns[role] = column
         elif role in options or role in ("image", "label"):
             asked = options.get(role, f"{role} or ?{role}=NAME")
             raise InputError(
