@@ -14,7 +14,7 @@ from pathlib import Path
 import xarray as xr
 from matplotlib.figure import Figure
 
-from analyses import lens, neurons, pointing_game, prune, rank, recurrence, results, trajectories
+from analyses import intervention, lens, neurons, pointing_game, prune, rank, recurrence, results, trajectories
 
 HERE, RUNS = Path(__file__).parent, Path(__file__).parents[1] / "runs"
 PORT = 8599
@@ -26,6 +26,7 @@ FIGURES: dict[str, tuple[str, Callable[[xr.Dataset], Figure | None]]] = {
     "trajectories": ("demo/trajectories", trajectories.figure),
     "recurrence": ("demo/recurrence", recurrence.figure),
     "lens": ("demo/lens", lens.figure),
+    "intervention": ("demo/intervention", intervention.figure),
 }
 
 

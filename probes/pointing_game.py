@@ -74,12 +74,10 @@ def measure(
     result = xr.Dataset(
         {name: (CELLS, values) for name, values in analysis.ratios(hit, labels, photographs, seed=images.seed).items()}
         | {name: (("step", "head"), values / n) for name, values in zip(COMPANIONS, joined["sums"].values, strict=True)}
+        | {name: joined[name].variable for name in ("baseline_per_image", "hit", "argmax")}
         | {
             "chance": ("companion", joined["chance_sums"].values / n),
             "baseline": (("kind", *CELLS[:3]), analysis.average(joined["baseline_per_image"].values, labels, axis=3)),
-            "baseline_per_image": joined["baseline_per_image"].variable,
-            "hit": joined["hit"].variable,
-            "argmax": joined["argmax"].variable,
             "index": ("image", images.indices(position)),
             "label": ("image", labels),
             "photograph": ("image", photographs),
@@ -92,9 +90,8 @@ def measure(
     )
     if upsample != "none":
         result["hit_ratio_upsampled"] = CELLS, analysis.average(joined["hit_upsampled"].values, labels, axis=2)
-    if thumbnails:
-        result = result.assign(examples(model, images, position, hit, look))
-    return result.assign_attrs(
+    shown = examples(model, images, position, hit, look) if thumbnails else {}
+    return result.assign(shown).assign_attrs(
         map=map,
         is_of_all_heads=int(is_of_all_heads),
         image_size=config.image_size,

@@ -163,7 +163,7 @@ def test_every_case_equals_a_loop_by_hand(data, kind: str) -> None:
         assert np.allclose(found["accuracy"], accuracy, atol=1e-6), case
         assert np.allclose(found["loss"], loss, rtol=1e-3), case
         if case != "untouched":
-            assert not np.allclose(found["loss"], result["loss"].sel(case="untouched"), rtol=1e-3), case
+            assert not np.array_equal(found["loss"], result["loss"].sel(case="untouched")), case
 
 
 def test_what_changes_nothing_is_the_untouched_model(model, data) -> None:
@@ -225,19 +225,19 @@ def test_masks_of_the_null_keep_as_many_weights_of_each_matrix_elsewhere(data) -
 def test_the_change_has_the_interval_of_a_paired_bootstrap(result, model, data) -> None:
     images, labels = torch.stack([item[0] for item in data]), torch.tensor([item[1] for item in data])
     case = next(one for one in interventions.chosen(model.at_steps(6), ("damp",), 0)[0] if one.setting == "0.5")
-    for state in (2, 3):
+    right = []
+    for run in (case, dataclasses.replace(case, change=None)):
         with torch.no_grad():
-            pair = [
-                model.read_out(list(run.states(images))[state])
-                for run in (case, dataclasses.replace(case, change=None))
-            ]
-        after, before = ((logits.argmax(1) == labels).double() for logits in pair)
-        change = (after - before).numpy()
-        drawn = np.random.default_rng(1).choice(change, (4000, len(change))).mean(1)
-        low, high = np.quantile(drawn, [0.025, 0.975])
+            right.append([(model.read_out(z).argmax(1) == labels).double() for z in run.states(images)])
+    changes = {k: (after - before).numpy() for k, (after, before) in enumerate(zip(*right, strict=True))}
+    assert sum(change.any() for change in changes.values()) >= 2
+    for state, change in changes.items():
         cell = result.sel(case="damp 0.5", state=state)
         assert float(cell["change"]) == pytest.approx(change.mean())
-        assert abs(float(cell["change_low"]) - low) < 0.06 and abs(float(cell["change_high"]) - high) < 0.06
+        if change.any():
+            drawn = np.random.default_rng(1).choice(change, (4000, len(change))).mean(1)
+            low, high = np.quantile(drawn, [0.025, 0.975])
+            assert abs(float(cell["change_low"]) - low) < 0.06 and abs(float(cell["change_high"]) - high) < 0.06
 
 
 def test_where_no_answer_changes_the_interval_is_wilson_s(result) -> None:
@@ -298,7 +298,7 @@ def test_table_and_figures_show_null_interval_and_untrained(result, drawn_lines)
     )
     assert "late_cls step 2 " in text and "random" in text and "untrained" in text
     assert analysis.kinds(result) == ["damp", "reinject", "hold_patches", "late_cls"]
-    assert len(analysis.figure(result).axes) == 6
+    assert len(analysis.figure(result).axes) == 4
     labels = drawn_lines(analysis.figure(result).axes[0])
     assert {"untouched", "0.5", "0.5, random", "untrained, mean", "chance"} <= labels
     names = {trace.name for trace in analysis.interactive(result, "hold_patches").data}
