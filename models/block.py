@@ -61,10 +61,8 @@ class Attention(nn.Module):
         if config.qk_norm:
             self.q_norm, self.k_norm = Norm(config, config.d_head), Norm(config, config.d_head)
 
-    def forward(self, x: Stream, hooks: AttentionHooks, gamma: Gamma) -> Stream:
-        q, k, v = rearrange(
-            self.qkv(x), "batch pos (three head d_head) -> three batch pos head d_head", three=3, head=self.n_heads
-        )
+    def forward(self, x: Float[Tensor, "batch pos *apart d_model"], hooks: AttentionHooks, gamma: Gamma) -> Stream:
+        q, k, v = self.projected(x, hooks)
         if hasattr(self, "q_norm"):
             q, k = self.q_norm(q), self.k_norm(k)
         if self.is_rotary:
@@ -85,6 +83,17 @@ class Attention(nn.Module):
                 + hooks.b_O
             )
         return scale(self.proj(z.flatten(2)), gamma)
+
+    def projected(
+        self, x: Float[Tensor, "batch pos *apart d_model"], hooks: AttentionHooks
+    ) -> Float[Tensor, "slot batch pos head d_head"]:
+        """Queries, keys and values, from one stream or from one for each of them and each head."""
+        sizes = dict(slot=3, head=self.n_heads)
+        if not hooks.is_split:
+            return rearrange(self.qkv(x), "batch pos (slot head d) -> slot batch pos head d", **sizes)
+        weight = rearrange(hooks.weight("qkv"), "(slot head d) m -> slot head d m", **sizes).to(x.dtype)
+        bias = rearrange(self.qkv.bias, "(slot head d) -> slot 1 1 head d", **sizes).to(x.dtype)
+        return einsum(x, weight, "batch pos slot head m, slot head d m -> slot batch pos head d") + bias
 
 
 class Mlp(nn.Module):
@@ -134,8 +143,10 @@ class Block(nn.Module):
         if step_embedding is not None:
             h = h + step.hook_step_embed(step_embedding.expand_as(h))
         h = step.hook_resid_pre(h)
-        u = step.hook_resid_mid(h + step.hook_attn_out(self.dropped(step.attn(self.norm1(h, step.ln1), self))))
-        return step.hook_resid_post(u + step.hook_mlp_out(self.dropped(step.mlp(self.norm2(u, step.ln2), self))))
+        attended = step.attn(self.norm1(step.attn.split(h), step.ln1), self)
+        u = step.hook_resid_mid(h + step.hook_attn_out(self.dropped(attended)))
+        computed = step.mlp(self.norm2(step.hook_mlp_in(u), step.ln2), self)
+        return step.hook_resid_post(u + step.hook_mlp_out(self.dropped(computed)))
 
     def dropped(self, x: Stream) -> Stream:
         """Drop path (stochastic depth): whole images lose this branch while training."""

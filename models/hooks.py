@@ -20,12 +20,17 @@ Axes: batch, pos (CLS, registers, patches), head, query and key (both pos), d_mo
 | hook_embed, hook_pos_embed (z_0 is their sum, also with a norm before the blocks) | [batch pos d_model] |
 | blocks.{t}.hook_step_embed (models with a step embedding) | [batch pos d_model] |
 | blocks.{t}.hook_resid_pre, hook_resid_mid, hook_resid_post, hook_attn_out, hook_mlp_out | [batch pos d_model] |
+| blocks.{t}.hook_q_input, hook_k_input, hook_v_input (each head's own stream, before ln1) | [batch pos head d_model] |
+| blocks.{t}.hook_mlp_in (the MLP's own stream, before ln2) | [batch pos d_model] |
 | blocks.{t}.attn.hook_q, hook_k, hook_v, hook_z (q, k after norm and rotation) | [batch pos head d_head] |
 | blocks.{t}.attn.hook_attn_scores, hook_pattern | [batch head query key] |
-| blocks.{t}.attn.hook_result (computed only when named) | [batch pos head d_model] |
+| blocks.{t}.attn.hook_result | [batch pos head d_model] |
 | blocks.{t}.mlp.hook_pre, hook_post | [batch pos d_mlp] |
 | blocks.{t}.ln1.hook_scale, ln2.hook_scale, ln_final.hook_scale | [batch pos 1] |
 | blocks.{t}.ln1.hook_normalized, ln2.hook_normalized, ln_final.hook_normalized (no affine) | [batch pos d_model] |
+
+The inputs and hook_result exist only where they are named: listening to everything leaves them out. Where an input of
+heads is heard, ln1 norms one stream a head and its points are [batch pos slot head _], slot being q, k, v.
 """
 
 from collections.abc import Callable
@@ -38,6 +43,7 @@ from transformer_lens.hook_points import HookPoint
 from models.errors import InputError
 
 HookFunction = Callable[..., Tensor]
+INPUTS = ("q_input", "k_input", "v_input")
 MATRICES = (("attn", "qkv"), ("attn", "proj"), ("mlp", "fc1"), ("mlp", "fc2"))  # of a block, by the half they belong to
 
 
@@ -86,6 +92,7 @@ class Part(nn.Module):
     """Attention or MLP at one step: its hook points, and the shared weights as this step runs with them."""
 
     matrices: tuple[str, ...]
+    adapter: str | None = None  # which of the block's low-rank adapters this step runs with, see `models.adapters`
 
     def __init__(self, shared: Shared):
         super().__init__()
@@ -94,9 +101,23 @@ class Part(nn.Module):
             self.register_buffer(f"mask_{name}", None, persistent=False)
 
     def weight(self, name: str) -> Tensor:
-        """A matrix as this step runs with it, its mask applied: [out in]."""
-        weight, mask = getattr(self.own, name).weight, getattr(self, f"mask_{name}")
+        """A matrix as this step runs with it, its adapter added and its mask applied: [out in].
+
+        Raises `InputError` where another layer stands in its place, unless it is one of `peft`'s.
+        """
+        layer, mask = getattr(self.own, name), getattr(self, f"mask_{name}")
+        if hasattr(layer, "get_delta_weight"):
+            adapters = [self.adapter] if self.adapter is not None else layer.active_adapters
+            weight = sum((layer.get_delta_weight(adapter) for adapter in adapters), layer.weight)
+        elif isinstance(layer, nn.Linear):
+            weight = layer.weight
+        else:
+            raise InputError(f"{name} is a {type(layer).__name__}, not one matrix; merge it into its layer first")
         return weight if mask is None else weight * mask
+
+    def parameter(self, name: str) -> str:
+        """The name of a matrix among the parameters of its half of the block; an adapter wraps the layer."""
+        return f"{name}.base_layer.weight" if hasattr(getattr(self.own, name), "base_layer") else f"{name}.weight"
 
 
 class AttentionHooks(Part):
@@ -104,13 +125,26 @@ class AttentionHooks(Part):
 
     matrices = ("qkv", "proj")
 
-    def __init__(self, shared: Shared):
+    def __init__(self, shared: Shared, inputs: tuple[HookPoint, HookPoint, HookPoint]):
         super().__init__(shared)
+        self.__dict__["inputs"] = inputs  # the step's, which names them
         for name in ("q", "k", "v", "z", "attn_scores", "pattern", "result"):
             setattr(self, f"hook_{name}", HookPoint())
 
     def forward(self, x: Tensor, block: nn.Module) -> Tensor:
         return block.attn(x, self, block.gamma1)
+
+    @property
+    def is_split(self) -> bool:
+        """Whether q, k and v of every head read streams of their own."""
+        return listening(*self.inputs)
+
+    def split(self, h: Tensor) -> Tensor:
+        """The stream [batch pos d_model]; where somebody listens, one for q, k, v of each head: [... slot head d]."""
+        if not self.is_split:
+            return h
+        per_head = h[:, :, None].expand(-1, -1, self.own.n_heads, -1)
+        return torch.stack([point(per_head) for point in self.inputs], 2)
 
     @property
     def own(self) -> nn.Module:
@@ -160,14 +194,15 @@ class Step(nn.Module):
         self.__dict__["shared"] = shared
         if has_step_embedding:
             self.hook_step_embed = HookPoint()
-        for name in ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"):
+        for name in ("resid_pre", *INPUTS, "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post"):
             setattr(self, f"hook_{name}", HookPoint())
         self.ln1, self.ln2 = NormHooks(is_centred, eps), NormHooks(is_centred, eps)
-        self.attn, self.mlp = AttentionHooks(shared), MlpHooks(shared)
+        inputs = tuple(getattr(self, f"hook_{name}") for name in INPUTS)
+        self.attn, self.mlp = AttentionHooks(shared, inputs), MlpHooks(shared)
 
     def forward(self, x: Tensor, step_embedding: Tensor | None = None) -> Tensor:
-        if self.is_masked:
-            weights = {f"{part}.{name}.weight": self.weight(name) for part, name in MATRICES}
+        if self.is_masked or self.attn.adapter is not None:
+            weights = {f"{part}.{self.part(name).parameter(name)}": self.weight(name) for part, name in MATRICES}
             return torch.func.functional_call(self.shared.block, weights, (x, self, step_embedding))
         block = self.shared.called
         if getattr(block, "_compiled_call_impl", None) is None:
@@ -181,7 +216,7 @@ class Step(nn.Module):
         return self.attn if name in self.attn.matrices else self.mlp
 
     def weight(self, name: str) -> Tensor:
-        """qkv, proj, fc1 or fc2 as this step runs with it, a pruned model's mask applied: [out in]."""
+        """qkv, proj, fc1 or fc2 as this step runs with it, its adapter and a pruned model's mask applied: [out in]."""
         return self.part(name).weight(name)
 
     @property
@@ -232,8 +267,8 @@ def add_noise(scale: float, seed: int = 0) -> HookFunction:
 
 
 def head(index: int, function: HookFunction) -> HookFunction:
-    """`function` for head `index` alone, at q, k, v, z, result `[batch pos head _]` or scores, pattern `[batch head _
-    _]`.
+    """`function` for head `index` alone, at q, k, v, their inputs, z, result `[batch pos head _]` or scores, pattern
+    `[batch head _ _]`.
     """
 
     def only(activation: Tensor, hook: HookPoint) -> Tensor:

@@ -15,6 +15,7 @@ from transformer_lens import HookedRootModule
 from models.cache import Reduced
 from models.errors import InputError
 
+ON_REQUEST = ("hook_result", "hook_q_input", "hook_k_input", "hook_v_input", "hook_mlp_in")
 Names = str | Iterable[str] | Callable[[str], bool] | dict[str, Callable[[Tensor], Any]] | None
 
 
@@ -22,12 +23,12 @@ class Watched(HookedRootModule):
     """TransformerLens' hooked module, where ``blocks.{t}`` is step t and a misspelt name is an error."""
 
     def names(self, names: Names = None) -> list[str]:
-        """The hook names meant by a str, glob, several of them, or a predicate; None is all but ``hook_result``.
+        """The hook names meant by a str, glob, several of them, or a predicate; None is all but those ON_REQUEST.
 
         A name or glob that matches nothing is an `InputError` that names the nearest match.
         """
         if names is None:
-            return [name for name in self.hook_dict if not name.endswith("hook_result")]
+            return [name for name in self.hook_dict if not name.endswith(ON_REQUEST)]
         if callable(names):
             return [name for name in self.hook_dict if names(name)]
         patterns = [names] if isinstance(names, str) else list(names)

@@ -13,6 +13,8 @@ from models.checkpoint import fresh
 from models.errors import InputError
 from models.hooks import add_noise, cls_attention, head, mean, replace, zero
 
+from .warm import python
+
 CONFIG = ViTConfig(
     image_size=32, patch_size=8, d_model=24, n_heads=3, n_steps=4, n_classes=5, init="xavier", step_embedding="learned"
 )
@@ -89,8 +91,9 @@ assert torch.allclose(gradient(model), slope, atol=1e-4)
 """
 
 
-def test_hooks_are_heard_on_compiled_models_whose_block_is_compiled_once(in_a_process_of_its_own) -> None:
-    in_a_process_of_its_own(COMPILED)
+def test_hooks_are_heard_on_compiled_models_whose_block_is_compiled_once() -> None:
+    done = python("-c", COMPILED)
+    assert done.returncode == 0, done.stderr
 
 
 # Replaced blocks
@@ -210,6 +213,79 @@ def test_logit_attributions_of_a_mean_pooled_model_sum_to_its_logits(images) -> 
         assert torch.allclose(attributions.sum(0) + model.b_U[3], logits[:, 3], atol=1e-4)
     with pytest.raises(InputError, match="leave pos_slice out"):
         cache.logit_attrs(cache.decompose_resid(), 3, pos_slice=0)
+
+
+# Inputs of heads and of the MLP
+
+APART = ["blocks.*.hook_q_input", "blocks.*.hook_k_input", "blocks.*.hook_v_input", "blocks.*.hook_mlp_in"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"n_blocks": 4, "norm": "rms"}, {"layer_scale": 0.1, "n_registers": 2}, {"qk_norm": True}],
+    ids=["bViT", "stacked", "LayerScale", "normed"],
+)
+def test_inputs_hold_the_stream_and_change_no_logit(images, fields) -> None:
+    model = fresh(ViTConfig(**{**CONFIG.to_dict(), **fields}), 0).eval()
+    before = model(images)
+    logits, cache = model.run_with_cache(images, names_filter=[*APART, "blocks.*.hook_resid_*"])
+    assert torch.allclose(logits, before, atol=1e-5)
+    for t in range(4):
+        for slot in "qkv":
+            every = cache[f"blocks.{t}.hook_{slot}_input"]
+            assert torch.equal(every, cache["resid_pre", t][:, :, None].expand_as(every)) and every.shape[2] == 3
+        assert torch.equal(cache[f"blocks.{t}.hook_mlp_in"], cache["resid_mid", t])
+    assert not any(name in model.names() for name in model.names(APART))
+
+
+@pytest.mark.parametrize("slot", "qkv")
+def test_an_input_of_a_head_reaches_that_head_alone(model, images, slot) -> None:
+    names = [f"blocks.2.attn.hook_{other}" for other in "qkv"]
+    _, before = model.run_with_cache(images, names_filter=names)
+    with model.hooks([(f"blocks.2.hook_{slot}_input", head(1, add_noise(1.0)))]):
+        _, after = model.run_with_cache(images, names_filter=names)
+    for other in "qkv":
+        moved = (before[other, 2] - after[other, 2]).abs().amax((0, 1, 3)) > 1e-3
+        assert moved.tolist() == [False, slot == other, False]
+
+
+def test_gradients_at_the_inputs_sum_to_that_of_the_stream(model, images) -> None:
+    """They are taken on the way through an input alone, though the tensor is the stream's own."""
+    scalar = fresh(ViTConfig(**{**CONFIG.to_dict(), "n_classes": 1}), 0).eval()
+    names = [*APART, "blocks.*.hook_resid_*"]
+    _, cache = scalar.run_with_cache(images[:1], names_filter=names, incl_bwd=True)
+    for t in range(4):
+        pre, mid, post, mlp = (
+            cache[f"blocks.{t}.hook_{name}_grad"] for name in ("resid_pre", "resid_mid", "resid_post", "mlp_in")
+        )
+        heads = sum(cache[f"blocks.{t}.hook_{slot}_input_grad"].sum(2) for slot in "qkv")
+        assert torch.allclose(pre, heads + mid, atol=1e-5) and heads.abs().max() > 1e-4
+        assert torch.allclose(mid, mlp + post, atol=1e-5) and mlp.abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("name", ["blocks.0.hook_q_input", "blocks.0.hook_mlp_in"])
+def test_an_input_whose_gradient_was_not_recorded_says_so(images, name) -> None:
+    scalar = fresh(ViTConfig(**{**CONFIG.to_dict(), "n_classes": 1, "step_embedding": "none"}), 0).eval()
+    scalar.requires_grad_(False)
+    scalar.head.requires_grad_()
+    with pytest.raises(InputError, match=f"no gradient was recorded at {name}"):
+        scalar.run_with_cache(images[:1], names_filter=name, incl_bwd=True)
+
+
+def test_inputs_of_heads_see_no_adapter_and_say_so(images) -> None:
+    class Adapted(nn.Module):
+        def __init__(self, layer: nn.Linear):
+            super().__init__()
+            self.weight, self.bias = layer.weight, layer.bias
+
+        def forward(self, x):
+            return 2 * nn.functional.linear(x, self.weight, self.bias)
+
+    model = fresh(CONFIG, 0).eval()
+    model.core[0].attn.qkv = Adapted(model.core[0].attn.qkv)
+    model(images)
+    with pytest.raises(InputError, match="qkv is a Adapted.*merge"):
+        model.run_with_cache(images, names_filter="blocks.0.hook_q_input")
 
 
 # Hook functions and inputs

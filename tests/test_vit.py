@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from torch.func import functional_call
 
 from models import BViT, ViTConfig, hooks
 from models.checkpoint import fresh, n_parameters
@@ -108,7 +109,9 @@ def test_the_table_of_hook_points_is_true() -> None:
         key=c.n_tokens,
         d_mlp=c.d_mlp,
     )
-    _, cache = model.run_with_cache(torch.randn(3, 3, 32, 32), names_filter="*")
+    images, apart = torch.randn(3, 3, 32, 32), model.names("blocks.*_input")
+    _, inputs = model.run_with_cache(images, names_filter=apart)
+    _, cache = model.run_with_cache(images, names_filter=[name for name in model.hook_dict if name not in apart])
     told = {}
     for row in re.findall(r"^\| (.*hook_.*) \| \[(.*)\] \|$", hooks.__doc__, re.M):
         names = re.sub(r"\(.*?\)", "", row[0]).split(", ")
@@ -120,7 +123,7 @@ def test_the_table_of_hook_points_is_true() -> None:
             name = re.sub(r"^(ln[12])", r"blocks.{t}.\1", name)
             shape = tuple(sizes.get(axis) or int(axis) for axis in row[1].split())
             told |= {name.format(t=t): shape for t in range(c.n_steps)}
-    assert told == {name: tuple(value.shape) for name, value in cache.items()}
+    assert told == {name: tuple(value.shape) for name, value in (*cache.items(), *inputs.items())}
 
 
 def test_components_sum_to_the_stream_and_to_the_logit(model: BViT, images) -> None:
@@ -292,8 +295,6 @@ def test_a_copy_runs_its_own_weights(images) -> None:
 
 def test_weights_of_one_step_through_functional_call(images) -> None:
     """Other weights at step 2 alone equal a stacked model with that block there."""
-    from torch.func import functional_call
-
     model, stacked = make(), make(n_blocks=4)
     state = {name: value for name, value in model.state_dict().items() if not name.startswith("core.")}
     block = {
