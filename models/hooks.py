@@ -97,6 +97,7 @@ class Part(nn.Module):
     def __init__(self, shared: Shared):
         super().__init__()
         self.__dict__["shared"] = shared  # seen, not owned: the weights are registered once, in `model.core`
+        self.running: dict[str, Tensor] = {}  # matrices that stand in the block's place while this step runs
         for name in self.matrices:  # of a pruned model, see `models.masks`
             self.register_buffer(f"mask_{name}", None, persistent=False)
 
@@ -105,6 +106,8 @@ class Part(nn.Module):
 
         Raises `InputError` where another layer stands in its place, unless it is one of `peft`'s.
         """
+        if name in self.running:
+            return self.running[name]
         layer, mask = getattr(self.own, name), getattr(self, f"mask_{name}")
         if hasattr(layer, "get_delta_weight"):
             adapters = [self.adapter] if self.adapter is not None else layer.active_adapters
@@ -202,14 +205,24 @@ class Step(nn.Module):
 
     def forward(self, x: Tensor, step_embedding: Tensor | None = None) -> Tensor:
         if self.is_masked or self.attn.adapter is not None:
-            weights = {f"{part}.{self.part(name).parameter(name)}": self.weight(name) for part, name in MATRICES}
-            return torch.func.functional_call(self.shared.block, weights, (x, self, step_embedding))
+            return self.run_with({name: self.weight(name) for _, name in MATRICES}, x, step_embedding)
         block = self.shared.called
         if getattr(block, "_compiled_call_impl", None) is None:
             return block(x, self, step_embedding)
         if self.is_watched:  # compiled code would not hear hooks that are set later
             return block._call_impl(x, self, step_embedding)
         return block(x, self.shared.model.unwatched, step_embedding)
+
+    def run_with(self, matrices: dict[str, Tensor], x: Tensor, step_embedding: Tensor | None) -> Tensor:
+        """The block with this step's own matrices [out in] in the place of the shared ones."""
+        weights = {f"{part}.{self.part(name).parameter(name)}": matrices[name] for part, name in MATRICES}
+        self.attn.running.update(matrices)
+        self.mlp.running.update(matrices)
+        try:
+            return torch.func.functional_call(self.shared.block, weights, (x, self, step_embedding))
+        finally:
+            self.attn.running.clear()
+            self.mlp.running.clear()
 
     def part(self, name: str) -> Part:
         """The half of the step that the matrix `name` (qkv, proj, fc1, fc2) belongs to."""

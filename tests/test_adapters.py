@@ -88,6 +88,16 @@ def test_an_adapted_model_is_the_stacked_model_of_its_sums(shape: str, per_step:
     assert torch.allclose(ours.decompose_resid(), theirs.decompose_resid(), atol=1e-5)
 
 
+@BOTH
+def test_points_that_are_computed_only_when_named_see_the_adapter_once(per_step: bool) -> None:
+    model, plain, _ = adapted(per_step=per_step)
+    images, expected = torch.randn(2, 3, 16, 16), unrolled(model, plain)
+    names = ["blocks.1.attn.hook_result", "blocks.1.hook_q_input", "blocks.2.attn.hook_q"]
+    (logits, ours), (_, theirs) = (m.run_with_cache(images, names_filter=names) for m in (model, expected))
+    assert torch.allclose(logits, expected(images), atol=1e-5)
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in names)
+
+
 def test_one_adapter_runs_as_peft_itself_runs_it() -> None:
     model, plain, _ = adapted()
     layers = [part for part in model.core.modules() if isinstance(part, peft.tuners.lora.LoraLayer)]

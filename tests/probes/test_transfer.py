@@ -190,7 +190,7 @@ def test_an_adapter_learns_what_it_is_shown(model) -> None:
     """The same 32 images, again and again."""
     same = data("val", 32)
     result = probe.measure(model, same, how=("lora",), seeds=1, epochs=40, train_batch=32, _train=same)
-    assert result["accuracy"].item() > 0.5 > 3 * result.attrs["majority"]
+    assert result["accuracy"].item() > 2 * result.attrs["majority"]
 
 
 @pytest.mark.parametrize("how", ["full", "step-lora"])
