@@ -10,7 +10,7 @@ import xarray as xr
 from analyses import results, style
 
 RUNS = Path(__file__).parents[2] / "runs"
-SHIPPED = sorted(f"{run}/{path.stem}" for run in ("demo", "photos", "pruned") for path in (RUNS / run).glob("*.nc"))
+SHIPPED = sorted(f"{path.parent.name}/{path.stem}" for path in RUNS.glob("*/*.nc"))
 
 
 @cache

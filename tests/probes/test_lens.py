@@ -273,21 +273,6 @@ def test_patches_planted_on_the_object_agree_with_its_mask(model, data) -> None:
     assert said["patch_agreement"] > 0.99 and said["patch_hit"] > 0.99
 
 
-def test_depth_and_flips_of_answers_written_out() -> None:
-    answers = np.array([[[1, 2, 2, 2], [5, 5, 5, 5], [1, 2, 1, 2]]])
-    assert analysis.depth(answers).tolist() == [[1, 0, 3]] and analysis.flips(answers).tolist() == [[1, 0, 3]]
-
-
-def test_independent_states_are_those_of_shuffled_answers() -> None:
-    generator = np.random.default_rng(0)
-    share = generator.dirichlet([0.3] * 4, (1, 5))
-    drawn = np.stack([generator.choice(4, 40_000, p=of) for of in share[0]], -1)[None]
-    standing, flips = analysis.independent(share)
-    depth = analysis.depth(drawn)[0]
-    assert flips == pytest.approx(analysis.flips(drawn).mean(), abs=0.02)
-    assert standing[0] == pytest.approx([(depth <= state).mean() for state in range(5)], abs=0.01)
-
-
 def test_means_and_intervals_are_a_bootstrap_s_and_leave_nan_out() -> None:
     values = torch.randn(2, 300)
     values[1, 100:] = torch.nan
