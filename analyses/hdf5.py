@@ -5,6 +5,7 @@ as it claims. `refuse_foreign` looks at the structure alone. A damaged file can 
 so `check` reads it once in a process of its own that may be ended.
 """
 
+import hashlib
 import io
 import math
 import signal
@@ -25,6 +26,8 @@ GROWS = 1100  # more than deflate can shrink anything
 SMALL = 2**24  # bytes that any file may claim: names, fill values
 CPU, PATIENCE = 5, 60  # seconds of the processor, which a loop uses up, and of the clock, on a machine that is busy
 ROOM = 4 * MOST  # bytes of memory
+
+sound: set[bytes] = set()  # hashes of content that a child of this process has read
 
 CHILD = "import sys; sys.path.insert(0, sys.argv[1]); from analyses import hdf5; hdf5.read_standard_input()"
 
@@ -67,6 +70,9 @@ def claimed_by(dataset: h5py.Dataset) -> int:
 
 def check(content: bytes) -> None:
     """Raises ValueError for content that cannot be read whole, in time, and in bearable memory."""
+    digest = hashlib.sha256(content).digest()
+    if digest in sound:
+        return
     command = [sys.executable, "-P", "-c", CHILD, str(Path(__file__).parents[1])]
     try:
         done = subprocess.run(command, input=content, capture_output=True, timeout=PATIENCE)
@@ -76,6 +82,7 @@ def check(content: bytes) -> None:
         raise ValueError("reading it does not end")
     if done.returncode:
         raise ValueError(done.stderr.decode(errors="replace").strip()[-200:] or "it breaks the HDF5 library")
+    sound.add(digest)
 
 
 def read_standard_input() -> None:

@@ -10,7 +10,7 @@ import xarray as xr
 from analyses import results, style
 
 RUNS = Path(__file__).parents[2] / "runs"
-SHIPPED = sorted(f"{path.parent.name}/{path.stem}" for path in RUNS.glob("*/*.nc"))
+SHIPPED = [f"{path.parent.name}/{path.stem}" for path in sorted(RUNS.glob("*/*.nc"))]
 
 
 @cache

@@ -74,5 +74,5 @@ def test_what_cannot_be_read_is_said_in_one_sentence(tmp_path, content) -> None:
     with pytest.raises(ValueError, match=r"bad\.nc") as error:
         results.read(path)
     assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match="readable"):
+    with pytest.raises(ValueError, match="no result"):
         results.read(tmp_path)
