@@ -60,6 +60,7 @@ RANK = of_probe("rank", "k95")
 TRAJECTORIES = of_probe("trajectories", "pacmap")
 RECURRENCE = of_probe("recurrence", "accuracy")
 ABLATION = of_probe("ablation", "untouched_accuracy")
+ATTRIBUTION = of_probe("attribution", "node_of_image")
 COST = of_probe("cost", "seconds_of_round")
 PRUNE = Result("prune.nc", "python -m probes.prune --steps 8", "jaccard", makes_run=True, identity="init_sha256")
 CONTROLS = {name: of_control(name) for name in ("shared", "random", "shuffled", "union")}
@@ -75,6 +76,7 @@ PAGES = (
     Page("recurrence", "Recurrence", ":material/repeat:", (RECURRENCE,)),
     Page("prune", "Pruning", ":material/content_cut:", (PRUNE,), (*CONTROLS.values(), SWAP)),
     Page("ablation", "Ablation", ":material/power_off:", (ABLATION,)),
+    Page("attribution", "Attribution", ":material/account_tree:", (ATTRIBUTION,)),
     Page("cost", "Cost", ":material/payments:", (COST,)),
     Page("study", "Comparison", ":material/balance:"),
     Page("other", "Other results", ":material/category:"),

@@ -25,6 +25,7 @@ OPTIONS = {
     "trajectories": dict(images=35, neighbors=4),
     "recurrence": dict(max_steps=4),
     "ablation": dict(images=23, how="resample"),
+    "attribution": dict(images=20, exact=6, points=2, checked=4, corrupt="image"),
     "cost": dict(rounds=1),
     "prune": dict(data="shapes-easy:96", fields=("n_steps=2", "d_model=8", "n_heads=2"), val_limit=20),
 }
