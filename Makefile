@@ -5,7 +5,7 @@ demo: .venv/.installed
 	@.venv/bin/python -m app.demo --port $(PORT)
 
 test: .venv/.installed
-	.venv/bin/python -m pytest -q -n 2
+	.venv/bin/python -m pytest -q -n 2 --dist loadfile
 
 lint: .venv/.installed
 	.venv/bin/ruff check .
@@ -16,11 +16,28 @@ bench: .venv/.installed
 figures: .venv/.installed
 	.venv/bin/python docs/figures.py
 
+campaign: .venv/.installed
+	.venv/bin/python tests/campaign.py --write
+
+# in environments of their own, from the package index: the newest versions of everything, and the wheel from an empty folder
+newest:
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/pip install -q --upgrade --upgrade-strategy eager -e '.[dev]'
+	.venv-newest/bin/python -m pytest -q -n 2
+
+wheel:
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/pip wheel -q --no-deps -w build/wheel .
+	.venv-wheel/bin/pip install -q --force-reinstall build/wheel/*.whl -c constraints.txt
+	cd "$$(mktemp -d)" && $(CURDIR)/.venv-wheel/bin/bvit train --data shapes-easy:256 --model bvit_easy --epochs 1 \
+		--batch-size 64 --val-limit 64 --out mine && $(CURDIR)/.venv-wheel/bin/bvit pointing-game mine --limit 64
+
 clean:
 	rm -rf .pytest_cache .ruff_cache .uv build *.egg-info
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
-# uv where there is one or the package index gives one (kept in .uv/), else plain pip; the system's Python is never written to.
+# uv where there is one or the package index gives one (kept in .uv/), else plain pip; the system's Python is never
+# written to.
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, \
 	$(PYTHON) is %d.%d; name another one: make PYTHON=python3.12" % sys.version_info[:2])'
@@ -35,4 +52,4 @@ clean:
 		$(PYTHON) -m venv .venv && .venv/bin/pip install -e '.[dev]' -c constraints.txt; }
 	@touch $@
 
-.PHONY: demo test lint bench figures clean
+.PHONY: demo test lint bench figures campaign newest wheel clean

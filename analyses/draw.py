@@ -15,7 +15,10 @@ SUFFIXES = (*IMAGES, ".html", ".csv")
 
 
 def of(probe: str) -> ModuleType:
-    """The analysis of a probe, by its name; `analyses.plain` where it has none of its own."""
+    """The analysis of a probe, by its name, or by that of a file of its own (pointing_game.chefer); `analyses.plain`
+    where it has none of its own.
+    """
+    probe = probe.partition(".")[0]
     if not (probe.isidentifier() and find_spec(f"analyses.{probe}")):
         return plain
     module = importlib.import_module(f"analyses.{probe}")

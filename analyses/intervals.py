@@ -74,6 +74,31 @@ def bootstrap(
     return low, high
 
 
+def ratio_of_sums(
+    values: np.ndarray,
+    scale: np.ndarray,
+    groups: np.ndarray,
+    *,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sum of values [item ...] over the sum of their scale [item], and its percentile interval: (ratio, low, high).
+
+    Items of one photograph, groups [item], are drawn together. NaN is left out of both sums; where nothing is left,
+    or the scale is 0, the ratio is NaN.
+    """
+    flat = np.asarray(values, np.float64).reshape(len(scale), -1)
+    valid = ~np.isnan(flat)
+    drawn = np.concatenate([np.ones((1, len(scale))), draws(groups, np.random.default_rng(seed), resamples)])
+    above, below = drawn @ np.where(valid, flat, 0), (drawn * scale) @ valid.astype(np.float64)
+    ratios = np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
+    is_empty, tail = np.isnan(ratios[0]), (1 - level) / 2
+    bounds = np.nanquantile(np.where(is_empty, 0, ratios[1:]), [tail, 1 - tail], axis=0)
+    low, high = np.where(is_empty, np.nan, bounds)
+    return tuple(of.reshape(np.shape(values)[1:]) for of in (ratios[0], low, high))
+
+
 def draws(photo: np.ndarray, rng: np.random.Generator, resamples: int) -> np.ndarray:
     """How often each item is drawn when its photographs are drawn with replacement: [resample item]."""
     _, photo = np.unique(photo, return_inverse=True)

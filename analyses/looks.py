@@ -4,6 +4,7 @@
 """
 
 import html
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -73,9 +74,20 @@ def grid(
 
 # A page of its own
 
-CONFIG = {"displaylogo": False, "responsive": True, "showSendToCloud": False}
+CONFIG = {  # nothing of a figure leaves the machine by a click: plotly would offer to upload it
+    "displaylogo": False,
+    "responsive": True,
+    "showSendToCloud": False,
+    "plotlyServerURL": "",
+}
+POLICY = (  # of a saved page: its browser loads nothing and sends nothing
+    "default-src 'none'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; "
+    "img-src 'self' data: blob:; worker-src blob:; base-uri 'none'; form-action 'none'"
+)
+LINK = re.compile(r"<(?=\s*/?\s*a\b)", re.IGNORECASE)
 PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">
+<title>{title}</title>
 <style>body {{ font-family: sans-serif; margin: 0.5em }} h1 {{ font-size: 1.3em }} :empty {{ margin: 0 }}</style></head>
 <body><h1>{title}</h1>
 {figure}
@@ -85,8 +97,26 @@ PAGE = """<!doctype html>
 
 def as_html(figure: go.Figure, title: str = "", caption: str = "", **options: Any) -> str:
     """A plotly figure as a page that needs nothing from outside and sends nothing there."""
-    drawn = figure.to_html(full_html=False, include_plotlyjs=True, config=CONFIG, **(dict(div_id="figure") | options))
-    return PAGE.format(title=html.escape(title), caption=html.escape(caption), figure=drawn)
+    options = dict(div_id="figure", include_plotlyjs=True) | options
+    drawn = without_links(figure).to_html(full_html=False, config=CONFIG, **options)
+    return PAGE.format(title=html.escape(title), caption=html.escape(caption), figure=drawn, policy=POLICY)
+
+
+def without_links(figure: go.Figure) -> go.Figure:
+    """The figure with what plotly would make links of as plain text: names come from files, no figure here has any."""
+    return go.Figure(_without_links(figure.to_plotly_json()))
+
+
+def _without_links(value: Any) -> Any:
+    if isinstance(value, str):
+        return LINK.sub("&lt;", value)
+    if isinstance(value, dict):
+        return {name: _without_links(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_links(part) for part in value]
+    if isinstance(value, np.ndarray) and value.dtype.kind in "OUT":
+        return np.array([_without_links(part) for part in value.ravel()], dtype=object).reshape(value.shape)
+    return value
 
 
 # Curves

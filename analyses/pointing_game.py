@@ -43,8 +43,8 @@ def ratios(
     values, ratio = np.moveaxis(hit, 2, 0), average(hit, labels, axis=2)
     low, high = intervals.bootstrap(values, labels, photographs, seed=seed, level=level)
     photographs = np.arange(len(labels)) if photographs is None else photographs
-    seen = np.stack([(~np.isnan(values[photographs == each])).any(0) for each in np.unique(photographs)]).sum(0)
-    wilson = intervals.wilson(np.moveaxis(ratio, 2, 0) * seen, seen, level)
+    n = np.stack([(~np.isnan(values[photographs == each])).any(0) for each in np.unique(photographs)]).sum(0)
+    wilson = intervals.wilson(np.moveaxis(ratio, 2, 0) * n, n, level)
     bounds = [np.where(low < high, drawn, sure) for drawn, sure in zip((low, high), wilson, strict=True)]
     return {"hit_ratio": ratio} | {
         name: np.moveaxis(bound, 0, 2) for name, bound in zip(("hit_low", "hit_high"), bounds, strict=True)
@@ -97,6 +97,11 @@ def chance_levels(result: xr.Dataset, kinds: tuple[str, ...] = ("centre", "unifo
     return {CHANCES[kind]: 100 * float(result["baseline"].sel(kind=kind, **cell)) for kind in kinds}
 
 
+def head_label(result: xr.Dataset, head: int) -> str:
+    """How a head is printed; some maps of relevance are of all heads together."""
+    return "all heads" if result.attrs.get("is_of_all_heads") else f"head {head}"
+
+
 # Tables
 
 
@@ -105,18 +110,24 @@ def table(result: xr.Dataset) -> str:
     cells = [dict(radius=radius, target=target) for radius in result.radius.values for target in result.target.values]
     named = (f"{cell['target']} {cell['radius']} px" for cell in cells)
     lines = [
-        f"pointing game: {result.sizes['image']} images, {result.attrs['n_skipped']} without their class, "
-        "hit ratio in %",
+        f"pointing game{pointer(result)}: {result.sizes['image']} images, {result.attrs['n_skipped']} without their "
+        "class, hit ratio in %",
         style.row("", named, 16),
         f"{'':22}{'mean    best    ' * len(cells)}",
     ]
     for t in result.step.values:
         heads = [as_percent(result["hit_ratio"].sel(average="micro", step=t, **cell)) for cell in cells]
-        best = (f"{np.nanmean(h):4.1f}  {np.nanmax(h):5.1f} h{np.nanargmax(h):<2d} " for h in heads)
+        best = (f"{np.nanmean(h):4.1f}  {np.nanmax(h):5.1f} {f'h{np.nanargmax(h)}':4}" for h in heads)
         lines.append(f"{style.step_label(t):22}{''.join(best)}")
     for name, values in _chance_rows(result, cells).items():
         lines.append(f"{name:22}" + "".join(f"{value:4.1f}{'':12}" for value in values))
     return "\n".join(line.rstrip() for line in [*lines, _best_head_line(result)])
+
+
+def pointer(result: xr.Dataset) -> str:
+    """Whose maximum points, where it is not attention's."""
+    name = result.attrs.get("map", "attention")
+    return "" if name == "attention" else f" of {name}{' (all heads)' if result.attrs['is_of_all_heads'] else ''}"
 
 
 def _chance_rows(result: xr.Dataset, cells: list[dict[str, Any]]) -> dict[str, list[float]]:
@@ -133,7 +144,7 @@ def _chance_rows(result: xr.Dataset, cells: list[dict[str, Any]]) -> dict[str, l
 def _best_head_line(result: xr.Dataset) -> str:
     best = best_head(result)
     return (
-        f"best of {best['n_heads']} heads: head {best['head']} at {style.step_label(best['step'])}, "
+        f"best of {best['n_heads']} heads: {head_label(result, best['head'])} at {style.step_label(best['step'])}, "
         f"{100 * best['held_out']:.1f} % on the half it was not chosen on (chosen at {100 * best['chosen_on']:.1f} %; "
         f"the best of {best['n_heads']} random pointers would reach {100 * best['chance']:.1f} %)"
     )
@@ -190,7 +201,7 @@ def examples(result: xr.Dataset, *, n_images: int = 4) -> Figure | None:
     ratio = result["hit_ratio"].sel(radius=0, target="class", average="micro")
     best = ratio.fillna(-1).argmax("head").values
     places = np.linspace(0, result.sizes["place"] - 1, min(n_images, result.sizes["place"])).round().astype(int)
-    titles = [f"step {t + 1}\nhead {head}" for t, head in enumerate(best)]
+    titles = [f"step {t + 1}\n{head_label(result, head)}" for t, head in enumerate(best)]
     return looks.grid(lambda ax, i, t: draw_example(ax, result, places[i], t, best[t]), titles, [""] * len(places))
 
 
@@ -226,7 +237,9 @@ def interactive(result: xr.Dataset, *, radius: int = 0, target: str = "class", a
     cell = dict(radius=radius, target=target, average=average)
     drawn = head_map(next(style.series(result)), **cell)
     parts = (as_percent(result[name].sel(cell).transpose("head", "step")) for name in ("hit_low", "hit_high"))
-    places = (f"{style.step_label(t)}, head {h}" for h in result["head"].values for t in result["step"].values)
+    places = (
+        f"{style.step_label(t)}, {head_label(result, h)}" for h in result["head"].values for t in result["step"].values
+    )
     said = [
         f"{place}<br>{ratio:.1f} % [{low:.1f}, {high:.1f}]"
         for place, ratio, low, high in zip(places, drawn.values.flat, *(part.flat for part in parts), strict=True)

@@ -1,22 +1,42 @@
-"""Reads results, those of earlier versions as well: they get today's names of dimensions and variables."""
+"""Reads results, those of earlier versions as well: they get today's names of dimensions and variables.
 
+It says too which model a result is of, by the hash of the checkpoint that it carries.
+"""
+
+import hashlib
+import io
 from pathlib import Path
 
 import xarray as xr
 
-from analyses import style
+from analyses import hdf5, style
+
+LONGEST = dict.fromkeys(("step", "other_step", "state", "other_state", "head", "round", "weight"), 2000)
 
 
 def read(path: str | Path) -> xr.Dataset:
-    """A result in memory, its file closed. Raises ValueError, in one sentence, where there is none that can be read."""
+    """A result in memory, its file closed. Raises ValueError, in one sentence, where there is none that can be read.
+
+    The file may be anybody's: `analyses.hdf5` has read the same bytes before, in a process of its own.
+    """
+    path = Path(path)
+    content = hdf5.bytes_of(path)
     try:
-        with xr.open_dataset(path, engine="h5netcdf") as opened:
-            result = opened.load()
-    except FileNotFoundError:
-        raise ValueError(f"there is no result {path}") from None
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a readable result ({type(error).__name__}); make it anew") from None
-    return updated(result)
+        hdf5.check(content)
+        with xr.open_dataset(io.BytesIO(content), engine="h5netcdf", decode_times=False) as opened:
+            result = updated(opened.load())
+        refuse_long(result)
+    except Exception as error:  # a damaged file raises anything
+        said = error if type(error) is ValueError else type(error).__name__
+        raise ValueError(f"{path} is not a readable result ({said}); make it anew") from None
+    return result
+
+
+def refuse_long(result: xr.Dataset) -> None:
+    """Raises ValueError for more of what every page draws than there can be."""
+    for dim, most in LONGEST.items():
+        if result.sizes.get(dim, 0) > most:
+            raise ValueError(f"it claims {result.sizes[dim]} along {dim}")
 
 
 def updated(result: xr.Dataset) -> xr.Dataset:
@@ -33,4 +53,35 @@ def updated(result: xr.Dataset) -> xr.Dataset:
         values = result[together]
         apart = {f"{style.PREFIX}{name}": values.sel(companion=name, drop=True) for name in values.companion.values}
         result = result.drop_vars(together).assign(apart)
+    return result
+
+
+# Which model a result is of
+
+IDENTITIES = {"checkpoint_sha256": "checkpoint", "init_sha256": "initialisation"}  # attributes that say it
+
+
+def sha256(path: Path) -> str:
+    """Hash of a checkpoint file, which results carry."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def other_model(result: xr.Dataset, here: str, identity: str = "checkpoint_sha256") -> str:
+    """Says that a result is of another model than the one whose hash is `here`; empty where not, or nobody knows.
+
+    A model resampled to another image size has a hash of its own, and a source that says so.
+    """
+    measured, is_resampled = str(result.attrs.get(identity, "")), str(result.attrs.get("source", "")).endswith(" px")
+    if not (measured and here) or measured == here or is_resampled:
+        return ""
+    return f"it was measured on the {IDENTITIES[identity]} {measured[:8]}, the one here is {here[:8]}"
+
+
+def of_checkpoint(path: Path) -> xr.Dataset:
+    """A result that stands for the run it lies in. Raises ValueError where it is of another model than ``ckpt.pt``."""
+    result, checkpoint = read(path), path.with_name("ckpt.pt")
+    said = other_model(result, sha256(checkpoint) if checkpoint.is_file() else "")
+    if said:
+        raise ValueError(f"{path} is of another model ({said}); measure it anew")
     return result

@@ -117,9 +117,9 @@ def capacities(folder: Path, frame: pd.DataFrame) -> pd.DataFrame:
     known = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=CAPACITY)
     rows = []
     for cell in frame.drop_duplicates("cell").itertuples():
-        measured = folder / cell.cell / "rank.nc"
+        measured = folder / str(cell.cell) / "rank.nc"
         if measured.exists() and cell.cell not in set(known["cell"]):
-            rows += of_ranks(results.read(measured), cell)
+            rows += of_ranks(results.of_checkpoint(measured), cell)
     made = pd.DataFrame(rows, columns=CAPACITY)
     return made if known.empty else pd.concat([known, made], ignore_index=True) if rows else known
 

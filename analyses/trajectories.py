@@ -258,7 +258,7 @@ def span(values: np.ndarray) -> dict[str, Any]:
 
 
 SHOW_PICTURE = """
-const plot = document.getElementById('{plot_id}'), pictures = PICTURES;
+const plot = document.getElementById('{plot_id}');
 const shown = document.createElement('img');
 shown.style.cssText = 'position:fixed;pointer-events:none;display:none;width:128px;image-rendering:pixelated;' +
   'border:1px solid #888;background:#fff;z-index:9';
@@ -276,13 +276,24 @@ plot.on('plotly_unhover', () => { shown.style.display = 'none'; });
 """
 
 
-def page(drawn: go.Figure, pictures: Mapping[int, str]) -> str:
+def pictures_script(pictures: Mapping[int, str]) -> str:
+    """The data URI of the image at each place, as a script that the page below finds."""
+    uris = json.dumps({int(place): uri for place, uri in pictures.items()}).replace("<", r"\u003c")
+    return f"const pictures = {uris};\n"
+
+
+def page(drawn: go.Figure, pictures: Mapping[int, str] | str, library: bool | str = True) -> str:
     """The interactive figure as a page of its own that shows an image while the mouse is on one of its points.
 
-    pictures: data URI of the image at each place.
+    pictures: data URI of the image at each place, or the address of their `pictures_script`.
+    library: the address of plotly's script, True for its text.
     """
-    uris = json.dumps({int(place): uri for place, uri in pictures.items()}).replace("<", r"\u003c")
-    return looks.as_html(drawn, post_script=SHOW_PICTURE.replace("PICTURES", uris), auto_play=False)
+    if isinstance(pictures, str):
+        script = f'<script src="{pictures}"></script>\n'
+    else:
+        script = f"<script>{pictures_script(pictures)}</script>\n"
+    options = dict(include_plotlyjs=library, post_script=SHOW_PICTURE, auto_play=False)
+    return looks.as_html(drawn, **options).replace("<body>", f"<body>{script}", 1)
 
 
 def curves(result: xr.Dataset) -> go.Figure:

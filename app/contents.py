@@ -22,7 +22,7 @@ class Result:
         return self.command.format(run=run)
 
     def is_here(self, run: Path) -> bool:
-        return (run / self.file).exists()
+        return (run / self.file).is_file()
 
     def can_be_made(self, run: Path) -> bool:
         return not self.makes_run and (run / self.start).exists()
@@ -53,15 +53,28 @@ def of_control(name: str, holds: str = "accuracy") -> Result:
     return Result(f"prune_{name}.nc", command, holds, start="rounds", identity="init_sha256")
 
 
+def of_map(name: str) -> Result:
+    """The pointing game of a map of relevance."""
+    command = f"python -m probes.pointing_game {{run}} --map {name}"
+    return Result(f"pointing_game.{name}.nc", command, "hit_ratio", start="ckpt.pt")
+
+
 CHECKPOINT = Result("ckpt.pt", "python -m models.train --data shapes --out {run}")
 POINTING_GAME = of_probe("pointing_game", "hit_ratio")
+MAPS = {"attention": POINTING_GAME} | {name: of_map(name) for name in ("gradient", "chefer", "rollout")}
 NEURONS = of_probe("neurons", "picture")
 RANK = of_probe("rank", "k95")
 TRAJECTORIES = of_probe("trajectories", "pacmap")
 RECURRENCE = of_probe("recurrence", "accuracy")
 ABLATION = of_probe("ablation", "untouched_accuracy")
 ATTRIBUTION = of_probe("attribution", "node_of_image")
+PATCHING = of_probe("patching", "effect")
+INTERVENTION = of_probe("intervention", "change")
+LENS = of_probe("lens", "recovered")
 COST = of_probe("cost", "seconds_of_round")
+TRANSFER = Result(
+    "transfer.nc", "python -m probes.transfer {run} --data folder:PHOTOGRAPHS", "trainable_parameters", start="ckpt.pt"
+)
 PRUNE = Result("prune.nc", "python -m probes.prune --steps 8", "jaccard", makes_run=True, identity="init_sha256")
 CONTROLS = {name: of_control(name) for name in ("shared", "random", "shuffled", "union")}
 SWAP = of_control("swap", "swap")
@@ -69,7 +82,7 @@ SWAP = of_control("swap", "swap")
 PAGES = (
     Page("overview", "Overview", ":material/home:", (CHECKPOINT,), (RECURRENCE,)),
     Page("steps", "Steps", ":material/footprint:", (CHECKPOINT,)),
-    Page("pointing_game", "Pointing game", ":material/my_location:", (POINTING_GAME,)),
+    Page("pointing_game", "Pointing game", ":material/my_location:", (POINTING_GAME,), tuple(MAPS.values())),
     Page("neurons", "Neurons", ":material/neurology:", (NEURONS,)),
     Page("rank", "Rank", ":material/stacked_line_chart:", (RANK,)),
     Page("trajectories", "Trajectories", ":material/timeline:", (TRAJECTORIES,)),
@@ -77,7 +90,11 @@ PAGES = (
     Page("prune", "Pruning", ":material/content_cut:", (PRUNE,), (*CONTROLS.values(), SWAP)),
     Page("ablation", "Ablation", ":material/power_off:", (ABLATION,)),
     Page("attribution", "Attribution", ":material/account_tree:", (ATTRIBUTION,)),
+    Page("patching", "Patching", ":material/swap_horiz:", (PATCHING,)),
+    Page("intervention", "Intervention", ":material/tune:", (INTERVENTION,)),
+    Page("lens", "Lens", ":material/search:", (LENS,)),
     Page("cost", "Cost", ":material/payments:", (COST,)),
+    Page("transfer", "Transfer", ":material/moving:", (TRANSFER,)),
     Page("study", "Comparison", ":material/balance:"),
     Page("other", "Other results", ":material/category:"),
 )

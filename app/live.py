@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -17,7 +18,8 @@ from PIL import Image
 
 from app import results
 from app.contents import CHECKPOINT, RECURRENCE
-from models.errors import InputError
+from app.text import text
+from models.errors import InputError, UnreadableImage, brief
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -34,6 +36,7 @@ with epy.lazy_imports():
     from models.data import images as pictures_on_disk
     from models.data import stream
 
+MOST_PIXELS, FORMATS = 40_000_000, ("PNG", "JPEG", "WEBP", "BMP")  # of a picture that is uploaded
 N_SCORED = 500  # validation images behind the accuracy after each step
 BY_WEIGHTS = {"app.live.Model": lambda model: f"{model.origin.sha256} {model.origin.weights}"}  # what caches know it by
 
@@ -111,18 +114,28 @@ class Model:
         return correct / max(done, 1), done
 
     def images(self) -> Any:
-        """The validation images the model was trained beside; `InputError` where they are not on this machine."""
-        if self.origin.data is None:
+        """The validation images the model was trained beside; `InputError` where they are not on this machine, and
+        `NotAsked` where this visitor did not ask for them yet.
+        """
+        spec = self.origin.data
+        if spec is None:
             raise InputError("its checkpoint names none")
-        return opened(self.origin.data, self.config)
+        if not may_open(spec):
+            raise NotAsked(f"{spec} is opened when you ask for it")
+        return opened(spec, self.config)
 
     def images_at_hand(self) -> Any:
-        """The same, or None with a word where they are elsewhere, as those of a run that came from elsewhere."""
+        """The same, or None with a word where they are elsewhere, as those of a run that came from elsewhere, and with
+        a button where the checkpoint alone says what would be opened.
+        """
         try:
             return self.images()
+        except NotAsked as error:
+            st.info(f"The images this model was trained beside are named by its checkpoint alone: {text(error)}.")
+            st.button(f"Open {text(self.origin.data)}", key="open data", on_click=ask_for, args=(self.origin.data,))
         except InputError as error:
-            st.info(f"The images this model was trained beside are not here ({error}).")
-            return None
+            st.info(f"The images this model was trained beside are not here ({text(error)}).")
+        return None
 
 
 def answers_of(model: BViT, images: torch.Tensor) -> torch.Tensor:
@@ -151,17 +164,55 @@ def load(run: Path) -> Model:
     path = run / CHECKPOINT.file
     if not path.exists():
         raise InputError(f"{run} holds no ckpt.pt; train one with: {CHECKPOINT.made_by(run)}")
-    return _load(str(run), path.stat().st_mtime_ns)
+    return _load(str(run), results.stamp(path))
 
 
 @st.cache_resource(max_entries=4, show_spinner="loading the model")
-def _load(run: str, changed: int) -> Model:
+def _load(run: str, changed: tuple[int, ...]) -> Model:
     return Model(models.load(run))
+
+
+# Data. A checkpoint names what it was trained on, and may be a stranger's: the name alone makes the server do nothing.
+
+EMBEDDED = ("shapes", "shapes-easy")
+
+
+class NotAsked(InputError):
+    """Data that are opened only after a click that names them."""
+
+
+def may_open(spec: str) -> bool:
+    """Whether data are opened: the embedded ones, those below --data-root, and without that those asked for. Raises
+    `InputError` for data outside of it.
+    """
+    if spec.partition(":")[0] in EMBEDDED:
+        return True
+    root = results.folders().data_root
+    if root is None:
+        return spec in st.session_state.get("asked for", ())
+    if not all(place.is_relative_to(root.resolve()) for place in places_of(spec)):
+        raise InputError(f"{spec} is not below {root}, and only what is there is opened (--data-root)")
+    return True
+
+
+def places_of(spec: str) -> list[Path]:
+    """The files and folders that a spec names, links followed; what names none could be anywhere."""
+    names = [name for name in spec.partition(":")[2].split("@") if name]
+    return [Path(name).expanduser().resolve() for name in names] or [Path("/")]
+
+
+def ask_for(spec: str) -> None:
+    """The visitor's click."""
+    st.session_state["asked for"] = (*st.session_state.get("asked for", ()), spec)
 
 
 @st.cache_resource(max_entries=8, show_spinner="opening the data")
 def opened(spec: str, config: ViTConfig) -> Any:
-    return models.open_data(spec, "val", like=config)
+    try:
+        return models.open_data(spec, "val", like=config)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        said = error if isinstance(error, InputError) else f"{spec} cannot be opened: {brief(error)}"
+        raise InputError(str(said)) from None
 
 
 def accuracy_of(run: Path, model: Model) -> tuple[np.ndarray, int] | None:
@@ -181,10 +232,25 @@ def accuracy_of(run: Path, model: Model) -> tuple[np.ndarray, int] | None:
 
 def from_upload(config: ViTConfig, content: bytes, name: str) -> np.ndarray:
     """An uploaded picture as the model's normalised input [3 h w]."""
+    refuse_large(content, name)
     decoded = pictures_on_disk.decode(BytesIO(content), name)
     picture = pictures_on_disk.cut(decoded, config.image_size, Image.Resampling.BICUBIC)
     values = np.asarray(picture, dtype=np.float32) / 255
     return ((values - np.float32(config.mean)) / np.float32(config.std)).transpose(2, 0, 1)
+
+
+def refuse_large(content: bytes, name: str) -> None:
+    """Look at the header alone: at most `MOST_PIXELS`, in a format that visitors have."""
+    try:
+        with warnings.catch_warnings(), Image.open(BytesIO(content), formats=FORMATS) as picture:
+            warnings.simplefilter("ignore")
+            width, height = picture.size
+    except Image.DecompressionBombError as error:
+        raise UnreadableImage(name, brief(error)) from None
+    except Exception:  # a damaged file raises anything inside a decoder
+        raise UnreadableImage(name, f"it is none of {', '.join(FORMATS)}") from None
+    if width * height > MOST_PIXELS:
+        raise UnreadableImage(name, f"it has {width} x {height} pixels, more than {MOST_PIXELS // 10**6} million")
 
 
 def pixels(config: ViTConfig, image: np.ndarray) -> np.ndarray:
@@ -200,14 +266,23 @@ def pictures(run: Path, result: xr.Dataset) -> dict[int, str]:
     try:
         model = load(run)
         images = model.images()
-        if (origin.relative(images.spec), images.split) == (result.attrs["data"], result.attrs["split"]):
-            return _pictures(model.origin.data, model.config, tuple(result["index"].values.tolist()))
-    except InputError:
+        indices = tuple(result["index"].values.tolist())
+        if is_of(images, indices, result.attrs):
+            return _pictures(model.origin.data, model.config, indices)
+    except (InputError, LookupError):
         pass  # the page says which pictures are missing
     if "thumbnail" not in result:
         return {}
     stored = zip(result["shown"].values, result["thumbnail"].values, strict=True)
     return {int(place): data_uri(thumbnail) for place, thumbnail in stored}
+
+
+def is_of(images: Any, indices: Sequence[int], said: Mapping[str, Any]) -> bool:
+    """Whether a result is of these very images: all of them, or those at `indices`."""
+    if (origin.relative(images.spec), images.split) != (said.get("data"), said.get("split")):
+        return False
+    part = torch.utils.data.Subset(images, indices)
+    return said.get("data_fingerprint") in (images.fingerprint, datasets.describe(part).fingerprint)
 
 
 @st.cache_data(max_entries=4, show_spinner="drawing the images")
@@ -220,5 +295,5 @@ def data_uri(picture: np.ndarray) -> str:
     """A picture [y x channel], at most 64 px wide, as an address that holds it."""
     small, buffer = Image.fromarray(picture), BytesIO()
     small.thumbnail((64, 64))
-    small.save(buffer, "JPEG", quality=85)
+    small.save(buffer, "JPEG", quality=70)
     return f"data:image/jpeg;base64,{b64encode(buffer.getvalue()).decode()}"

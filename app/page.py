@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from analyses import looks
+from app.text import text
 from models.errors import InputError, brief
 
 if TYPE_CHECKING:
@@ -31,19 +32,21 @@ def one_sentence() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        st.error(str(error))
+        st.error(text(error))
     except Exception as error:  # whatever a result of somebody else's may lead to
         LOG.exception("a page could not be drawn")
         said = f"{type(error).__name__}: {brief(error)}"
-        st.error(f"This page could not be drawn to its end ({said}); make its result anew, the terminal says more.")
+        st.error(
+            f"This page could not be drawn to its end ({text(said)}); make its result anew, the terminal says more."
+        )
 
 
 def show(
     figure: go.Figure, name: str, caption: str = "", *, table: Callable[[], pd.DataFrame] | None = None, **options: Any
 ) -> None:
     """A figure in its own colours, and under it the files it is had as (PNG: the camera in its corner)."""
-    config = {"displaylogo": False, "toImageButtonOptions": {"filename": name.replace(" ", "_"), "scale": 2}}
-    st.plotly_chart(figure, key=f"chart {name}", theme=None, config=config, **options)
+    config = looks.CONFIG | {"toImageButtonOptions": {"filename": name.replace(" ", "_"), "scale": 2}}
+    st.plotly_chart(looks.without_links(figure), key=f"chart {name}", theme=None, config=config, **options)
     with st.container(horizontal=True):
         save(figure, name, caption)
         if table is not None:
@@ -85,6 +88,6 @@ def keep_within(key: str, allowed: Sequence[int], default: int) -> None:
 
 def segments(column: Any, label: str, options: Sequence[Any], key: str, *, help: str | None = None) -> Any:
     """One of a few options side by side, the first by default."""
-    look = dict(default=options[0], required=True, help=help)
-    chosen = column.segmented_control(label, options, key=key, **look, **LINKED)
-    return options[0] if chosen is None else chosen  # a link may name an empty one
+    look = dict(default=options[0], required=True, help=help, format_func=text)
+    option = column.segmented_control(label, options, key=key, **look, **LINKED)
+    return options[0] if option is None else option  # a link may name an empty one

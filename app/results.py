@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from etils import epy
 import analyses.results
 from analyses import style
 from app.contents import CHECKPOINT, RESULTS, Result
+from app.text import text
 from models.errors import InputError
 
 with epy.lazy_imports():
@@ -22,11 +22,23 @@ with epy.lazy_imports():
 UNTRAINED = "These are numbers of the **untrained** model: the result was measured with its weights at initialisation."
 
 
-def root() -> Path:
-    """The folder named by ``streamlit run app/main.py -- --runs DIR``."""
+def folders() -> argparse.Namespace:
+    """What ``streamlit run app/main.py -- --runs DIR --data-root DIR`` names."""
     parser = argparse.ArgumentParser(prog="streamlit run app/main.py --")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder that holds the runs")
-    return parser.parse_known_args()[0].runs
+    parser.add_argument("--data-root", type=Path, help="the only folder from which data are opened")
+    return parser.parse_known_args()[0]
+
+
+def root() -> Path:
+    """The folder that holds the runs."""
+    return folders().runs
+
+
+def stamp(path: Path) -> tuple[int, ...]:
+    """What differs once a file was written anew, by which caches know it."""
+    about = path.stat()
+    return about.st_ino, about.st_size, about.st_mtime_ns
 
 
 def runs() -> list[str]:
@@ -36,8 +48,11 @@ def runs() -> list[str]:
 
 
 def chosen() -> Path:
-    """The run chosen in the sidebar."""
-    return root() / st.session_state["run"]
+    """The run chosen in the sidebar; a browser may say anything."""
+    name = st.session_state["run"]
+    if name not in runs():
+        raise InputError(f"{root()} holds no run {name}; choose one in the sidebar")
+    return root() / name
 
 
 def others(run: Path) -> list[Path]:
@@ -50,15 +65,19 @@ def others(run: Path) -> list[Path]:
 
 def read(path: Path) -> xr.Dataset:
     """A result, which nobody may change; `InputError` where the file is none."""
-    return _read(str(path), path.stat().st_mtime_ns)
+    result = _read(str(path), stamp(path))
+    if isinstance(result, str):
+        raise InputError(result)
+    return result
 
 
 @st.cache_resource(max_entries=16, show_spinner="reading the result")
-def _read(path: str, changed: int) -> xr.Dataset:
+def _read(path: str, changed: tuple[int, ...]) -> xr.Dataset | str:
+    """A result, or what is wrong with it, which is remembered too: finding it out may take seconds."""
     try:
         return analyses.results.read(path)
     except ValueError as error:
-        raise InputError(str(error)) from None
+        return str(error)
 
 
 def of(run: Path, kind: Result) -> xr.Dataset | None:
@@ -89,7 +108,7 @@ def required(kind: Result, missing: str) -> xr.Dataset:
 def without_pixels(result: xr.Dataset, what: str) -> str:
     """Where the images of a result are that was made without their pixels."""
     said = result.attrs
-    return f"This result was made without pixels; {what} those of `{said['data']}`, split {said['split']}."
+    return f"This result was made without pixels; {what} those of {text(said['data'])}, split {text(said['split'])}."
 
 
 # Which model a result is of
@@ -97,7 +116,7 @@ def without_pixels(result: xr.Dataset, what: str) -> str:
 
 def introduce(result: xr.Dataset, run: Path, kind: Result | None = None) -> None:
     """Says which model a result is of; aloud where it is not the run's checkpoint, or not its trained weights."""
-    st.caption(style.caption(result))
+    st.caption(text(style.caption(result)))
     is_of_checkpoint = kind is None or kind.identity == CHECKPOINT.identity  # pruning starts from the initialisation
     if is_of_checkpoint and result.attrs.get("weights") == "init":
         st.warning(UNTRAINED)
@@ -110,51 +129,53 @@ def introduce(result: xr.Dataset, run: Path, kind: Result | None = None) -> None
 def another_model(result: xr.Dataset, run: Path, kind: Result | None = None) -> str:
     """A warning where a result is of another model than the run's checkpoint; empty where not, or nobody knows."""
     identity = kind.identity if kind else CHECKPOINT.identity
-    what, hash_of = ("checkpoint", sha256) if identity == CHECKPOINT.identity else ("initialisation", init_sha256)
-    measured, here = result.attrs.get(identity, ""), hash_of(run)
-    if not (measured and here) or measured == here:
-        return ""
-    return (
-        f"**This result is of another model**: it was measured on the {what} {measured[:8]}, the one of "
-        f"{run / CHECKPOINT.file} is {here[:8]}. This measures anew:"
-    )
+    here = sha256(run) if identity == CHECKPOINT.identity else init_sha256(run)
+    said = analyses.results.other_model(result, here, identity)
+    return said and f"**This result is of another model** than {text(run / CHECKPOINT.file)}: {text(said)}. To measure:"
 
 
 def sha256(run: Path) -> str:
     """Hash of the run's checkpoint file, which results carry; empty where there is none."""
     path = run / CHECKPOINT.file
-    return _sha256(str(path), path.stat().st_mtime_ns) if path.exists() else ""
+    return _sha256(str(path), stamp(path)) if path.is_file() else ""
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
-def _sha256(path: str, changed: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _sha256(path: str, changed: tuple[int, ...]) -> str:
+    return analyses.results.sha256(Path(path))
 
 
 def init_sha256(run: Path) -> str:
     """Hash of the initialisation that the run's checkpoint was trained from; empty where nothing says it."""
     path = run / CHECKPOINT.file
     try:
-        return _init_sha256(str(path), path.stat().st_mtime_ns) if path.exists() else ""
+        return str(_init_sha256(str(path), stamp(path))) if path.is_file() else ""
     except InputError:
         return ""  # the pages that need the checkpoint say what is wrong with it
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
-def _init_sha256(path: str, changed: int) -> str:
+def _init_sha256(path: str, changed: tuple[int, ...]) -> str:
     return checkpoint.read(Path(path))["init_sha256"]
 
 
 # The log
 
 
+LONGEST_LOG = 2**26  # bytes, of which the last are read
+
+
 def log(run: Path) -> list[dict]:
     """The records of train.jsonl, but for half a line at the end of one that is being written."""
     path, records = run / "train.jsonl", []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    if not path.is_file():
+        return []
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - LONGEST_LOG))
+        lines = file.read(LONGEST_LOG).decode(errors="replace").splitlines()
+    for line in lines:
         try:
             records.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
     return [record for record in records if isinstance(record, dict)]

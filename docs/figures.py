@@ -14,7 +14,19 @@ from pathlib import Path
 import xarray as xr
 from matplotlib.figure import Figure
 
-from analyses import neurons, pointing_game, prune, rank, recurrence, results, trajectories
+from analyses import (
+    ablation,
+    intervention,
+    lens,
+    neurons,
+    patching,
+    pointing_game,
+    prune,
+    rank,
+    recurrence,
+    results,
+    trajectories,
+)
 
 HERE, RUNS = Path(__file__).parent, Path(__file__).parents[1] / "runs"
 PORT = 8599
@@ -25,6 +37,10 @@ FIGURES: dict[str, tuple[str, Callable[[xr.Dataset], Figure | None]]] = {
     "rank": ("demo/rank", rank.figure),
     "trajectories": ("demo/trajectories", trajectories.figure),
     "recurrence": ("demo/recurrence", recurrence.figure),
+    "ablation": ("demo/ablation", ablation.figure),
+    "patching": ("demo/patching", patching.figure),
+    "lens": ("demo/lens", lens.figure),
+    "intervention": ("demo/intervention", intervention.figure),
 }
 
 

@@ -1,12 +1,16 @@
 """Save, load and describe a model. Loading never unpickles code.
 
 A checkpoint is one dict that ``torch.load(weights_only=True)`` reads: format and version, config,
-weights, EMA weights, data spec, metrics, the hash of the initialisation, provenance; a pruned model's
-also the masks of its steps. It is enough for every probe, wherever it is copied.
+weights, EMA weights, data spec, metrics, the hash of the initialisation, provenance, and hashes of what
+it holds; a pruned model's also the masks of its steps. It is enough for every probe, wherever it is copied.
+
+A file is checked before any weight is read: the archive's checksums, the types of its entries, the fields of
+its config, the shapes that this config asks for; then the weights against their hash.
 """
 
 import hashlib
 import pickle
+import re
 import struct
 import warnings
 import zipfile
@@ -15,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from beartype.door import is_bearable
 from torch import Tensor
 
 from models import masks, run_folder
@@ -59,7 +64,12 @@ def save(
     provenance: dict[str, Any] | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write `model` (and its EMA) to `path`, atomically; `dtype` stores half-precision weights."""
+    """Write `model` (and its EMA) to `path`, atomically; `dtype` stores half-precision weights.
+
+    Raises `InputError` for a model with adapters, which are files of their own.
+    """
+    if any(".lora_" in name for name in model.state_dict()):
+        raise InputError("a model with adapters is no checkpoint; save them with models.adapters.save")
     content = {
         "format": FORMAT,
         "version": VERSION,
@@ -74,7 +84,14 @@ def save(
     found = masks.taken_from(model)
     if found is not None:
         content["masks"] = masks.packed(found)
+    content["sha256"] = {part: state_sha256(state) for part, state in _states(content).items()}
     run_folder.write_tensors(path, content)
+
+
+def _states(content: dict[str, Any]) -> dict[str, State]:
+    """The tensors of a checkpoint, by the part that holds them."""
+    parts = {part: content[part] for part in ("weights", "ema") if content[part] is not None}
+    return parts | ({"masks": {"masks": content["masks"]}} if "masks" in content else {})
 
 
 def _stored(state: State, dtype: torch.dtype | None) -> State:
@@ -85,16 +102,17 @@ def load_file(path: Path, weights: Weights = "ema", *, run: Path | None = None) 
     """The model in one checkpoint file, in eval mode; its results lie in `run`, by default the file's folder."""
     content = read(path)
     config = ViTConfig.from_dict(content["config"])
+    _refuse_other_blocks(config, content["weights"], path)
+    state, held = _chosen(content, weights)
+    model = filled(config, state, path)
+    _refuse_changed(content, path)
     if weights == "init":
-        model = _untrained(config, content["provenance"].get("seed", 0), content["init_sha256"], path)
-    else:
-        state, weights = _chosen(content, weights)
-        model = filled(config, state, path)
+        model, held = _untrained(config, content["provenance"].get("seed", 0), content["init_sha256"], path), weights
     if "masks" in content:
-        masks.put_on(model, masks.unpacked(content["masks"], config))
+        masks.put_on(model, masks.unpacked(content["masks"], config, path=path))
     model.origin = Origin(
         str(path),
-        weights,
+        held,
         _file_sha256(path),
         run=run or path.parent,
         data=content["data"],
@@ -111,14 +129,40 @@ def _chosen(content: dict[str, Any], weights: Weights) -> tuple[State, Weights]:
     return content["ema"], "ema"
 
 
+def _refuse_changed(content: dict[str, Any], path: Path) -> None:
+    """What a file holds is what was saved; files of earlier versions do not say."""
+    for part, state in _states(content).items() if "sha256" in content else ():
+        if content["sha256"].get(part) != state_sha256(state):
+            raise InputError(
+                f"{path} is damaged: its {part} are not those that were saved; fetch or make the file anew"
+            )
+
+
+def _refuse_other_blocks(config: ViTConfig, state: State, path: Path) -> None:
+    """A config of far more blocks than are stored is not even built."""
+    stored = {found[1] for found in map(re.compile(r"core\.(\d+)\.").match, state) if found}
+    if len(stored) != config.n_blocks:
+        raise InputError(
+            f"{path}: the weights do not fit the config stored beside them ({len(stored)} blocks, n_blocks is "
+            f"{config.n_blocks})"
+        )
+
+
 def filled(config: ViTConfig, state: State, path: Path) -> BViT:
-    """A model with the given weights in float32, made without drawing any of its own."""
+    """A model with the given weights in float32, made without drawing any of its own; their shapes are compared before
+    any is read.
+    """
     with torch.device("meta"):
         model = BViT(config)
-    try:
-        model.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
-    except RuntimeError as error:
-        raise InputError(f"{path}: the weights do not fit the config stored beside them ({brief(error, -1)})") from None
+    expected, stored = ({name: tuple(value.shape) for name, value in of.items()} for of in (model.state_dict(), state))
+    for name in sorted(expected.keys() | stored.keys()):
+        if expected.get(name) != stored.get(name):
+            found, wanted = (shapes.get(name, "none") for shapes in (stored, expected))
+            raise InputError(
+                f"{path}: the weights do not fit the config stored beside them ({name} is {found}, it should be "
+                f"{wanted})"
+            )
+    model.load_state_dict({name: value.to(torch.float32, copy=True) for name, value in state.items()}, assign=True)
     return model
 
 
@@ -133,12 +177,16 @@ def _untrained(config: ViTConfig, seed: int, expected: str, path: Path) -> BViT:
 
 
 # What torch's readers raise on a damaged file, beside pickle's own refusal of code
-DAMAGED = (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError, struct.error)
+DAMAGED = (
+    *(RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError, struct.error),
+    *(AssertionError, OverflowError, MemoryError),
+)
 
 
-def load_plain(path: Path) -> Any:
-    """What a torch file holds, without executing anything in it; raises `InputError`, also for a file that was
-    damaged.
+def load_plain(path: Path, *, mapped: bool = False) -> Any:
+    """What a torch file holds, without executing anything in it; `mapped` reads a tensor only when it is used.
+
+    Raises `InputError`, also for a file that was damaged.
     """
     try:
         with open(path, "rb") as file:
@@ -150,7 +198,7 @@ def load_plain(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a foreign pickle's protocol
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and start == b"PK")
     except pickle.UnpicklingError:
         if start != b"PK" and not (start[:1] == b"\x80" and start[1:] in b"\x02\x03\x04\x05"):
             raise InputError(f"{path} is not readable as a checkpoint: it is no file of torch's") from None
@@ -163,10 +211,20 @@ def load_plain(path: Path) -> Any:
 
 
 def refuse_damaged(path: Path) -> None:
-    """Compare every part of a torch archive with the checksum that is stored beside it."""
+    """Compare every part of a torch archive with the checksum that is stored beside it. Torch packs nothing: an archive
+    that would grow is none of its making.
+    """
+    damaged = None
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
+            parts = archive.infolist()
+            grows = sum(part.file_size for part in parts) > path.stat().st_size
+            if not grows and all(part.compress_type == zipfile.ZIP_STORED for part in parts):
+                damaged = archive.testzip()
+            else:
+                raise InputError(f"{path} is packed, which torch's files are not; it was not opened")
+    except InputError:
+        raise
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, *DAMAGED) as error:
         raise InputError(f"{path} is not readable as a checkpoint, it may be truncated ({brief(error)})") from None
     if damaged:
@@ -175,7 +233,7 @@ def refuse_damaged(path: Path) -> None:
 
 def read(path: Path) -> dict[str, Any]:
     """The content of a checkpoint file, checked. Nothing in the file is executed."""
-    content = load_plain(path)
+    content = load_plain(path, mapped=True)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(
             f"{path} is not a checkpoint of this toolkit; weights in timm's names are loaded with timm:NAME@{path}"
@@ -185,12 +243,54 @@ def read(path: Path) -> dict[str, Any]:
             f"{path} has checkpoint version {content.get('version')}, this toolkit reads version {VERSION}; update "
             "the toolkit"
         )
-    missing = {"config", "weights", "ema", "data", "metrics", "init_sha256", "provenance"} - set(content)
+    missing = KINDS.keys() - content.keys() - {"masks", "sha256"}
     if missing:
         raise InputError(
             f"{path} is a checkpoint without {', '.join(sorted(missing))}; write it with models.checkpoint.save"
         )
+    wrong = [name for name, kind in KINDS.items() if name in content and not is_a(content[name], kind)]
+    if wrong or not is_seed(content["provenance"].get("seed", 0)):
+        raise InputError(f"{path} is damaged: its {(wrong or ['seed'])[0]} is not what a checkpoint holds")
+    _refuse_other_tensors(path, content)
     return content
+
+
+KINDS = {  # what a checkpoint holds beside format and version; not all have masks and hashes
+    "config": dict,
+    "weights": dict,
+    "ema": dict | None,
+    "data": str | None,
+    "metrics": dict,
+    "init_sha256": str,
+    "provenance": dict,
+    "masks": Tensor,
+    "sha256": dict,
+}
+
+
+def is_a(value: Any, kind: Any) -> bool:
+    """Whether a value is of a kind; a dict has words for keys."""
+    return is_bearable(value, kind) and (not isinstance(value, dict) or all(isinstance(key, str) for key in value))
+
+
+def is_seed(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _refuse_other_tensors(path: Path, content: dict[str, Any]) -> None:
+    """Weights are plain tensors that lie in the file as a whole."""
+    size = path.stat().st_size
+    for part, state in _states(content).items():
+        for name, value in state.items():
+            if not (isinstance(value, Tensor) and _is_plain(value, part)):
+                raise InputError(f"{path} is damaged: {name} among its {part} is no plain tensor of numbers")
+        if sum(value.numel() * value.element_size() for value in state.values()) > size:
+            raise InputError(f"{path} is damaged: its {part} are larger than the file")
+
+
+def _is_plain(value: Tensor, part: str) -> bool:
+    kind = value.dtype == torch.uint8 if part == "masks" else value.is_floating_point()
+    return kind and value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
 
 
 def _file_sha256(path: Path) -> str:

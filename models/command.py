@@ -8,8 +8,11 @@ import errno
 import functools
 import inspect
 import os
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, get_type_hints
 
@@ -33,12 +36,15 @@ class Preset:
 
 
 Presets = Mapping[str, Preset]  # by the flag's name
+called: dict[str, str] = {}  # how a command was called, where not as python -m
 
 
 def run(function: Callable[..., object], prog: str, presets: Presets | None = None) -> None:
     """Parse ``sys.argv`` into the arguments of `function`, call it, exit with the house's codes."""
+    prog = called.get(prog, prog)
     try:
-        tyro.cli(with_presets(function, presets or {}, sys.argv[1:]), prog=prog)
+        with stopped_by_sigterm():
+            tyro.cli(with_presets(function, presets or {}, sys.argv[1:]), prog=prog)
     except InputError as error:
         _stop(f"{prog}: {error}", 2)
     except OSError as error:
@@ -51,6 +57,23 @@ def run(function: Callable[..., object], prog: str, presets: Presets | None = No
     except KeyboardInterrupt as stop:
         code = 128 + stop.signal if isinstance(stop, Stopped) else 130
         _stop(f"\n{prog}: stopped; run it again to go on (long commands: with --resume)", code)
+
+
+@contextmanager
+def stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM is heard as Ctrl-C is, so that what is half written is removed; a training loop saves first."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise Stopped(number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def with_presets(function: Callable[..., object], presets: Presets, words: Sequence[str]) -> Callable[..., object]:

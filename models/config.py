@@ -34,8 +34,8 @@ SIZES: dict[str, dict[str, Any]] = {
 
 # What a field may hold: far more than anybody trains, and less than what stops a machine
 LIMITS = {
-    "n_steps": (1, 4096),
-    "n_blocks": (1, 4096),
+    "n_steps": (1, 1024),
+    "n_blocks": (1, 1024),
     "d_model": (1, 65_536),
     "n_heads": (1, 4096),
     "d_mlp": (1, 1_048_576),

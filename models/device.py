@@ -38,6 +38,6 @@ def accelerator(precision: str, name: str) -> Accelerator:
     Each use of a shared weight casts for itself, so that the gradients of its T uses sum in float32.
     """
     has_bf16 = torch.cuda.is_available() and checked(name) != "cpu"
-    chosen = ("bf16" if has_bf16 else "no") if precision == "auto" else precision
+    precision = ("bf16" if has_bf16 else "no") if precision == "auto" else precision
     handlers = [AutocastKwargs(cache_enabled=False)]
-    return Accelerator(cpu=checked(name) == "cpu", mixed_precision=chosen, kwargs_handlers=handlers)
+    return Accelerator(cpu=checked(name) == "cpu", mixed_precision=precision, kwargs_handlers=handlers)

@@ -30,8 +30,3 @@ def of_forward(config: ViTConfig, n_steps: int | None = None) -> int:
     """A forward of one image, of T steps or so many."""
     n_steps = config.n_steps if n_steps is None else n_steps
     return of_embedding(config) + n_steps * of_step(config) + of_head(config)
-
-
-def of_training(config: ViTConfig) -> int:
-    """A training step of one image: the forward, and twice as much backward."""
-    return 3 * of_forward(config)

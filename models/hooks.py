@@ -92,6 +92,7 @@ class Part(nn.Module):
     """Attention or MLP at one step: its hook points, and the shared weights as this step runs with them."""
 
     matrices: tuple[str, ...]
+    adapter: str | None = None  # which of the block's low-rank adapters this step runs with, see `models.adapters`
 
     def __init__(self, shared: Shared):
         super().__init__()
@@ -100,13 +101,23 @@ class Part(nn.Module):
             self.register_buffer(f"mask_{name}", None, persistent=False)
 
     def weight(self, name: str) -> Tensor:
-        """A matrix as this step runs with it, its mask applied: [out in]. Raises `InputError` under an adapter."""
+        """A matrix as this step runs with it, its adapter added and its mask applied: [out in].
+
+        Raises `InputError` where another layer stands in its place, unless it is one of `peft`'s.
+        """
         layer, mask = getattr(self.own, name), getattr(self, f"mask_{name}")
-        if not isinstance(layer, nn.Linear):
-            raise InputError(
-                f"{name} is a {type(layer).__name__}, not one matrix; merge an adapter into its layer first"
-            )
-        return layer.weight if mask is None else layer.weight * mask
+        if hasattr(layer, "get_delta_weight"):
+            adapters = [self.adapter] if self.adapter is not None else layer.active_adapters
+            weight = sum((layer.get_delta_weight(adapter) for adapter in adapters), layer.weight)
+        elif isinstance(layer, nn.Linear):
+            weight = layer.weight
+        else:
+            raise InputError(f"{name} is a {type(layer).__name__}, not one matrix; merge it into its layer first")
+        return weight if mask is None else weight * mask
+
+    def parameter(self, name: str) -> str:
+        """The name of a matrix among the parameters of its half of the block; an adapter wraps the layer."""
+        return f"{name}.base_layer.weight" if hasattr(getattr(self.own, name), "base_layer") else f"{name}.weight"
 
 
 class AttentionHooks(Part):
@@ -190,8 +201,8 @@ class Step(nn.Module):
         self.attn, self.mlp = AttentionHooks(shared, inputs), MlpHooks(shared)
 
     def forward(self, x: Tensor, step_embedding: Tensor | None = None) -> Tensor:
-        if self.is_masked:
-            weights = {f"{part}.{name}.weight": self.weight(name) for part, name in MATRICES}
+        if self.is_masked or self.attn.adapter is not None:
+            weights = {f"{part}.{self.part(name).parameter(name)}": self.weight(name) for part, name in MATRICES}
             return torch.func.functional_call(self.shared.block, weights, (x, self, step_embedding))
         block = self.shared.called
         if getattr(block, "_compiled_call_impl", None) is None:
@@ -205,7 +216,7 @@ class Step(nn.Module):
         return self.attn if name in self.attn.matrices else self.mlp
 
     def weight(self, name: str) -> Tensor:
-        """qkv, proj, fc1 or fc2 as this step runs with it, a pruned model's mask applied: [out in]."""
+        """qkv, proj, fc1 or fc2 as this step runs with it, its adapter and a pruned model's mask applied: [out in]."""
         return self.part(name).weight(name)
 
     @property

@@ -21,13 +21,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import set_seed
+from beartype.door import is_bearable
 from torch import Tensor
 from tqdm import tqdm
 
 from models import run_folder
-from models.checkpoint import load_plain
+from models.checkpoint import DAMAGED, load_plain
 from models.device import processes
 from models.errors import InputError, Stopped
+from models.errors import brief as told
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -130,22 +132,27 @@ class Loop:
     def _restore(self, path: Path) -> None:
         try:
             state = load_plain(path)
-            missing = {"key", "update", "mean", "parts"} - set(state)
-            if missing:
-                raise InputError(f"{path} was not written by this version (it lacks {', '.join(sorted(missing))})")
+            if not is_state(state):
+                raise InputError(f"{path} was not written by this version, or is damaged; remove it to start over")
             self._refuse_other(path, state["key"])
-            for name, part in self.parts.items():
-                _fill(part, state["parts"][name])
         except InputError as error:
             if not self.restart:
                 raise
             print(f"starting anew: {error}", file=sys.stderr)
             return
+        for name, part in self.parts.items():
+            try:
+                _fill(part, state["parts"][name])
+            except DAMAGED as error:
+                raise InputError(f"{path} is damaged: {name} ({told(error, -1)}); remove it to start over") from None
         self.update, self.mean = state["update"], Mean(*state["mean"])
 
     def _refuse_other(self, path: Path, before: dict[str, Any]) -> None:
         changed = [name for name, now in self.key.items() if before.get(name) != now]
-        changed = [name for name in changed if name not in self.may_fall or not self.key[name] < before[name]]
+        fell = [
+            name for name in self.may_fall if is_bearable(before.get(name), float) and self.key[name] < before[name]
+        ]
+        changed = [name for name in changed if name not in fell]
         if changed:
             started = ", ".join(f"{name}={brief(before.get(name))} (now {brief(self.key[name])})" for name in changed)
             raise InputError(f"{path.parent} was started with {started}; resume it with the same options and data")
@@ -183,6 +190,13 @@ def _state(part: Part) -> Any:
     return {name: value.detach() if isinstance(value, Tensor) else value for name, value in part.items()}
 
 
+def is_state(state: Any) -> bool:
+    """Whether this is what `Loop.save` writes."""
+    kinds = {"key": dict, "update": int, "mean": tuple[Tensor | None, int], "parts": dict}
+    is_whole = isinstance(state, dict) and all(is_bearable(state.get(name), kind) for name, kind in kinds.items())
+    return is_whole and state["update"] >= 0
+
+
 def _fill(part: Part, state: Any) -> None:
     if hasattr(part, "load_state_dict"):
         part.load_state_dict(state)
@@ -190,8 +204,10 @@ def _fill(part: Part, state: Any) -> None:
     for name, value in state.items():
         if isinstance(value, Tensor):
             part[name].data.copy_(value)
-        else:
+        elif is_bearable(value, float | int) and is_bearable(part[name], float | int):
             part[name] = value
+        else:
+            raise TypeError(f"{name} is {brief(value)}")
 
 
 def is_finite(content: Any) -> bool:

@@ -8,6 +8,7 @@ them.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -74,6 +75,14 @@ def packed(masks: Masks) -> Tensor:
     return torch.from_numpy(np.packbits(masks.cpu().numpy(), axis=-1))
 
 
-def unpacked(content: Tensor, config: ViTConfig) -> Masks:
+def unpacked(content: Tensor, config: ViTConfig, rows: int | None = None, path: Path | str = "a file") -> Masks:
+    """The inverse of `packed`, of as many rows as the model has steps if not said otherwise.
+
+    Raises `InputError` for masks of another type or length: zeros in place of what is missing would prune by accident.
+    """
     n = sum(sizes(config).values())
+    expected = [config.n_steps if rows is None else rows, -(-n // 8)]
+    if content.dtype != torch.uint8 or list(content.shape) != expected:
+        found = f"{str(content.dtype).removeprefix('torch.')} {list(content.shape)}"
+        raise InputError(f"{path}: masks are {found}, those of this model are uint8 [step byte] = {expected}")
     return torch.from_numpy(np.unpackbits(content.numpy(), axis=-1, count=n).astype(bool))

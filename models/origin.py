@@ -40,7 +40,7 @@ def provenance(seed: int, **more: Any) -> dict[str, Any]:
 
 def relative(argument: str) -> str:
     """A command-line argument without absolute paths: from here if it lies below, else its last part."""
-    return re.sub(r"(?:^|(?<=[:@=]))/[^:@?]*", lambda found: _from_here(Path(found[0])), argument)
+    return re.sub(r"(?:^|(?<=[:@=]))/[^:@?]*", lambda match: _from_here(Path(match[0])), argument)
 
 
 def _from_here(place: Path) -> str:

@@ -98,7 +98,7 @@ def default_recipe(data_spec: str, n_images: int) -> str:
     return "deit" if n_images >= 100_000 else "small"
 
 
-def chosen(name: str | None, data_spec: str, n_images: int, **asked: Any) -> Recipe:
+def named(name: str | None, data_spec: str, n_images: int, **asked: Any) -> Recipe:
     """The recipe of that name, or the default for such data, with the fields that are asked for (not None)."""
     recipe = RECIPES[name or default_recipe(data_spec, n_images)]
     recipe = replace(recipe, **{field: value for field, value in asked.items() if value is not None})
@@ -109,7 +109,6 @@ def chosen(name: str | None, data_spec: str, n_images: int, **asked: Any) -> Rec
 
 def optimizer(model: BViT, recipe: Recipe) -> torch.optim.Optimizer:
     """timm's optimiser; biases, norms, embeddings and tokens are not decayed."""
-
     return create_optimizer_v2(model, recipe.optimizer, recipe.lr, recipe.weight_decay)
 
 
@@ -119,7 +118,6 @@ def schedule(
     """Linear warm-up to the peak, then cosine; update ``updates - 1``, the last one, runs at `min_lr` (at the peak,
     where that is lower).
     """
-
     warmup = min(round(recipe.warmup_epochs * updates_per_epoch), max(updates // 5, 1))
     start, floor = min(1e-6, recipe.lr), min(recipe.min_lr, recipe.lr)
     decay = max(updates - 1 - warmup, 1)  # timm counts the cosine from the end of the warm-up
@@ -130,7 +128,6 @@ def schedule(
 
 def mixing(recipe: Recipe, n_classes: int) -> Mixup | None:
     """timm's mixup and cutmix of a batch, or None."""
-
     if not recipe.is_mixed:
         return None
     return Mixup(
@@ -144,7 +141,6 @@ def mixing(recipe: Recipe, n_classes: int) -> Mixup | None:
 
 def ema(model: BViT, recipe: Recipe) -> ModelEmaV3:
     """timm's exponential moving average of the weights, warmed up."""
-
     return ModelEmaV3(model, recipe.ema_decay, use_warmup=True)
 
 

@@ -164,7 +164,7 @@ class Cell:
 
     def recipe(self) -> recipe.Recipe:
         asked = dict(batch_size=self.options.batch_size, lr=self.options.lr)
-        return recipe.chosen(self.options.recipe, self.options.data, n_images(self.options), **asked)
+        return recipe.named(self.options.recipe, self.options.data, n_images(self.options), **asked)
 
 
 def read(file: Path) -> Study:

@@ -208,11 +208,11 @@ class Trainer:
         """Score the model on the validation split, and keep it if it is the best so far."""
         metrics = self.evaluate(updates.stop_if_asked)
         self.position["evaluated"] = updates.update
-        seen = {"update": updates.update, "images": updates.update * self.recipe.batch_size}
+        so_far = {"update": updates.update, "images": updates.update * self.recipe.batch_size}
         self.write(updates.update, seconds=round(self.position["seconds"]), **metrics)
         if metrics["top1"] > self.position["best"]:
             self.position["best"] = metrics["top1"]
-            self.save_best(metrics | seen)
+            self.save_best(metrics | so_far)
 
     def evaluate(self, after_batch: Any = lambda: None) -> dict[str, float]:
         """Top-1 (EMA and raw) and loss on at most `val_limit` images of the validation split, spread evenly."""
@@ -285,7 +285,7 @@ class Log:
         kept = [line for line in read_log(self.path) if line["update"] <= update]
         with run_folder.atomic(self.path) as temporary:
             temporary.write_text("".join(f"{json.dumps(line)}\n" for line in kept))
-        self.board = tensorboard.SummaryWriter(str(out), purge_step=update)
+        self.board = tensorboard.SummaryWriter(str(out), purge_step=update, filename_suffix=run_folder.EVENTS)
 
     def write(self, record: dict[str, float]) -> None:
         with open(self.path, "a") as file:
@@ -299,15 +299,25 @@ class Log:
 
 def read_log(path: Path) -> list[dict[str, float]]:
     """The records of a ``train.jsonl``; lines that are torn or no records are left out."""
-    records = []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("update"), int):
-            records.append(record)
-    return records
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); move it away and go on with --resume") from None
+    return [record for record in map(as_record, lines) if record]
+
+
+def as_record(line: str) -> dict[str, float] | None:
+    """A line of a log: numbers by name, among them which update it is of; None for anything else."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not all(type(value) in (int, float) for value in record.values()):
+        return None
+    counts = (record.get("update"), record.get("images"))
+    return record if all(type(count) is int and 0 < count < 2**53 for count in counts) else None
 
 
 def open_all(options: Options) -> tuple[Any, Any, recipes.Recipe, config.ViTConfig]:
@@ -318,7 +328,7 @@ def open_all(options: Options) -> tuple[Any, Any, recipes.Recipe, config.ViTConf
     if tuple(train_data.classes) != tuple(val_data.classes):
         raise InputError(f"{options.data}: the classes of train and val differ; give both the same class folders")
     asked = dict(epochs=options.epochs, batch_size=options.batch_size, lr=options.lr)
-    recipe = recipes.chosen(options.recipe, options.data, len(train_data), **asked)
+    recipe = recipes.named(options.recipe, options.data, len(train_data), **asked)
     if len(train_data) < recipe.batch_size:
         raise InputError(
             f"{options.data} has {len(train_data)} training images, fewer than one batch of {recipe.batch_size}"

@@ -84,9 +84,10 @@ class BViT(Watched):
             eps=c.norm_eps,
             has_step_embedding=c.step_embedding != "none",
         )
-        if "blocks" in self._modules:  # a pruned model keeps its masks, the last one beyond T
+        if "blocks" in self._modules:  # masks and adapters are kept, the last ones beyond T
             before = self.blocks[min(t, len(self.blocks) - 1)]
             for new, old in ((step.attn, before.attn), (step.mlp, before.mlp)):
+                new.adapter = old.adapter
                 for name, mask in old.named_buffers(recurse=False):
                     new.register_buffer(name, mask, persistent=False)
         return step
@@ -140,7 +141,7 @@ class BViT(Watched):
     def embed(self, images: Tensor) -> Stream:
         """z_0: CLS, registers and patches plus the position embedding; with `pre_norm` each one's share of the norm."""
         refuse_other_images(images, self.config.image_size)
-        patches = self.patch_embed(images)
+        patches = self.patch_embed(images.to(self.pos_embed.dtype))
         prefix = [self.cls_token, self.reg_token] if self.config.n_registers else [self.cls_token]
         tokens = torch.cat(
             [*(token.expand(patches.shape[0], -1, -1).to(patches.dtype) for token in prefix), patches], dim=1

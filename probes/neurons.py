@@ -73,23 +73,23 @@ def measure(
     neurons = None if neurons is None else in_range(neurons, config.d_mlp, "neuron")
     complaint = f"--top is {top}, the model has {config.d_mlp} neurons; choose at most that many"
     require((neurons is not None or top <= config.d_mlp, complaint))
-    seen = top_images.observe(model, images, n_top)
+    real = top_images.observe(model, images, n_top)
     if neurons is None:
-        neurons = np.argsort(-seen.mean.std(0), kind="stable")[:top].tolist()
-    result = of_real_images(seen, steps, neurons, images)
+        neurons = np.argsort(-real.mean.std(0), kind="stable")[:top].tolist()
+    result = of_real_images(real, steps, neurons, images)
     if methods:
         options = dict(iterations=iterations, copies=copies)
         result = result.assign(draw(model, images, methods, steps, neurons, options))
     if thumbnails:
-        result = result.assign(top_pictures(images, seen.top[np.ix_(steps, neurons)], config))
+        result = result.assign(top_pictures(images, real.top[np.ix_(steps, neurons)], config))
     return result.assign_attrs(
         image_size=config.image_size,
         n_blocks=config.n_blocks,
-        n_read=seen.n,
-        n_sampled=seen.n_sampled,
+        n_read=real.n,
+        n_sampled=real.n_sampled,
         iterations=iterations,
         copies=copies,
-        note="" if seen.n >= 100 else f"only {seen.n} images: top images and overlaps say little",
+        note="" if real.n >= 100 else f"only {real.n} images: top images and overlaps say little",
     )
 
 
@@ -103,22 +103,22 @@ def in_range(numbers: Sequence[int], n: int, what: str) -> list[int]:
     return list(dict.fromkeys(map(int, numbers)))
 
 
-def of_real_images(seen: top_images.Seen, steps: list[int], neurons: list[int], images: probe.Pass) -> xr.Dataset:
+def of_real_images(real: top_images.Seen, steps: list[int], neurons: list[int], images: probe.Pass) -> xr.Dataset:
     """What the pass over the data says: of all neurons (`unit`) at all steps, of the chosen ones with top images."""
-    cell, (n_steps, n_units, k) = np.ix_(steps, neurons), seen.top.shape
-    overlap = analysis.jaccard(seen.top)
+    cell, (n_steps, n_units, k) = np.ix_(steps, neurons), real.top.shape
+    overlap = analysis.jaccard(real.top)
     return xr.Dataset(
         {
-            "mean_activation": (("all_step", "unit"), seen.mean.astype(np.float32)),
-            "change": ("unit", seen.mean.std(0).astype(np.float32)),
+            "mean_activation": (("all_step", "unit"), real.mean.astype(np.float32)),
+            "change": ("unit", real.mean.std(0).astype(np.float32)),
             "unit_overlap": ("unit", analysis.off_diagonal(overlap).astype(np.float32)),
             "overlap": (("all_step", "other_all_step"), overlap.mean(0).astype(np.float32)),
-            "best_real": (("step", "neuron"), seen.value[cell][..., 0]),
-            "median_real": (("step", "neuron"), seen.median[cell]),
-            "top": (("step", "neuron", "place"), images.indices(seen.top[cell])),
-            "top_activation": (("step", "neuron", "place"), seen.value[cell]),
+            "best_real": (("step", "neuron"), real.value[cell][..., 0]),
+            "median_real": (("step", "neuron"), real.median[cell]),
+            "top": (("step", "neuron", "place"), images.indices(real.top[cell])),
+            "top_activation": (("step", "neuron", "place"), real.value[cell]),
             "jaccard": (("neuron", "step", "other_step"), overlap[np.ix_(neurons, steps, steps)].astype(np.float32)),
-            "chance_jaccard": ((), analysis.chance_jaccard(seen.n, k)),
+            "chance_jaccard": ((), analysis.chance_jaccard(real.n, k)),
         },
         coords={
             "step": steps,

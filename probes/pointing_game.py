@@ -2,18 +2,25 @@
 
     python -m probes.pointing_game runs/demo
     python -m probes.pointing_game ckpt.pt --data imagenet-s:ImageNetS50
+    python -m probes.pointing_game runs/demo --map chefer
 
 Per image, step and head, the arg-max of CLS attention over the patches is a point; it hits if it lies on the target's
 mask (radius 0), or within 15 px of it at 224 px (the original pointing game's tolerance, Zhang et al. 2018; the radius
 scales with the image). Costs about one plain forward per image, and another for the untrained control.
+
+Maps of relevance for the image's own class point in the same way; what a step means for each of them is the table of
+`probes.methods.relevance`. Those with a gradient cost about three plain forwards.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 from etils import epy
 
+from models.errors import InputError
 from probes import probe
 
 with epy.lazy_imports():
@@ -24,80 +31,105 @@ with epy.lazy_imports():
     import models
     from analyses import pointing_game as analysis
     from models import data as datasets
-    from models import hooks
     from models.data import stream
-    from probes.methods import pixels, pointing
+    from probes.methods import pixels, pointing, relevance
 
 N_SHOWN = 48  # images whose pixels the result keeps
 COMPANIONS = ("mass", "lift", "iou60", "entropy", "to_cls", "to_registers")  # of `probes.methods.pointing.companions`
 CELLS = ("radius", "target", "average", "step", "head")
 
+Look = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]  # images, labels -> keys [batch step head key]
 
-@probe.measurement(control=("hit_ratio", *COMPANIONS), lighter=dict(upsample="none", thumbnails=False))
+
+def file_of(*, map: str = "attention", **others: Any) -> str:
+    """Each map has a file of its own: pointing_game.nc, pointing_game.chefer.nc, ..."""
+    return "pointing_game" if map == "attention" else f"pointing_game.{map}"
+
+
+@probe.measurement(control=("hit_ratio", *COMPANIONS), lighter=dict(upsample="none", thumbnails=False), file=file_of)
 def measure(
     model: models.BViT,
     images: Any,
     *,
+    map: Literal["attention", "gradient", "chefer", "rollout"] = "attention",
     upsample: Literal["none", "bilinear", "bicubic"] = "none",
     thumbnails: bool = True,
 ) -> xr.Dataset:
     """Pointing game of every head at every step, beside the centre, a random patch, and the untrained model.
 
-    Raises `InputError` where there are no masks, and where activations are not finite.
+    Raises `InputError` where there are no masks, where activations are not finite, and for a map of the class's
+    relevance where the model does not know the class.
 
     Args:
+        map: attention of CLS; or relevance for the image's own class: gradient (times attention), chefer; or rollout.
         upsample: also score the arg-max of maps upsampled to the image: bilinear or bicubic.
         thumbnails: keep the pixels of a few images for figures and dashboard.
     """
     datasets.require_masks(images.data)
-    config, about = model.config, images.about
-    seen = images.over(lambda batch: read(model, batch, upsample))
-    position, hit = seen["position"].values, seen["hit"].values
+    config, about, is_of_all_heads = model.config, images.about, map in relevance.OF_ALL_HEADS
+    look = functools.partial(looked_at, model, map, classes_of(model, images, map))
+    joined = images.over(lambda batch: read(model, batch, upsample, look))
+    position, hit = joined["position"].values, joined["hit"].values
     labels, photographs, n = images.labels(position), images.photographs(position), len(position)
     result = xr.Dataset(
         {name: (CELLS, values) for name, values in analysis.ratios(hit, labels, photographs, seed=images.seed).items()}
-        | {name: (("step", "head"), values / n) for name, values in zip(COMPANIONS, seen["sums"].values, strict=True)}
+        | {name: (("step", "head"), values / n) for name, values in zip(COMPANIONS, joined["sums"].values, strict=True)}
+        | {name: joined[name].variable for name in ("baseline_per_image", "hit", "argmax")}
         | {
-            "chance": ("companion", seen["chance_sums"].values / n),
-            "baseline": (("kind", *CELLS[:3]), analysis.average(seen["baseline_per_image"].values, labels, axis=3)),
-            "baseline_per_image": seen["baseline_per_image"].variable,
-            "hit": seen["hit"].variable,
-            "argmax": seen["argmax"].variable,
+            "chance": ("companion", joined["chance_sums"].values / n),
+            "baseline": (("kind", *CELLS[:3]), analysis.average(joined["baseline_per_image"].values, labels, axis=3)),
             "index": ("image", images.indices(position)),
             "label": ("image", labels),
             "photograph": ("image", photographs),
         },
         coords={
-            "radius": list(pointing.RADII),
-            "target": list(pointing.TARGETS),
-            "average": ["micro", "macro"],
-            "companion": list(COMPANIONS),
-            "kind": ["centre", "uniform", "area"],
+            **kinds_of_numbers(),
             "step": np.arange(config.n_steps),
-            "head": np.arange(config.n_heads),
+            "head": np.arange(1 if is_of_all_heads else config.n_heads),
         },
     )
     if upsample != "none":
-        result["hit_ratio_upsampled"] = CELLS, analysis.average(seen["hit_upsampled"].values, labels, axis=2)
-    if thumbnails:
-        result = result.assign(examples(model, images, position, hit))
-    return result.assign_attrs(
+        result["hit_ratio_upsampled"] = CELLS, analysis.average(joined["hit_upsampled"].values, labels, axis=2)
+    shown = examples(model, images, position, hit, look) if thumbnails else {}
+    return result.assign(shown).assign_attrs(
+        map=map,
+        is_of_all_heads=int(is_of_all_heads),
         image_size=config.image_size,
         patch_size=config.patch_size,
         upsample=upsample,
         radius_pixels=[radius * config.image_size / 224 for radius in pointing.RADII],
         classes=list(about.classes),
-        n_skipped=len(images) - n - seen.attrs["n_unreadable"],
-        n_unreadable=seen.attrs["n_unreadable"],
+        n_skipped=len(images) - n - joined.attrs["n_unreadable"],
+        n_unreadable=joined.attrs["n_unreadable"],
         note="" if n >= 100 else f"only {n} images: read the confidence intervals",
     )
 
 
-def read(model: models.BViT, batch: stream.Batch, upsample: str) -> probe.Reading:
+def kinds_of_numbers() -> dict[str, list[Any]]:
+    """The coordinates that every result has, whatever the model."""
+    return {
+        "radius": list(pointing.RADII),
+        "target": list(pointing.TARGETS),
+        "average": ["micro", "macro"],
+        "companion": list(COMPANIONS),
+        "kind": ["centre", "uniform", "area"],
+    }
+
+
+def classes_of(model: models.BViT, images: probe.Pass, map: str) -> torch.Tensor | None:
+    """The model's index of each class of the data [label], for the maps that ask for it."""
+    if map not in relevance.OF_CLASS:
+        return None
+    if not model.config.n_classes:
+        raise InputError(f"--map {map} needs the class's logit, and the model has no classifier; choose another map")
+    return images.classes_of(model)
+
+
+def read(model: models.BViT, batch: stream.Batch, upsample: str, look: Look) -> probe.Reading:
     """What one batch leaves: hits, arg-max and baselines of each image that shows its class, sums of the rest."""
     device, config = model.pos_embed.device, model.config
     masks, labels = batch.masks.to(device), batch.labels.to(device)
-    keys = attention(model, batch.images.to(device))
+    keys = look(batch.images.to(device), batch.labels)
     shows = (masks == (labels + 1)[:, None, None]).flatten(1).any(1)
     keys, masks, labels = keys[shows], masks[shows], labels[shows]
     patches, table = keys[..., config.n_prefix :], pointing.score_table(masks, labels, config.patch_size)
@@ -118,15 +150,19 @@ def read(model: models.BViT, batch: stream.Batch, upsample: str) -> probe.Readin
     return reading
 
 
-def attention(model: models.BViT, images: torch.Tensor) -> torch.Tensor:
-    """CLS attention [batch step head key]; raises `InputError` that names the first step that is not finite."""
-    with torch.inference_mode():
-        keys = hooks.cls_attention(model, images)
+def looked_at(
+    model: models.BViT, map: str, of_model: torch.Tensor | None, images: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """A map [batch step head key] of images; raises `InputError` that names the first step that is not finite."""
+    target = None if of_model is None else of_model[labels].to(images.device)
+    keys = relevance.maps(model, images, map, target)
     probe.refuse_nonfinite(keys.flatten(2).sum((0, 2)))
     return keys
 
 
-def examples(model: models.BViT, images: probe.Pass, position: np.ndarray, hit: np.ndarray) -> dict[str, Any]:
+def examples(
+    model: models.BViT, images: probe.Pass, position: np.ndarray, hit: np.ndarray, look: Look
+) -> dict[str, Any]:
     """Pixels, masks and attention of a few images: a third each of the best, the worst, and drawn at random.
 
     Best and worst by the number of (step, head) cells that hit the class at radius 0.
@@ -138,7 +174,7 @@ def examples(model: models.BViT, images: probe.Pass, position: np.ndarray, hit: 
     shown = np.concatenate([ranked[:third], middle, ranked[len(score) - third :]])
     items = [images.data[int(i)] for i in position[shown]]
     pictures = torch.stack([item[0] for item in items]).to(model.pos_embed.device)
-    maps = attention(model, pictures)[..., config.n_prefix :].cpu().numpy()
+    maps = look(pictures, torch.tensor([item[1] for item in items]))[..., config.n_prefix :].cpu().numpy()
     side = config.image_size // config.patch_size
     scaled = np.round(255 * maps / np.maximum(maps.max(-1, keepdims=True), 1e-12)).astype(np.uint8)
     scaled = scaled.reshape(*maps.shape[:3], side, side)

@@ -28,8 +28,10 @@ A probe is a function. This is a whole one, with its command, control, result, t
 from __future__ import annotations
 
 import functools
+import glob
 import inspect
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -66,17 +68,19 @@ def measurement(
     control: Sequence[str] | Callable[[xr.Dataset], xr.Dataset] | None = None,
     lighter: Mapping[str, Any] | None = None,
     needs_data: bool = True,
+    file: Callable[..., str] | None = None,
 ) -> Any:
     """Decorator: a function ``measure(model, images, *, options)`` as a notebook and a command call it.
 
     `images` may be a plain data set (with ``batch_size``, ``workers``, ``seed`` beside it) or a `Pass`. With
     ``control=untrained`` the untrained model is measured too and set beside, as ``control_*``: the variables named by
     `control` here (or what a function makes of its result; by default all that are not per image; () for none), with
-    the options in `lighter` in place of those asked for. A probe that needs no data, only a model, says so. The result
-    says where it comes from.
+    the options in `lighter` in place of those asked for. A probe that needs no data, only a model, says so; one whose
+    options measure different things names its file after them (`file` of the options, without suffix). The result says
+    where it comes from.
     """
     if measure is None:
-        return functools.partial(measurement, control=control, lighter=lighter, needs_data=needs_data)
+        return functools.partial(measurement, control=control, lighter=lighter, needs_data=needs_data, file=file)
     beside = functools.partial(as_control, kept=control)
 
     @functools.wraps(measure)
@@ -93,6 +97,7 @@ def measurement(
     ) -> xr.Dataset:
         started = time.time()
         images = as_pass(images, batch_size=batch_size, workers=workers, seed=seed)
+        refuse_unmeasurable(model)
         result = measure(model, replace(images, label=images.label or name_of(measure).replace("_", " ")), **options)
         if control is not None:
             control, images = control.to(model.pos_embed.device), replace(images, label="untrained control")
@@ -101,6 +106,7 @@ def measurement(
 
     measured.is_measurement = True  # type: ignore[attr-defined]
     measured.needs_data, measured.has_control = needs_data, control != ()  # type: ignore[attr-defined]
+    measured.file = file or (lambda **options: name_of(measure))  # type: ignore[attr-defined]
     return measured
 
 
@@ -141,15 +147,31 @@ def of_data(images: Pass) -> dict[str, Any]:
     }
 
 
+def refuse_unmeasurable(model: models.BViT) -> None:
+    """A model is measured in float32, and its weights are finite."""
+    held, config = model.pos_embed.dtype, model.config
+    require((held == torch.float32, f"the model holds {held}, a probe measures in float32; call model.float() first"))
+    for name, value in model.named_parameters():
+        if not value.isfinite().all():
+            block = re.match(r"core\.(\d+)\.", name)
+            step = block and next(t for t in range(config.n_steps) if config.block_of(t) == int(block[1]))
+            read_out = name.startswith(("head.", "norm."))
+            place = "in the read-out" if read_out else "from the embedding on" if step is None else from_step(step)
+            raise InputError(f"activations are not finite {place}: {name} is not; {DIVERGED}")
+
+
+DIVERGED = "the checkpoint diverged, use an earlier one"
+
+
+def from_step(step: int) -> str:
+    return f"from step {step + 1} (blocks.{step}) on"
+
+
 def refuse_nonfinite(per_step: torch.Tensor) -> None:
     """Stop with the first step whose number is NaN or infinite: [step]."""
     bad = (~per_step.isfinite()).nonzero()
     if len(bad):
-        step = int(bad[0])
-        raise InputError(
-            f"activations are not finite from step {step + 1} (blocks.{step}) on; the checkpoint diverged, "
-            "use an earlier one"
-        )
+        raise InputError(f"activations are not finite {from_step(int(bad[0]))}; {DIVERGED}")
 
 
 # The command
@@ -256,7 +278,7 @@ def answer(measure: Measure, common: Common, options: dict[str, Any]) -> None:
     analysis = draw.of(name)
     refuse_undrawable(common.figure)
     model = source.load(common.source, common.weights, common.image_size).to(device.device(common.device))
-    out = common.out or run_folder.result(model.origin.run, name)
+    out = common.out or run_folder.result(model.origin.run, measure.file(**options))
     refuse_unwritable(common, out)
     data = open_images(common, model) if measure.needs_data else None
     images = Pass(data, common.batch_size, common.workers, common.seed, out=out)
@@ -265,7 +287,7 @@ def answer(measure: Measure, common: Common, options: dict[str, Any]) -> None:
     result = measure(model, images, control=control, **options)
     if images.is_main:
         save(result, out)
-        for unfinished in out.parent.glob(f"{out.name}.*.partial"):
+        for unfinished in out.parent.glob(f"{glob.escape(out.name)}.*.partial"):
             unfinished.unlink()
         if result.attrs.get("note"):
             print(f"note: {result.attrs['note']}", file=sys.stderr)
@@ -299,9 +321,19 @@ def refuse_unwritable(common: Common, out: Path) -> None:
     """What would fail after the measurement fails before it."""
     require(
         (not out.is_dir(), f"--out is {out}, a folder; name a file, such as {out / 'result.nc'}"),
-        (out.name not in ("ckpt.pt", "last.pt"), f"--out is {out}, which is no result; name another file"),
+        (is_result(out), f"--out is {out}, which is no result of a probe; name another file"),
         (0 <= common.seed < 2**32, f"--seed is {common.seed}, it must lie between 0 and {2**32 - 1}"),
     )
+
+
+def is_result(out: Path) -> bool:
+    """Whether a file may be written over: it is not there, empty, or HDF5, and not where a checkpoint belongs."""
+    if out.suffix == ".pt":
+        return False
+    if not out.is_file():
+        return not out.exists()
+    with open(out, "rb") as file:
+        return file.read(8) in (b"", b"\x89HDF\r\n\x1a\n")
 
 
 def refuse_undrawable(figure: Path | None) -> None:

@@ -18,9 +18,10 @@ import json
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
+from beartype.door import is_bearable
 from etils import epy
 from tyro.conf import Positional
 
@@ -114,6 +115,8 @@ def prune(
         "plan": asdict(plan),
     }
     probe.refuse_undrawable(figure)
+    if control is not None and force:
+        raise InputError(f"--control {control} measures the rounds that are there, --force removes them; leave one out")
     with run_folder.owned(out, resume=resume or control is not None, force=force):
         refuse_without_rounds(out)
         if control is None:
@@ -133,7 +136,7 @@ def prune(
 
 def opened(options: dict[str, Any], out: Path, device_name: str) -> rounds.Lottery:
     """The rounds of a folder: the untrained model, its training data and its validation data."""
-    plan = Plan(**options["plan"])
+    plan = planned(options, out)
     if options["source"] is not None:
         model = source.load(options["source"], weights="init")
         spec, config = options["data"] or model.origin.data, model.config
@@ -152,11 +155,26 @@ def opened(options: dict[str, Any], out: Path, device_name: str) -> rounds.Lotte
     return rounds.Lottery(model, train_data, val_data, plan, out, options["val_limit"])
 
 
+def planned(options: dict[str, Any], out: Path) -> Plan:
+    """The loop that a run's options ask for, whoever wrote them."""
+    kinds = dict(source=str | None, preset=str, fields=list[str], data=str | None, val_limit=int)
+    wrong = [name for name, kind in kinds.items() if not is_bearable(options.get(name, ...), kind)]
+    of_plan = {name: kind | int if kind is float else kind for name, kind in get_type_hints(Plan).items()}
+    for name, value in options["plan"].items():
+        if name not in of_plan or not is_bearable(value, of_plan[name]):
+            wrong.append(name)
+    if wrong:
+        raise InputError(
+            f"{out / 'prune.json'} is damaged: {wrong[0]} is not as pruning noted it; start over with --force"
+        )
+    return Plan(**options["plan"])
+
+
 def keep_options(out: Path, options: dict[str, Any]) -> None:
     """Note what a run was started with; refuse to continue it with something else."""
     path = out / "prune.json"
     if path.exists():
-        before, now = (flat(content) for content in (json.loads(path.read_text()), json.loads(json.dumps(options))))
+        before, now = flat(kept_options(out)), flat(json.loads(json.dumps(options)))
         changed = ", ".join(f"{name}={before.get(name)!r}" for name in now if before.get(name) != now[name])
         if changed:
             advice = "resume it with the same options, or start over with --force"
@@ -181,10 +199,19 @@ def refuse_without_rounds(out: Path) -> None:
 
 
 def kept_options(out: Path) -> dict[str, Any]:
+    """What a run was started with, as `keep_options` noted it."""
     path = out / "prune.json"
     if not path.exists():
         raise InputError(f"{out} holds no pruning run; make one with python -m probes.prune --out {out}")
-    return json.loads(path.read_text())
+    try:
+        options = json.loads(path.read_bytes())
+        if not isinstance(options["plan"], dict):
+            raise TypeError
+    except (ValueError, TypeError, LookupError, RecursionError, OSError):
+        raise InputError(
+            f"{path} is damaged: it is no record of a run's options; start over with --force, or choose another --out"
+        ) from None
+    return options
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from typing import Any
 
 from etils import epy
 
-from models.errors import InputError
 from probes import probe
 
 with epy.lazy_imports():
@@ -24,6 +23,7 @@ with epy.lazy_imports():
     import models
     from analyses import recurrence as analysis
     from models.data import stream
+    from probes.methods import unrolled
 
 CURVES = ("accuracy", "loss", "confidence", "entropy", "update")
 
@@ -32,32 +32,28 @@ CURVES = ("accuracy", "loss", "confidence", "entropy", "update")
 def measure(model: models.BViT, images: Any, *, max_steps: int | None = None) -> xr.Dataset:
     """Accuracy, confidence and update after every number of steps, beside chance and the untrained model.
 
-    States that overflow are counted as wrong, not an error. Raises `InputError` for a model without a head, classes
-    that it lacks, or steps beyond those of a stacked model.
+    States that overflow beyond the trained steps are counted as wrong, not an error. Raises `InputError` for those that
+    do so before, for a model without a head, classes that it lacks, or steps beyond those of a stacked model.
 
     Args:
         max_steps: run on to this many steps; 4 T by default (T for a stacked ViT, which has no more).
     """
-    config, about = model.trained, images.about
-    if not config.n_classes:
-        raise InputError("the model has no classifier to read out; name a checkpoint with one")
-    last = max_steps if max_steps is not None else config.n_steps * (4 if config.n_blocks == 1 else 1)
-    if last < config.n_steps:
-        raise InputError(f"--max-steps is {last}, it must be at least the model's {config.n_steps} steps")
-    unrolled, of_model = model.at_steps(last) if last > config.n_steps else model, images.classes_of(model)
-    seen = images.over(lambda batch: read(unrolled, batch, of_model, last))
-    labels = images.labels(seen["position"])
-    early = [seen[name].values for name in ("early_confidence", "early_entropy", "early_correct")]
+    run_on = unrolled.to(model, max_steps, times=4)
+    config, last, of_model, about = model.trained, run_on.config.n_steps, images.classes_of(model), images.about
+    joined = images.over(lambda batch: read(run_on, batch, of_model, last))
+    labels = images.labels(joined["position"])
+    early = [joined[name].values for name in ("early_confidence", "early_entropy", "early_correct")]
     exit_accuracy, exit_steps = analysis.early_exit(*early, config.n_classes)
-    n_finite = seen["n_finite"].values
+    n_finite = joined["n_finite"].values
+    probe.refuse_nonfinite(torch.from_numpy(np.where(n_finite < len(labels), np.nan, 0)[1 : config.n_steps + 1]))
     return xr.Dataset(
         {
-            **curves(seen, len(labels)),
+            **curves(joined, len(labels)),
             "n_finite": ("state", n_finite),
-            "class_accuracy": (("state", "label"), share(seen["class_correct"].values, seen["class_count"].values)),
-            "settled": ("image", analysis.settled(seen["answer"].values[:, : config.n_steps + 1])),
-            "settled_by_max": ("image", analysis.settled(seen["answer"].values)),
-            "index": ("image", images.indices(seen["position"])),
+            "class_accuracy": (("state", "label"), share(joined["class_correct"].values, joined["class_count"].values)),
+            "settled": ("image", analysis.settled(joined["answer"].values[:, : config.n_steps + 1])),
+            "settled_by_max": ("image", analysis.settled(joined["answer"].values)),
+            "index": ("image", images.indices(joined["position"])),
             "image_label": ("image", labels),
             "exit_accuracy": (("criterion", "threshold"), exit_accuracy),
             "exit_steps": (("criterion", "threshold"), exit_steps),
@@ -74,15 +70,15 @@ def measure(model: models.BViT, images: Any, *, max_steps: int | None = None) ->
             constant=float(np.bincount(labels).max() / len(labels)),
             classes=list(about.classes),
             overflow_state=int(np.argmax(n_finite < len(labels))) if (n_finite < len(labels)).any() else -1,
-            n_unreadable=seen.attrs["n_unreadable"],
+            n_unreadable=joined.attrs["n_unreadable"],
             note="" if len(labels) >= 100 else f"only {len(labels)} images: read the confidence intervals",
         ),
     )
 
 
-def curves(seen: xr.Dataset, n: int) -> dict[str, tuple[str, np.ndarray]]:
+def curves(joined: xr.Dataset, n: int) -> dict[str, tuple[str, np.ndarray]]:
     """Means over images: of accuracy over all `n`, of the rest over those whose state is finite."""
-    sums, finite = seen["sums"], seen["n_finite"].values
+    sums, finite = joined["sums"], joined["n_finite"].values
     means = {name: ("state", share(sums.values[i], finite)) for i, name in enumerate(CURVES)}
     means["update"][1][0] = np.nan  # nothing was updated yet
     return means | {"accuracy": ("state", sums.values[0] / n)}

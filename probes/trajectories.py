@@ -68,8 +68,8 @@ def measure(
     require((token in ("cls", "mean"), f"token is {token!r}, not cls or mean"))
     refuse_too_few(min(len(data), images), neighbors, config.n_steps)
     data = data.sample(images)
-    seen = data.over(lambda batch: read(model, batch, token))
-    states, position = seen["states"].values, seen["position"].values
+    joined = data.over(lambda batch: read(model, batch, token))
+    states, position = joined["states"].values, joined["position"].values
     refuse_too_few(len(position), neighbors, config.n_steps)
     refuse_constant(states)
     labels, pictures = data.labels(position), {}
@@ -96,7 +96,7 @@ def measure(
         token=token,
         neighbors=neighbors,
         classes=list(data.about.classes),
-        n_unreadable=seen.attrs["n_unreadable"],
+        n_unreadable=joined.attrs["n_unreadable"],
         purity_chance=analysis.purity_chance(labels),
         kept_chance=neighbors / (len(labels) - 1),
     )

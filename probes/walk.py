@@ -136,9 +136,9 @@ def as_array(values: Any) -> np.ndarray:
     return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
 
 
-def limited(data: Any, limit: int | None) -> Any:
-    """At most `limit` images of a data set, evenly spread."""
-    require((limit is None or limit >= 1, f"--limit is {limit}, it must be at least 1"))
+def limited(data: Any, limit: int | None, option: str = "--limit") -> Any:
+    """At most `limit` images of a data set, evenly spread; `option` is how a message names the limit."""
+    require((limit is None or limit >= 1, f"{option} is {limit}, it must be at least 1"))
     if limit is None or limit >= len(data):
         return data
     return torch.utils.data.Subset(data, stream.evenly(len(data), limit))

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import redirect_stderr
+from functools import partial
 
 import timm
 import torch
@@ -103,8 +104,9 @@ def passes() -> None:
         return without_gradient(run)
 
     images, of_model = Pass(data, 64), torch.arange(20)
+    look = partial(pointing_game.looked_at, model, "attention", None)
     walks = {
-        "pointing game": lambda: images.over(lambda batch: pointing_game.read(model, batch, "none")),
+        "pointing game": lambda: images.over(lambda batch: pointing_game.read(model, batch, "none", look)),
         "rank, 5 tokens an image": lambda: moments.of_model(model, images, 5),
         "trajectories": lambda: images.over(lambda batch: trajectories.read(model, batch, "cls")),
     }
@@ -120,12 +122,11 @@ def whole_model(model: BViT, pairs: list[tuple[int, int]]) -> visualise.Objectiv
     ((step, neuron),) = pairs
 
     def objective(inputs: torch.Tensor, rows: slice, left: float) -> torch.Tensor:
-        found = []
-        with model.hooks(
-            [(f"blocks.{step}.mlp.hook_post", lambda post, hook: found.append(post[:, 1:, neuron].mean(1)))]
-        ):
+        means = []
+        read = (f"blocks.{step}.mlp.hook_post", lambda post, hook: means.append(post[:, 1:, neuron].mean(1)))
+        with model.hooks([read]):
             model(inputs)
-        return found[0]
+        return means[0]
 
     return objective
 

@@ -4,10 +4,8 @@ import os
 import random
 import runpy
 import shutil
-import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["STREAMLIT_BROWSER_GATHER_USAGE_STATS"] = "false"
@@ -18,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 torch.set_num_threads(1)
@@ -49,17 +46,6 @@ def command(monkeypatch, capsys):
         said = capsys.readouterr()
         assert "Traceback" not in said.err
         return code, said.out, said.err
-
-    return run
-
-
-@pytest.fixture
-def in_a_process_of_its_own():
-    """Runs a script where shapes are not checked: checked code can be neither compiled nor traced."""
-
-    def run(script: str) -> None:
-        done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
 
     return run
 

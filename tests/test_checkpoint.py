@@ -2,12 +2,13 @@
 
 import errno
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
-from models import ViTConfig, checkpoint, load, origin
+from models import ViTConfig, checkpoint, load, masks, origin
 from models.errors import InputError
 
 CONFIG = ViTConfig.preset("bvit_easy", n_steps=2, d_model=16, n_heads=2, n_classes=3, classes=("a", "b", "c"))
@@ -93,6 +94,22 @@ def test_a_pickle_that_would_run_code_does_not(tmp_path) -> None:
         ({"format": "other"}, "not a checkpoint of this toolkit"),
         ({"config": {"widht": 3}}, "no field widht"),
         ({"weights": {}, "ema": None}, "do not fit"),
+        ({"config": [1]}, "damaged: its config"),
+        ({"config": {3: 4}}, "damaged: its config"),
+        ({"config": CONFIG.to_dict() | {"n_blocks": 2}}, "1 blocks, n_blocks is 2"),
+        ({"config": CONFIG.to_dict() | {"d_mlp": 10**6}}, r"core.0.mlp.fc1.bias is \(64,\), it should be \(1000000,\)"),
+        ({"config": CONFIG.to_dict() | {"n_steps": 10**9}}, "n_steps is 1000000000"),
+        ({"config": CONFIG.to_dict() | {"n_heads": "2"}}, "n_heads is '2', it must be a whole number"),
+        ({"config": CONFIG.to_dict() | {"std": [0, 0, 0]}}, "three numbers above 0"),
+        ({"config": CONFIG.to_dict() | {"classes": "abc"}}, "a list of names"),
+        ({"data": 3}, "damaged: its data"),
+        ({"metrics": None}, "damaged: its metrics"),
+        ({"provenance": {"seed": -1}}, "damaged: its seed"),
+        ({"ema": {"head.weight": "x"}}, "head.weight among its ema is no plain tensor"),
+        ({"ema": {"head.weight": torch.zeros(1, device="meta")}}, "head.weight among its ema is no plain tensor"),
+        ({"ema": {"head.weight": torch.zeros(1).expand(10**6, 10**6)}}, "larger than the file"),
+        ({"masks": "all"}, "damaged: its masks"),
+        ({"masks": torch.ones(2, 5)}, "masks among its masks is no plain tensor"),
     ],
 )
 def test_a_wrong_checkpoint_is_one_sentence(run, change, message) -> None:
@@ -143,3 +160,79 @@ def test_no_absolute_path_in_a_command() -> None:
     assert origin.relative(f"imagenet-s:{here}/m@{here}/i") == "imagenet-s:m@i"
     assert origin.relative("--runs=/elsewhere/runs") == "--runs=runs"
     assert origin.relative("--epochs") == "--epochs"
+
+
+def flipped(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1 << place % 8
+    path.write_bytes(content)
+
+
+def test_a_flipped_bit_never_gives_other_weights(run) -> None:
+    """In the weights it is a checksum that differs; elsewhere, in what nobody reads, nothing changes."""
+    whole = (run / "ckpt.pt").read_bytes()
+    expected = checkpoint.state_sha256(load(run).state_dict())
+    refused = 0
+    for place in range(7, len(whole), len(whole) // 60):
+        flipped(run / "ckpt.pt", place)
+        try:
+            assert checkpoint.state_sha256(load(run).state_dict()) == expected
+        except InputError as error:
+            assert "ckpt.pt" in str(error)
+            refused += 1
+        (run / "ckpt.pt").write_bytes(whole)
+    assert refused > 30
+
+
+def test_weights_that_are_not_those_that_were_saved_are_refused(run) -> None:
+    """Packed anew, so that the archive's checksums are right."""
+    content = torch.load(run / "ckpt.pt", weights_only=True)
+    content["ema"]["head.weight"][0, 0] += 1
+    torch.save(content, run / "ckpt.pt")
+    with pytest.raises(InputError, match="its ema are not those that were saved"):
+        load(run)
+    del content["sha256"]  # a file of an earlier version
+    torch.save(content, run / "ckpt.pt")
+    assert load(run).head.weight[0, 0] == content["ema"]["head.weight"][0, 0]
+
+
+def test_an_archive_that_would_grow_is_not_opened(run) -> None:
+    with zipfile.ZipFile(run / "ckpt.pt") as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(run / "ckpt.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, part in parts.items():
+            archive.writestr(name, part)
+    with pytest.raises(InputError, match="packed, which torch's files are not"):
+        load(run)
+
+
+def test_masks_of_another_length_are_refused(run) -> None:
+    model = load(run)
+    n = sum(masks.sizes(CONFIG).values())
+    checkpoint.save(run / "ckpt.pt", masks.put_on(model, torch.ones(2, n, dtype=torch.bool)), provenance={"seed": 5})
+    content = torch.load(run / "ckpt.pt", weights_only=True)
+    assert masks.taken_from(load(run)).all()
+    torch.save(content | {"sha256": {}}, run / "ckpt.pt")
+    with pytest.raises(InputError, match="are not those that were saved"):
+        load(run)
+    del content["sha256"]
+    for wrong in (content["masks"][:, :-1], content["masks"][:1]):
+        torch.save(content | {"masks": wrong.clone()}, run / "ckpt.pt")
+        with pytest.raises(InputError, match=r"ckpt.pt: masks are uint8 \[\d, \d+\], those of this model are uint8"):
+            load(run)
+
+
+def test_no_weight_is_read_before_its_shape_is_known_to_fit(run, monkeypatch) -> None:
+    content = torch.load(run / "ckpt.pt", weights_only=True)
+    torch.save(content | {"config": content["config"] | {"d_mlp": 32}}, run / "ckpt.pt")
+    monkeypatch.setattr(torch.Tensor, "to", lambda *args, **kwargs: pytest.fail("a weight was read"))
+    with pytest.raises(InputError, match="do not fit"):
+        load(run)
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(run) -> None:
+    left, alive, mine = (run / f".ckpt.pt.{process}.tmp" for process in (2**22 + 1, 1, "notes"))
+    for path in (left, alive, mine):
+        path.write_text("half")
+    checkpoint.save(run / "ckpt.pt", load(run), provenance={"seed": 5})
+    assert not left.exists() and alive.exists() and mine.exists()

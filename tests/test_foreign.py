@@ -12,6 +12,7 @@ from timm.layers import LayerNorm
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
+from torchvision.models.vision_transformer import VisionTransformer as OfTorchvision
 
 from models import ViTConfig, foreign, load, masks
 from models.checkpoint import fresh, save
@@ -205,9 +206,7 @@ def test_hugging_faces_names(loaded, images, tmp_path, kind) -> None:
 
 
 def test_torchvisions_names(loaded, images) -> None:
-    from torchvision.models.vision_transformer import VisionTransformer as Theirs
-
-    theirs = Theirs(32, 8, num_layers=3, num_heads=3, hidden_dim=24, mlp_dim=96, num_classes=7).eval()
+    theirs = OfTorchvision(32, 8, num_layers=3, num_heads=3, hidden_dim=24, mlp_dim=96, num_classes=7).eval()
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))

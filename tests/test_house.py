@@ -20,7 +20,8 @@ MAY_IMPORT = {
     "analyses": set(),
 }
 HEAVY = ("torch", "timm", "transformer_lens", "xarray")
-LONG = ("models/data/shapes.py",)  # the renderer of the embedded data
+LONG = ("models/data/shapes.py", "tests/app/test_app.py")  # the renderer of the embedded data; every page's tests
+DRAWN = ("table", "figure", "interactive", "frame")  # without one of them `analyses.draw` falls back on the plain looks
 FORBIDDEN_WORDS = ("utils", "helpers", "common", "manager")
 
 # Runs the help of each command it is given, one after the other; says how each ended and what it loaded of what is
@@ -62,6 +63,10 @@ def imported(path: Path, root: Path = ROOT) -> set[str]:
             origin = ".".join([*parents, *([node.module] if node.module else [])])
             names |= {origin} | {f"{origin}.{alias.name}" for alias in node.names}
     return names
+
+
+def functions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return [node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
 
 
 def is_command(path: Path) -> bool:
@@ -116,8 +121,10 @@ def lacking(probe: str, root: Path = ROOT) -> list[str]:
     """What a probe still costs: analysis, page, test, a part in the test of several processes, a line in the README."""
     pages = sorted((root / "app" / "views").glob("*.py"))
     processes = (root / "tests" / "probes" / "test_processes.py").read_text()
+    analysis = root / "analyses" / f"{probe}.py"
+    drawn = {function.name for function in functions(analysis)} if analysis.is_file() else set()
     needed = {
-        f"analyses/{probe}.py": (root / "analyses" / f"{probe}.py").is_file(),
+        f"analyses/{probe}.py with {', '.join(DRAWN)}": drawn.issuperset(DRAWN),
         f"tests/probes/test_{probe}.py": (root / "tests" / "probes" / f"test_{probe}.py").is_file(),
         f"a page in app/views that imports analyses.{probe}": any(
             f"analyses.{probe}" in imported(page, root) for page in pages
@@ -147,16 +154,21 @@ def test_no_two_files_need_each_other():
     assert needs == {}, f"a circle among {', '.join(needs)}"
 
 
-@pytest.mark.parametrize("path", sources(*MAY_IMPORT), ids=name_of)
+@pytest.mark.parametrize("path", sources(*MAY_IMPORT, "tests", "docs"), ids=name_of)
 def test_files_and_functions_stay_readable(path):
-    lines = path.read_text(encoding="utf-8").splitlines()
+    text = path.read_text(encoding="utf-8")
     if name_of(path) not in LONG:
-        assert len(lines) <= 400
-    for node in ast.walk(tree(path)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert node.end_lineno - node.lineno < 60, f"{node.name} is too long to read at once"
-            inner = [child for child in ast.walk(node) if isinstance(child, ast.Import | ast.ImportFrom)]
-            assert not inner, f"{node.name} imports inside; import at the top, through epy.lazy_imports if it is slow"
+        assert len(text.splitlines()) <= 400
+    for function in functions(path):
+        assert function.end_lineno - function.lineno < 60, f"{function.name} is too long to read at once"
+    assert not re.search(r"# fmt: (skip|off)", text), "the formatter lays out everything"
+
+
+@pytest.mark.parametrize("path", sources(*MAY_IMPORT), ids=name_of)
+def test_imports_stand_at_the_top(path):
+    for function in functions(path):
+        inner = [node for node in ast.walk(function) if isinstance(node, ast.Import | ast.ImportFrom)]
+        assert not inner, f"{function.name} imports inside; import at the top, through epy.lazy_imports if it is slow"
 
 
 @pytest.mark.parametrize("path", ["README.md", "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")], ids=str)

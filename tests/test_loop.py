@@ -103,6 +103,31 @@ def test_a_damaged_state_is_one_sentence(tmp_path: Path) -> None:
             training(path)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(key=3),
+        dict(update=-1),
+        dict(update="4"),
+        dict(mean=(1, 2)),
+        dict(parts={}),
+        dict(parts=[1]),
+        dict(parts={"weight": {"weight": torch.zeros(3, 3)}, "optimizer": {}}),
+        dict(parts={"weight": {"weight": "x"}, "optimizer": {}}),
+    ],
+    ids=str,
+)
+def test_a_state_of_another_make_is_one_sentence(tmp_path: Path, change: dict) -> None:
+    path = tmp_path / "last.pt"
+    training(path)[2].save()
+    torch.save(torch.load(path, weights_only=True) | change, path)
+    with pytest.raises(InputError, match=r"last\.pt .*damaged.*; remove it to start over"):
+        training(path)
+    torch.save([1], path)
+    with pytest.raises(InputError, match=r"last\.pt .*damaged; remove it to start over"):
+        training(path)
+
+
 def test_an_order_gives_every_image_once_an_epoch_and_another_order_the_next() -> None:
     order = Order(12, 4, 7)
     epochs = [[int(i) for update in range(e * 3, e * 3 + 3) for i in order.batch(update)[1]] for e in range(2)]

@@ -1,8 +1,5 @@
 """Run with: pytest tests/test_study.py"""
 
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +9,8 @@ import yaml
 
 from models import study
 from models.errors import InputError
+
+from .warm import Started, python
 
 TINY = {
     "data": "shapes-easy:128",
@@ -67,24 +66,18 @@ def test_every_cell_is_trained_once_and_has_a_line(undisturbed: Path) -> None:
 def test_killed_and_shared_by_two_it_ends_in_the_same_table(undisturbed: Path, tmp_path: Path) -> None:
     """Two processes share the cells; one is killed in the middle of a training, and started again."""
     out = tmp_path / "out"
-    script = "import torch; torch.set_num_threads(1); from models import loop; loop.SAVE_EVERY = 0.1; import runpy; "
+    script = "from models import loop; loop.SAVE_EVERY = 0.1; import runpy; "
     script += "runpy.run_module('models.study', run_name='__main__', alter_sys=True)"
-    command = [sys.executable, "-c", script, undisturbed / "tiny.yaml", "--out", out, "--device", "cpu"]
-
-    def start() -> subprocess.Popen:
-        return subprocess.Popen(
-            [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-
-    first, second = start(), start()
-    while first.poll() is None and not list(out.glob("*/last.pt")):
+    command = ["-c", script, undisturbed / "tiny.yaml", "--out", out, "--device", "cpu"]
+    first, second = Started(*command), Started(*command)
+    while first.is_alive() and not list(out.glob("*/last.pt")):
         time.sleep(0.02)
-    first.send_signal(signal.SIGKILL)
-    first.communicate()
-    said, complaint = second.communicate()
-    assert second.returncode == 0, complaint
-    said, complaint = start().communicate()
-    assert "4 of 4 cells are finished" in said, complaint
+    first.kill()
+    first.end()
+    done = second.end()
+    assert done.returncode == 0, done.stderr
+    done = python(*command)
+    assert "4 of 4 cells are finished" in done.stdout, done.stderr
     pd.testing.assert_frame_equal(numbers(out), numbers(undisturbed / "out"))
 
 

@@ -2,9 +2,8 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
+import multiprocessing
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +18,10 @@ from models.data.augmented import Augmented
 from models.errors import InputError
 from models.loop import Order, is_finite, seed_all, share
 from models.recipe import RECIPES
+from models.run_folder import locked
 from models.train import Options, Trainer, read_log, train
+
+from .warm import SERVER, python
 
 TINY = dict(
     data="shapes-easy:256",
@@ -68,8 +70,7 @@ def test_training_changes_the_weights_and_init_rebuilds_the_first_ones(whole: Pa
 def test_a_killed_run_resumes_to_the_same_weights(whole: Path, tmp_path: Path) -> None:
     """kill -9 in the middle of update 11, with a state saved after every update."""
     script = f"""
-import os, signal, torch
-torch.set_num_threads(1)
+import os, signal
 from pathlib import Path
 from models import loop, train as t
 loop.SAVE_EVERY = 0
@@ -82,7 +83,7 @@ def learn(self, update, *batch):
 t.Trainer.learn = learn
 t.train(out=Path({str(tmp_path / "run")!r}), **{TINY!r})
 """
-    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    killed = python("-c", script)
     assert killed.returncode == -9, killed.stderr
     assert state(tmp_path / "run")["update"] == 11
     train(out=tmp_path / "run", resume=True, **TINY)
@@ -124,8 +125,6 @@ def test_starting_over_leaves_no_result_of_the_old_model_and_nothing_but_ours_is
 
 
 def test_a_second_process_is_refused(tmp_path: Path) -> None:
-    from models.run_folder import locked
-
     with locked(tmp_path), pytest.raises(InputError, match="another live process"):
         train(out=tmp_path, **TINY)
 
@@ -145,6 +144,18 @@ def test_growing_runs_from_two_steps_to_all(tmp_path: Path) -> None:
     assert steps[0] == 2 and steps == sorted(steps) and set(steps[trainer.updates // 2 :]) == {6}
 
 
+# What `torchrun --standalone --nproc-per-node 2 -m models.train` does, with forked processes
+TORCHRUN = """
+import runpy
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+launch = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=2, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+                      run_id="standalone", start_method="fork")
+def train():
+    runpy.run_module("models.train", run_name="__main__", alter_sys=True)
+elastic_launch(launch, train)()
+"""
+
+
 def test_two_processes_train_with_the_same_loss(tmp_path: Path) -> None:
     """DDP under torchrun: the logged losses equal those of one process to rounding (no drop path, which is random per
     process).
@@ -152,26 +163,12 @@ def test_two_processes_train_with_the_same_loss(tmp_path: Path) -> None:
     Muon orthogonalises its updates in bfloat16, which amplifies the rounding of gradients summed in another order:
     1e-4 of the loss.
     """
-    options = [
-        "--data",
-        "shapes-easy:256",
-        "--model",
-        "bvit_easy",
-        "--fields",
-        "d_model=16",
-        "n_heads=2",
-        "n_steps=2",
-        "--epochs",
-        "1",
-    ]
-    options += ["--batch-size", "32", "--val-limit", "64", "--workers", "0", "--device", "cpu"]
+    options = shlex.split("--data shapes-easy:256 --model bvit_easy --fields d_model=16 n_heads=2 n_steps=2 --epochs 1")
+    options += shlex.split("--batch-size 32 --val-limit 64 --workers 0 --device cpu")
     losses = []
-    for launch in (
-        ["-m", "models.train"],
-        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "models.train"],
-    ):
-        run = tmp_path / str(len(launch))
-        done = subprocess.run([sys.executable, *launch, *options, "--out", str(run)], capture_output=True, text=True)
+    for n, launch in enumerate((["-m", "models.train"], ["-c", TORCHRUN])):
+        run = tmp_path / str(n)
+        done = python(*launch, *options, "--out", run)
         assert done.returncode == 0, done.stderr
         losses.append([json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()])
     for one, two in zip(*losses, strict=True):
@@ -369,26 +366,16 @@ def test_an_unreadable_image_is_counted_and_its_place_taken(tmp_path: Path, work
         train(**(PHOTOS | dict(data=f"folder:{folder}", out=tmp_path / "worse", workers=workers, device="cpu")))
 
 
-SPAWNED = """
-import multiprocessing
-from pathlib import Path
-if __name__ == "__main__":
-    multiprocessing.set_start_method("spawn")
-    from models.train import train
-    train(out=Path({run!r}), data={data!r}, model="bvit_easy", fields=("d_model=16", "n_heads=2", "n_steps=2"),
-          recipe="small", epochs=1.0, batch_size=16, val_limit=64, workers=1, device="cpu")
-"""
-
-
-def test_loading_processes_that_are_spawned_give_the_weights_of_forked_ones(tmp_path: Path) -> None:
-    folder = photographs(tmp_path / "photos")
-    script = tmp_path / "script.py"
-    script.write_text(SPAWNED.format(run=str(tmp_path / "spawned"), data=f"folder:{folder}"))
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    train(**(PHOTOS | dict(data=f"folder:{folder}", out=tmp_path / "forked", workers=1, device="cpu")))
-    assert same(state(tmp_path / "spawned"), state(tmp_path / "forked"))
+def test_loading_processes_that_inherit_nothing_give_the_weights_of_forked_ones(tmp_path: Path) -> None:
+    """As where processes are spawned, all they get of the data is what can be pickled."""
+    options = PHOTOS | dict(data=f"folder:{photographs(tmp_path / 'photos')}", workers=1, device="cpu")
+    train(**options, out=tmp_path / "forked")
+    multiprocessing.set_start_method(SERVER.get_start_method(), force=True)
+    try:
+        train(**options, out=tmp_path / "fresh")
+    finally:
+        multiprocessing.set_start_method("fork", force=True)
+    assert same(state(tmp_path / "fresh"), state(tmp_path / "forked"))
 
 
 def test_mixing_pairs_the_same_images_on_any_number_of_processes() -> None:

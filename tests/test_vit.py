@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from torch.func import functional_call
 
 from models import BViT, ViTConfig, hooks
 from models.checkpoint import fresh, n_parameters
@@ -294,8 +295,6 @@ def test_a_copy_runs_its_own_weights(images) -> None:
 
 def test_weights_of_one_step_through_functional_call(images) -> None:
     """Other weights at step 2 alone equal a stacked model with that block there."""
-    from torch.func import functional_call
-
     model, stacked = make(), make(n_blocks=4)
     state = {name: value for name, value in model.state_dict().items() if not name.startswith("core.")}
     block = {

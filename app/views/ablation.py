@@ -6,6 +6,7 @@ from analyses import ablation as analysis
 from analyses import style
 from app import page, results
 from app.contents import ABLATION
+from app.text import text
 
 st.title("What is lost without a part of a step?")
 st.markdown(
@@ -15,7 +16,7 @@ st.markdown(
 )
 result = results.required(ABLATION, "Nothing was taken out of this run's model yet. This does it:")
 if result.attrs["note"]:
-    st.caption(f"Note: {result.attrs['note']}.")
+    st.caption(f"Note: {text(result.attrs['note'])}.")
 left, right = st.columns(2)
 metric = page.segments(left, "Change of", list(analysis.METRICS), "metric")
 scope = page.segments(right, "Missing", list(analysis.SCOPES), "scope", help="at one step, or from a step on")
@@ -25,8 +26,8 @@ lost, random = (100 * float(cell["accuracy"].sel(kind=kind)) for kind in (analys
 st.markdown(
     f"Untouched the model answers **{100 * float(result['untouched_accuracy']):.1f} %** of "
     f"{result.attrs['n_measured']} images (chance {100 * result.attrs['chance']:.1f} %). What matters most "
-    f"{analysis.SCOPES[scope]} is **{part}** at {style.step_label(step)}: {lost:+.1f} points, a random change as large "
-    f"{random:+.1f}."
+    f"{analysis.SCOPES[scope]} is **{text(part)}** at {style.step_label(step)}: {lost:+.1f} points, a random change "
+    f"as large {random:+.1f}."
 )
 places = st.columns(2)
 for place, kind, title in zip(places, (analysis.ABLATED, analysis.RANDOM), ("Without it", "Random"), strict=True):

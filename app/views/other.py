@@ -7,6 +7,7 @@ import xarray as xr
 
 from analyses import draw, plain, style
 from app import page, results
+from app.text import text
 
 run = results.chosen()
 st.title("Other results")
@@ -17,7 +18,9 @@ st.markdown(
 )
 paths = {path.name: path for path in results.others(run)}
 if not paths:
-    st.info(f"{run} holds no such result. A probe is ten lines; the head of probes/probe.py is one, which this runs:")
+    st.info(
+        f"{text(run)} holds no such result. A probe is ten lines; the head of probes/probe.py is one, which this runs:"
+    )
     st.code(f"python my_probe.py {run}", language="bash")
     st.stop()
 

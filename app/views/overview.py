@@ -4,6 +4,7 @@ import streamlit as st
 
 from analyses import steps
 from app import live, page, results
+from app.text import text
 
 run = results.chosen()
 st.title("A Vision Transformer that runs in steps")
@@ -32,7 +33,7 @@ def show_accuracy() -> None:
         page.show(steps.accuracy(ratio, model.config.n_classes, n), "accuracy after each step")
         st.caption(
             "The final norm and head read out the CLS token after every step, though they were trained for the last "
-            f"one only. Shaded: 95 % interval over {n} images of `{model.origin.data}`, split val."
+            f"one only. Shaded: 95 % interval over {n} images of {text(model.origin.data)}, split val."
         )
 
 
@@ -43,7 +44,7 @@ def show_training() -> None:
         page.show(steps.training(records), "training")
         st.caption("top-1 is that of the averaged (EMA) weights on the validation split.")
     else:
-        st.info(f"{run}/train.jsonl is not here.")
+        st.info(f"{text(run)}/train.jsonl is not here.")
     metrics = {name: str(value) for name, value in model.origin.metrics.items()}
     st.dataframe(metrics or {"metrics": "none stored"}, width="stretch")
 

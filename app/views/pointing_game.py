@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 from analyses import pointing_game as analysis
 from analyses import style
 from app import page, results
-from app.contents import POINTING_GAME
+from app.contents import MAPS
+from app.text import text
 
 SHOWN_AS = {
     "best": "Images on which most heads point at the object",
@@ -21,9 +22,12 @@ st.title("Pointing game")
 st.markdown(
     "For every image, head and step, take the patch that CLS attends to most: does it lie on the object? The **hit "
     "ratio** is the share of images where it does. It means something only beside its chance levels: the image centre, "
-    "a random patch, and the same model untrained."
+    "a random patch, and the same model untrained. Maps of **relevance** for the class point in its place: attention "
+    "times gradient, Chefer's, or attention rolled out from a step on."
 )
-result = results.required(POINTING_GAME, "There is no pointing game of this run yet. This makes it:")
+about = "attention and gradient: of each head; chefer and rollout: of all heads, up to a step and from a step on"
+pointer = page.segments(st, "Map", list(MAPS), "map", help=about)
+result = results.required(MAPS[pointer], f"There is no pointing game of {pointer} of this run yet. This makes it:")
 
 left, middle, right = st.columns(3)
 radius = page.segments(left, "Radius (px at 224)", result["radius"].values.tolist(), "radius")
@@ -32,9 +36,10 @@ average = page.segments(right, "Average", ["micro", "macro"], "average", help="o
 cell = dict(radius=radius, target=target, average=average)
 chance = {kind: 100 * float(result["baseline"].sel(kind=kind, **cell)) for kind in ("centre", "uniform")}
 best = analysis.best_head(result, radius=radius, target=target)
+named = analysis.head_label(result, best["head"])
 st.markdown(
     f"Chance: image centre **{chance['centre']:.1f} %**, random patch **{chance['uniform']:.1f} %**. Best head, chosen "
-    f"on one half of the {result.sizes['image']} images and scored on the other: head {best['head']} at "
+    f"on one half of the {result.sizes['image']} images and scored on the other: {named} at "
     f"{style.step_label(best['step'])}, **{100 * best['held_out']:.1f} %** (the best of {best['n_heads']} random "
     f"pointers would reach {100 * best['chance']:.1f} %)."
 )
@@ -56,8 +61,8 @@ def panel(place: int, step: int, head: int) -> tuple[bytes, str]:
 
 def show_images(step: int, head: int) -> None:
     st.caption(
-        "Attention over the image, the object outlined, the cross at the maximum; below each the share of the "
-        "attention inside the object."
+        f"{pointer.capitalize()} over the image, the object outlined, the cross at the maximum; below each the share "
+        "of it inside the object."
     )
     classes = list(result.attrs["classes"])
     for kind, title in SHOWN_AS.items():
@@ -66,7 +71,7 @@ def show_images(step: int, head: int) -> None:
         for column, place in zip(st.columns(8), places, strict=False):
             index, label = (int(result[name].values[result["shown"].values[place]]) for name in ("index", "label"))
             picture, inside = panel(place, step, head)
-            column.image(picture, f"{index}: {classes[label]}, {inside}")
+            column.image(picture, f"{index}: {text(classes[label])}, {inside}")
 
 
 left, right = st.columns([3, 2])
@@ -81,7 +86,7 @@ with right:
 left, right = st.columns(2)
 step = page.number(left, "Step", result.sizes["step"], "cell_step", best["step"], shown="blocks.%d")
 head = page.number(right, "Head", result.sizes["head"], "cell_head", best["head"], shown="head %d")
-st.subheader(f"{style.step_label(step)}, head {head}")
+st.subheader(f"{style.step_label(step)}, {analysis.head_label(result, head)}")
 here, at = result.sel(step=step, head=head), dict(step=step, head=head)
 ratio, low, high = (100 * float(here[name].sel(cell)) for name in ("hit_ratio", "hit_low", "hit_high"))
 columns = st.columns(5)
@@ -91,10 +96,10 @@ if untrained is not None:
     page.metric(columns[1], "untrained", f"{100 * float(untrained.sel(at | cell)):.1f} %")
 page.metric(columns[2], "random patch", f"{chance['uniform']:.1f} %")
 inside = f"chance {100 * float(result['chance'].sel(companion='mass')):.1f} %"
-page.metric(columns[3], "attention mass on the object", f"{100 * float(here['mass']):.1f} %", inside)
+page.metric(columns[3], "mass on the object", f"{100 * float(here['mass']):.1f} %", inside)
 control = style.untrained(result, "to_cls")
 beside = None if control is None else f"untrained {100 * float(control.sel(at)):.1f} %"
-page.metric(columns[4], "attention to CLS itself", f"{100 * float(here['to_cls']):.1f} %", beside)
+page.metric(columns[4], "on CLS itself", f"{100 * float(here['to_cls']):.1f} %", beside)
 if "thumbnail" in result:
     show_images(step, head)
 else:

@@ -9,6 +9,7 @@ from analyses import intervals, style
 from analyses import prune as analysis
 from app import page, results
 from app.contents import CONTROLS, PRUNE, SWAP, Result
+from app.text import text
 
 run = results.chosen()
 st.title("Step-specific sub-networks")
@@ -25,8 +26,8 @@ def how_to() -> str:
     pruned = [name for name in results.runs() if PRUNE.is_here(results.root() / name)]
     if pruned:
         return (
-            f"This run was not pruned. Choose one that was in the sidebar: {', '.join(pruned)}. Pruning makes a run of "
-            "its own:"
+            f"This run was not pruned. Choose one that was in the sidebar: {text(', '.join(pruned))}. Pruning makes a "
+            "run of its own:"
         )
     return "This run was not pruned. Pruning makes a run of its own; an hour on one core, with the default of 8 rounds:"
 
@@ -36,7 +37,7 @@ def control(kind: Result) -> xr.Dataset | None:
     found = results.of(run, kind)
     if found is None or all(found.attrs.get(name) == result.attrs.get(name) for name in ("init_sha256", "plan")):
         return found
-    st.warning(f"{kind.file} is of another pruning and not shown; this measures anew: `{kind.made_by(run)}`")
+    st.warning(f"{kind.file} is of another pruning and not shown; this measures anew: {text(kind.made_by(run))}")
     return None
 
 
@@ -44,7 +45,7 @@ result = results.required(PRUNE, how_to())
 controls = {name: masks for name, kind in CONTROLS.items() if (masks := control(kind)) is not None}
 swap = control(SWAP)
 if result.attrs.get("note"):
-    st.warning(result.attrs["note"])
+    st.warning(text(result.attrs["note"]))
 
 rounds, weights = result["round"].values.tolist(), result["weight"].values.tolist()
 number = rounds[0]

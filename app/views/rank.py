@@ -6,6 +6,7 @@ from analyses import capacity, style
 from analyses import rank as analysis
 from app import page, results
 from app.contents import RANK
+from app.text import text
 
 DIMENSIONS = {"k95": "95 % of the energy", "participation_ratio": "participation ratio", "stable_rank": "stable rank"}
 
@@ -45,7 +46,7 @@ def in_words() -> str:
 def show_accuracy() -> None:
     st.subheader("How much rank do the FFN's weights need?")
     if "svd_accuracy" not in result:
-        st.info(f"This result holds no accuracy: {result.attrs['no_accuracy']}.")
+        st.info(f"This result holds no accuracy: {text(result.attrs['no_accuracy'])}.")
         return
     st.caption(
         f"Top-1 on {int(result['n_accuracy'])} images with fc1 and fc2 both cut to a rank. Activation-aware: projected "
@@ -59,7 +60,7 @@ def show_accuracy() -> None:
 
 
 if result.attrs["note"]:
-    st.caption(f"Note: {result.attrs['note']}.")
+    st.caption(f"Note: {text(result.attrs['note'])}.")
 st.markdown(in_words())
 left, right = st.columns([3, 2])
 with left:

@@ -5,6 +5,7 @@ import streamlit as st
 from analyses import recurrence as analysis
 from app import page, results
 from app.contents import RECURRENCE
+from app.text import text
 
 st.title("What does the model answer after k steps?")
 st.markdown(
@@ -14,7 +15,7 @@ st.markdown(
 )
 result = results.required(RECURRENCE, "This run was not run on yet. This does it:")
 if result.attrs["note"]:
-    st.caption(f"Note: {result.attrs['note']}.")
+    st.caption(f"Note: {text(result.attrs['note'])}.")
 if result.attrs["overflow_state"] >= 0:
     st.warning(f"States overflow from step {result.attrs['overflow_state']} on in some images; they count as wrong.")
 

@@ -7,6 +7,7 @@ import streamlit as st
 
 from analyses import steps, style
 from app import live, page, results
+from app.text import text
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,8 @@ def show_answer(shown: Shown, traced: dict[str, np.ndarray], step: int) -> None:
         before, after = traced["probability"][-1], model.without_head(shown.image, step, head)
         was, now = int(before.argmax()), int(after.argmax())
         st.write(
-            f"{model.classes[was]}: {100 * before[was]:.1f} % → {100 * after[was]:.1f} %; the answer is now "
-            f"**{model.classes[now]}** ({100 * after[now]:.1f} %)"
+            f"{text(model.classes[was])}: {100 * before[was]:.1f} % → {100 * after[was]:.1f} %; the answer is now "
+            f"**{text(model.classes[now])}** ({100 * after[now]:.1f} %)"
         )
 
 
@@ -102,8 +103,8 @@ if shown is not None:
     traced = model.trace(shown.image)
     left, right = st.columns([1, 4])
     left.image(shown.picture, width=190)
-    right.subheader(shown.name)
+    right.subheader(text(shown.name))
     if "probability" in traced:
         last = traced["probability"][-1]
-        right.markdown(f"The model answers **{model.classes[int(last.argmax())]}** ({100 * last.max():.1f} %).")
+        right.markdown(f"The model answers **{text(model.classes[int(last.argmax())])}** ({100 * last.max():.1f} %).")
     at_step(shown, traced)

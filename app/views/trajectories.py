@@ -5,8 +5,9 @@ import streamlit as st
 
 from analyses import style
 from analyses import trajectories as analysis
-from app import live, page, results
+from app import door, live, page, results
 from app.contents import TRAJECTORIES
+from app.text import text
 
 st.title("Where do images travel?")
 st.markdown(
@@ -35,17 +36,18 @@ def positions() -> pd.DataFrame:
 
 def show_paths() -> None:
     pictures = live.pictures(results.chosen(), result)
-    drawn = analysis.page(analysis.interactive(result, picture, colour, place), pictures)
-    st.iframe(drawn, height=680)
+    figure = analysis.interactive(result, picture, colour, place)
+    script = door.serve(analysis.pictures_script(pictures), ".js")
+    st.iframe(f"/{door.ASSETS}/{door.serve(analysis.page(figure, script, door.PLOTLY), '.html')}", height=680)
     left, right = st.columns([1, 3])
     if place in pictures:
-        left.image(pictures[place], f"image {names[follow]}", width=160)
+        left.image(pictures[place], f"image {text(names[follow])}", width=160)
     with right.container(horizontal=True, horizontal_alignment="right"):
-        page.download("Save as HTML", lambda: drawn, "trajectories.html", "text/html")
+        page.download("Save as HTML", lambda: analysis.page(figure, pictures), "trajectories.html", "text/html")
         page.save_table(positions, "trajectories positions", "Positions as CSV")
     if len(pictures) < len(indices):
         here = f"Pictures of {len(pictures)} of the {len(indices)} images are at hand"
-        st.caption(f"{here}; the others are in `{result.attrs['data']}`, split {result.attrs['split']}.")
+        st.caption(f"{here}; the others are in {text(result.attrs['data'])}, split {text(result.attrs['split'])}.")
 
 
 def show_neighbours() -> None:

@@ -39,18 +39,18 @@ class About:
 def describe(data: Any) -> About:
     """The facts of a data set; a Subset has those of the whole for the images it holds."""
     if isinstance(data, Subset):
-        whole, chosen = describe(data.dataset), np.asarray(data.indices, dtype=np.int64)
-        mark = hashlib.sha256(whole.fingerprint.encode() + chosen.tobytes()).hexdigest()[:16]
+        whole, rows = describe(data.dataset), np.asarray(data.indices, dtype=np.int64)
+        mark = hashlib.sha256(whole.fingerprint.encode() + rows.tobytes()).hexdigest()[:16]
         return About(
             whole.spec,
             whole.split,
             whole.classes,
-            whole.labels[chosen],
-            whole.indices[chosen],
+            whole.labels[rows],
+            whole.indices[rows],
             mark,
             whole.has_masks,
             whole.image_size,
-            whole.photographs[chosen],
+            whole.photographs[rows],
         )
     indices = np.arange(len(data))
     return About(

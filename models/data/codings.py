@@ -7,6 +7,7 @@ object of the image's class. `Coding.of` looks at a sample of a set's masks and 
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -119,6 +120,8 @@ def raw_mask(file: Path | BinaryIO, name: str) -> np.ndarray:
         content = BytesIO(file.read_bytes()) if isinstance(file, Path) else file
         content.seek(0)
         kind, raw = _array(content) if content.read(6) == b"\x93NUMPY" else _pixels(content)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise InputError(f"{name}: {what} has more than {Image.MAX_IMAGE_PIXELS} pixels; restore it") from None
     except Exception as error:  # a damaged file raises anything inside a decoder
         raise InputError(f"{name}: {what} cannot be read ({brief(error)}); restore it from the data set") from None
     if kind in ("JPEG", "MPO"):
@@ -130,12 +133,24 @@ def raw_mask(file: Path | BinaryIO, name: str) -> np.ndarray:
 
 def _array(content: BinaryIO) -> tuple[str, np.ndarray]:
     content.seek(0)
+    version = np.lib.format.read_magic(content)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, *_ = read_header(content)
+    refuse_too_many(shape)
+    content.seek(0)
     return "NPY", np.load(content, allow_pickle=False)
+
+
+def refuse_too_many(shape: tuple[int, ...]) -> None:
+    """A mask has a bound of pixels as a picture has, looked at before any is read."""
+    if math.prod(shape[:2]) > Image.MAX_IMAGE_PIXELS:
+        raise Image.DecompressionBombError
 
 
 def _pixels(content: BinaryIO) -> tuple[str | None, np.ndarray]:
     content.seek(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(content) as picture:
             return picture.format, np.asarray(picture)

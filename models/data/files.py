@@ -149,7 +149,7 @@ class Walk:
         """The pictures in a folder, sorted, and the folders in it, each with the trail that leads there."""
         names: list[str] = []
         inside: dict[str, Trail] = {}
-        kinds, found = self.kinds, set()
+        kinds, kinds_here = self.kinds, set()
         with scanning(f"{self.root}/{place}") as entries:
             for entry in entries:
                 name = entry.name
@@ -157,13 +157,13 @@ class Walk:
                 try:
                     if kind in kinds and name[0] != "." and entry.is_file():
                         names.append(name)
-                        found.add(kind)
+                        kinds_here.add(kind)
                     else:
                         self._other(entry, place, trail, inside)
                 except OSError:  # a link to itself
                     self.left_out.add(CIRCLE, place + name)
         names.sort()
-        return (names if self.with_masks else self._without_masks(names, found, place)), inside
+        return (names if self.with_masks else self._without_masks(names, kinds_here, place)), inside
 
     def _other(self, entry: os.DirEntry[str], place: str, trail: Trail, inside: dict[str, Trail]) -> None:
         """Enters a folder into `inside`, and counts anything else."""
@@ -181,9 +181,9 @@ class Walk:
             else:
                 inside[entry.name] = (*trail, here)
 
-    def _without_masks(self, names: list[str], found: set[str], place: str) -> list[str]:
+    def _without_masks(self, names: list[str], kinds_here: set[str], place: str) -> list[str]:
         together = "\0".join(names).lower()
-        if not (".png" in found and found & PHOTOGRAPHS) and not any(word in together for word in MASK_WORDS):
+        if not (".png" in kinds_here and kinds_here & PHOTOGRAPHS) and not any(word in together for word in MASK_WORDS):
             return names
         masks = masks_among(names)
         for name in sorted(masks):
@@ -198,13 +198,13 @@ class Walk:
                 self.left_out.add(MASK, f"{place}{name}", len(self.below(f"{place}{name}/", inside.pop(name))))
         if not inside:
             return names
-        found = []
+        paths = []
         for name in sorted([*names, *inside]):
             if name in inside:
-                found += [f"{name}/{deeper}" for deeper in self.below(f"{place}{name}/", inside[name])]
+                paths += [f"{name}/{deeper}" for deeper in self.below(f"{place}{name}/", inside[name])]
             else:
-                found.append(name)
-        return found
+                paths.append(name)
+        return paths
 
     def has_pictures(self, place: str) -> bool:
         """Whether a folder itself holds a picture; it looks no further than to the first."""

@@ -56,11 +56,11 @@ def census(path: Path) -> tuple[Counter[str], dict[str, list[str]], bool]:
     """How many of each kind lie below, at which places (the first few), and whether all was seen."""
     counts: Counter[str] = Counter()
     places: dict[str, list[str]] = {kind: [] for kind in UNITS}
-    pictures, queue, seen = endings(), [(str(path), 0)], 0
-    while queue and seen < ENOUGH:
+    pictures, queue, n_entries = endings(), [(str(path), 0)], 0
+    while queue and n_entries < ENOUGH:
         folder, depth = queue.pop(0)
         for name, is_folder in listing(folder):
-            seen += 1
+            n_entries += 1
             ending = os.path.splitext(name)[1].lower()
             kind = "folder" if is_folder else "picture" if ending in pictures else KINDS.get(ending, "other file")
             counts[kind] += 1
@@ -68,9 +68,9 @@ def census(path: Path) -> tuple[Counter[str], dict[str, list[str]], bool]:
                 places[kind].append(os.path.relpath(os.path.join(folder, name), path))
             if is_folder and depth + 1 < DEEP:
                 queue.append((os.path.join(folder, name), depth + 1))
-            if seen >= ENOUGH:
+            if n_entries >= ENOUGH:
                 break
-    return counts, places, seen < ENOUGH
+    return counts, places, n_entries < ENOUGH
 
 
 def listing(folder: str) -> list[tuple[str, bool]]:

@@ -88,7 +88,7 @@ class Images(Dataset):
     def _say_what_is_turned(self) -> None:
         """One line on standard error where EXIF turns pictures that have masks."""
         firsts = np.unique(self.photographs, return_index=True)[1]
-        looked, stored, upright = [int(firsts[i]) for i in evenly(len(firsts), LOOKED_AT)], [], []
+        looked, as_stored, upright = [int(firsts[i]) for i in evenly(len(firsts), LOOKED_AT)], [], []
         for index in looked:
             try:
                 item = self.items[index]
@@ -97,15 +97,16 @@ class Images(Dataset):
             except InputError:
                 continue  # a wrong picture or mask is named when it is asked for
             if orientation != 1:
-                (upright if is_upright else stored).append(item.name)
-        if stored or upright:
+                (upright if is_upright else as_stored).append(item.name)
+        if as_stored or upright:
             parts = [
-                _said(stored, "mask is", "masks are", "taken as drawn on the stored pixels, and turned"),
+                _said(as_stored, "mask is", "masks are", "taken as drawn on the stored pixels, and turned"),
                 _said(upright, "mask has the upright size and is", "masks have the upright size and are", "taken so"),
             ]
             print(
-                f"warning: {self.spec}, split {self.split}: EXIF turns {len(stored) + len(upright)} of {len(looked)} "
-                f"images: {'; '.join(filter(None, parts))}; where masks were drawn upright, store these images upright",
+                f"warning: {self.spec}, split {self.split}: EXIF turns {len(as_stored) + len(upright)} of "
+                f"{len(looked)} images: {'; '.join(filter(None, parts))}; where masks were drawn upright, store these "
+                "images upright",
                 file=sys.stderr,
             )
 
@@ -136,8 +137,8 @@ def header(file: Path | BinaryIO) -> tuple[tuple[int, int], int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with opened(file) as content, Image.open(content) as stored:
-                return _stored(stored)
+            with opened(file) as content, Image.open(content) as picture:
+                return _stored(picture)
     except Exception:  # a damaged file raises anything inside a decoder, and is named when it is asked for
         return (0, 0), 1
 
@@ -165,12 +166,12 @@ def read(path: Path | BinaryIO, name: str) -> tuple[Image.Image, tuple[int, int]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with opened(path) as file, Image.open(file) as stored:
-                size, orientation = _stored(stored)
-                stored.load()
+            with opened(path) as file, Image.open(file) as picture:
+                size, orientation = _stored(picture)
+                picture.load()
                 if orientation == 1:
-                    size, orientation = _stored(stored)  # some formats keep it behind the pixels
-                return to_rgb(ImageOps.exif_transpose(stored)), size, orientation
+                    size, orientation = _stored(picture)  # some formats keep it behind the pixels
+                return to_rgb(ImageOps.exif_transpose(picture)), size, orientation
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise UnreadableImage(name, f"it has more than {Image.MAX_IMAGE_PIXELS} pixels") from None
     except UnidentifiedImageError:  # whose text names an absolute path or an address
@@ -185,9 +186,13 @@ def decode(path: Path | BinaryIO, name: str) -> Image.Image:
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """8-bit RGB; 16-bit and float values are scaled, transparent pixels are laid on white."""
+    """8-bit RGB; 16-bit and float values are scaled, transparent pixels are laid on white. Raises ValueError for pixels
+    that are not finite.
+    """
     if picture.mode.startswith("I") or picture.mode == "F":
         values = np.asarray(picture, dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise ValueError("its pixels are not finite")
         scales = (65535,) if picture.mode.startswith("I") else (1, 255, 65535)
         scale = next((scale for scale in scales if values.max() <= scale), 65535)
         picture = Image.fromarray((np.clip(values / scale, 0, 1) * 255).round().astype(np.uint8))

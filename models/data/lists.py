@@ -144,22 +144,22 @@ def _in_folder(spec: str, path: Path, split: str) -> Path:
 def read_list(spec: str, file: Path, split: str) -> Listed:
     """The rows of a list that belong to the split, packed."""
     codes: list[int] = []
-    seen: dict[str, int] = {}
+    code_of: dict[str, int] = {}
     blocks, masks, kinds, others = bytearray(), bytearray(), endings(), set()
     for row in rows(spec, file):
         if row.split is not None and not is_of(split, row.split):
             others.add(row.split)
             continue
         blocks += os.fsencode(_completed(file.parent, row.file, kinds)) + b"\0"
-        codes.append(seen.setdefault(row.label, len(seen)))
+        codes.append(code_of.setdefault(row.label, len(code_of)))
         if row.mask is not None:
             masks += os.fsencode(row.mask.replace("\\", "/")) + b"\0"
     if not codes:
         there = f"its lines are of {', '.join(sorted(others)[:5])}" if others else "it has a header and no line"
         raise InputError(f"{spec} has no split {split!r}: {file.name} holds no line of it, {there}")
-    classes = in_order(seen)
+    classes = in_order(code_of)
     place = {name: k for k, name in enumerate(classes)}
-    ordered = np.array([place[name] for name in seen], dtype=np.int64)[codes]
+    ordered = np.array([place[name] for name in code_of], dtype=np.int64)[codes]
     return Listed(Names([bytes(blocks)]), ordered, classes, Names([bytes(masks)]) if masks else None)
 
 

@@ -51,8 +51,8 @@ def numbered(
         )
     if names is not None and len(names) < least:
         raise InputError(f"{spec} names {len(names)} classes, but holds the label {least - 1}; mend its list of names")
-    found = names or next((listing for listing in listings(spec, folder) if len(listing) >= max(least, more)), None)
-    return tuple(found or map(str, range(max(least, more)))), values
+    listed = names or next((listing for listing in listings(spec, folder) if len(listing) >= max(least, more)), None)
+    return tuple(listed or map(str, range(max(least, more)))), values
 
 
 def listings(spec: str, folder: Path) -> list[list[str]]:

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -87,7 +88,8 @@ class Store:
         missing = set(self.columns.values()) - set(schema_of(self.spec, file).names)
         if missing:
             raise InputError(f"{self.spec}: {file.name} lacks the column {min(missing)} that {self.files[0].name} has")
-        return pq.read_metadata(file)
+        with readable(self.spec, file):
+            return pq.read_metadata(file)
 
     def _forget(self) -> None:
         """Nothing open, nothing held: how a process begins."""
@@ -121,13 +123,14 @@ class Store:
             self._forget()
         group = self._group(row)
         wanted = [self.columns[column] for column in ("image", "mask", "filename") if column in self.columns]
-        if self.groups[group, 3] <= HELD:
-            table, first = self._whole(group, wanted), self.starts[group]
-        else:
-            table, first = self._stepped(group, row, wanted)
-        values = table.select([self.columns[name] for name in columns if name in self.columns])
-        found = values.slice(row - first, 1).to_pylist()[0]
-        return {column: found.get(self.columns.get(column)) for column in columns}
+        with readable(self.spec, self.files[self.groups[group, 0]]):
+            if self.groups[group, 3] <= HELD:
+                table, first = self._whole(group, wanted), self.starts[group]
+            else:
+                table, first = self._stepped(group, row, wanted)
+            values = table.select([self.columns[name] for name in columns if name in self.columns])
+            cells = values.slice(row - first, 1).to_pylist()[0]
+        return {column: cells.get(self.columns.get(column)) for column in columns}
 
     def _whole(self, group: int, columns: list[str]) -> Any:
         if group not in self.held:
@@ -207,9 +210,16 @@ def bytes_of(value: Any, folder: Path) -> bytes | None:
 
 
 def schema_of(spec: str, file: Path) -> Any:
-    try:
+    with readable(spec, file):
         return pq.read_schema(file)
-    except (pa.ArrowException, OSError) as error:
+
+
+@contextmanager
+def readable(spec: str, file: Path) -> Iterator[None]:
+    """What Arrow raises at a damaged file is one sentence."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{spec}: {file.name} cannot be read as Parquet ({brief(error)}); restore it") from None
 
 
@@ -221,9 +231,9 @@ def columns_of(spec: str, file: Path, schema: Any, options: dict[str, str]) -> d
     for role, usual in COLUMNS.items():
         fits = [name for name in schema.names if _fits(role, schema.field(name).type)]
         wanted = (options[role],) if role in options else usual
-        found = next((name for asked in wanted for name in fits if name.casefold() == asked.casefold()), None)
-        if found is not None:
-            columns[role] = found
+        column = next((name for asked in wanted for name in fits if name.casefold() == asked.casefold()), None)
+        if column is not None:
+            columns[role] = column
         elif role in options or role in ("image", "label"):
             asked = options.get(role, f"{role} or ?{role}=NAME")
             raise InputError(
@@ -244,8 +254,10 @@ def _fits(role: str, kind: Any) -> bool:
 
 def label_values(spec: str, files: Sequence[Path], column: str) -> Any:
     """The label column over all files, as one Arrow array."""
-    parts = [pq.read_table(file, columns=[column], use_threads=False)[column] for file in files]
-    chunks = [chunk for part in parts for chunk in part.chunks]
+    chunks = []
+    for file in files:
+        with readable(spec, file):
+            chunks += pq.read_table(file, columns=[column], use_threads=False)[column].chunks
     chunks = [chunk.dictionary_decode() if pa.types.is_dictionary(chunk.type) else chunk for chunk in chunks]
     if not chunks:
         raise InputError(f"{spec} holds no rows")

@@ -12,9 +12,10 @@ labels, factors and masks are the same on every machine. Lengths are in units of
 Rendering costs a quarter of a millisecond per 64 px image, on one core (NumPy uses no more).
 """
 
+import copy
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import numpy as np
@@ -28,6 +29,7 @@ VERSION = 1  # part of every fingerprint; raise it with any change of the pixels
 SHAPES = ("disc", "square", "triangle", "cross", "ring")
 FILLS = ("plain", "stripes", "checks", "dots")
 CLASSES = tuple(f"{shape} {fill}" for shape in SHAPES for fill in FILLS)
+FACTORS = ("shape", "fill")  # what a class is made of
 DEFAULT_N = {"train": 50_000, "val": 5_000}
 MAX_DISTRACTORS = 3
 DISTRACTOR_SCALE = 0.06, 0.085  # radius, in units of the image
@@ -137,6 +139,7 @@ DISTRACTOR_DRAWS = [
     "y3",
 ]
 DRAWS += [f"{name}/{slot}" for slot in range(MAX_DISTRACTORS) for name in DISTRACTOR_DRAWS]
+DRAWS += ["other"]
 GRID_COLUMN, PIXEL_COLUMN = 1 << 16, 1 << 20  # where the numbers of the background's grids and of the pixels start
 
 
@@ -247,7 +250,21 @@ class Scene:
     gradient_turn: np.ndarray
 
 
-def draw_scene(key: int, indices: np.ndarray, difficulty: Difficulty) -> Scene:
+def draw_labels(key: int, indices: np.ndarray, changed: str | None = None) -> np.ndarray:
+    """Class of every image, int64 `[n]`; with another shape or fill, drawn anew, where that is `changed`."""
+    columns = np.array([DRAWS.index("label"), DRAWS.index("other")])
+    own, other = uniforms(key, indices, columns).T
+    label = (own * len(CLASSES)).astype(np.int64)
+    if changed is None:
+        return label
+    of_factor = list(np.divmod(label, len(FILLS)))
+    place, n = FACTORS.index(changed), (len(SHAPES), len(FILLS))[FACTORS.index(changed)]
+    of_factor[place] = (of_factor[place] + 1 + (other * (n - 1)).astype(np.int64)) % n
+    return of_factor[0] * len(FILLS) + of_factor[1]
+
+
+def draw_scene(key: int, indices: np.ndarray, difficulty: Difficulty, changed: str | None = None) -> Scene:
+    """All there is to paint; where a factor of the targets is `changed`, everything else is as it was."""
     draws = Draws(key, indices)
     clutter = draws("clutter", 0, difficulty.clutter)
     targets = draw_targets(draws, difficulty)
@@ -260,7 +277,7 @@ def draw_scene(key: int, indices: np.ndarray, difficulty: Difficulty) -> Scene:
     other_hue = ground_hue + clutter * draws("ground_turn", -0.15, 0.15)
     bar = draws("bar") < 0.6 * clutter
     return Scene(
-        targets=targets,
+        targets=targets if changed is None else replace(targets, label=draw_labels(key, indices, changed)),
         distractors=[(objects[rows], rows) for (objects, _), rows in zip(slots, present, strict=True)],
         clutter=clutter,
         grounds=np.stack(
@@ -398,18 +415,18 @@ def paint_small(canvas: np.ndarray, mask: np.ndarray, objects: Objects, rows: np
 def paint_bar(canvas: np.ndarray, mask: np.ndarray, scene: Scene, xs: np.ndarray, ys: np.ndarray) -> None:
     """The occluder: a straight bar across the image, over the target."""
     rows = np.flatnonzero(scene.bar_width)
-    target, seen, behind = scene.targets[rows], mask[rows], canvas[rows]
+    target, ids, behind = scene.targets[rows], mask[rows], canvas[rows]
     place = along(xs - column(target.x), ys - column(target.y), scene.bar_turn[rows]) - column(
         scene.bar_offset[rows] * target.scale
     )
     distance = np.abs(place) - column(scene.bar_width[rows] * target.scale)
-    seen[distance < 0] = 0
+    ids[distance < 0] = 0
     blend(
         behind,
         scene.bar_colour[rows].astype(np.float32)[..., None, None],
         soft_step(-distance * np.float32(canvas.shape[-1])),
     )
-    mask[rows], canvas[rows] = seen, behind
+    mask[rows], canvas[rows] = ids, behind
 
 
 def pixel_centres(x: np.ndarray, y: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -448,9 +465,11 @@ def pixel_noise(key: int, indices: np.ndarray, clutter: np.ndarray, size: int) -
     return noise
 
 
-def render_chunk(key: int, indices: np.ndarray, difficulty: Difficulty, size: int) -> tuple[np.ndarray, np.ndarray]:
+def render_chunk(
+    key: int, indices: np.ndarray, difficulty: Difficulty, size: int, changed: str | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 `[n 3 size size]` and masks int64 `[n size size]`, back to front."""
-    scene = draw_scene(key, indices, difficulty)
+    scene = draw_scene(key, indices, difficulty, changed)
     pixels = np.arange(size)
     xs, ys = pixel_centres(pixels[None, None, :], pixels[None, :, None], size)
     canvas = background(key, indices, scene, size)
@@ -479,6 +498,7 @@ class Shapes(torch.utils.data.Dataset):
     has_masks = True
     classes = CLASSES
     n_classes = len(CLASSES)
+    changed: str | None = None  # the factor that is not the images' own, see `with_changed`
 
     def __init__(
         self,
@@ -512,8 +532,19 @@ class Shapes(torch.utils.data.Dataset):
     @cached_property
     def labels(self) -> np.ndarray:
         """Class of every image, int64 `[image]`."""
-        column = np.array([DRAWS.index("label")])
-        return (uniforms(self.key, np.arange(self.n), column)[:, 0] * self.n_classes).astype(np.int64)
+        return draw_labels(self.key, np.arange(self.n), self.changed)
+
+    def with_changed(self, factor: str) -> "Shapes":
+        """The same images, but for the "shape" or the "fill" of each target: another one, drawn from the seed.
+
+        All that does not show the target is equal bit for bit. Raises `InputError` for any other factor.
+        """
+        if factor not in FACTORS:
+            raise InputError(f"the target has no factor {factor!r} that makes its class; there are shape and fill")
+        other = copy.copy(self)
+        other.__dict__.pop("labels", None)
+        other.changed, other.fingerprint = factor, digest(self.fingerprint, factor)[:16]
+        return other
 
     def factors(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
         """What the images were made from, each `[n]`.
@@ -522,7 +553,7 @@ class Shapes(torch.utils.data.Dataset):
         the disc of the target's area / image size. rotation: radians, clockwise. clutter: 0..1. occlusion: width of
         the bar / the target's diameter, 0 = none. n_distractors.
         """
-        scene = draw_scene(self.key, self._checked(indices), self.difficulty)
+        scene = draw_scene(self.key, self._checked(indices), self.difficulty, self.changed)
         target = scene.targets
         n_distractors = np.zeros(len(indices), dtype=np.int64)
         for _, rows in scene.distractors:
@@ -547,7 +578,7 @@ class Shapes(torch.utils.data.Dataset):
         masks = torch.empty(len(indices), size, size, dtype=torch.int64)
         for start in range(0, len(indices), CHUNK):
             part = slice(start, start + CHUNK)
-            chunk = render_chunk(self.key, indices[part], self.difficulty, size)
+            chunk = render_chunk(self.key, indices[part], self.difficulty, size, self.changed)
             images[part], masks[part] = map(torch.from_numpy, chunk)
         return images, masks
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from models.errors import InputError, UnreadableImage, require
 
@@ -113,8 +113,8 @@ def loader(data: Any, batches: Sequence[Any], workers: int) -> DataLoader:
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides when to stop
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group; the parent decides when to stop
+        signal.signal(number, signal.SIG_IGN)
 
 
 class Tolerant:
@@ -130,16 +130,31 @@ class Tolerant:
         together = getattr(self.data, "__getitems__", None)
         if together is not None:
             try:
-                return list(zip(keys, together(keys), strict=True))
+                return [(key, self._checked(key, item)) for key, item in zip(keys, together(keys), strict=True)]
             except InputError:
                 pass  # one by one, to know which
         return [(key, self._one(key)) for key in keys]
 
     def _one(self, key: Any) -> Any:
         try:
-            return self.data[key]
+            return self._checked(key, self.data[key])
         except InputError as error:
             return error
+
+    def _checked(self, key: Any, item: Any) -> Any:
+        """The item, if its pixels are finite."""
+        if item[0].isfinite().all():
+            return item
+        return InputError(f"{name_of(self.data, key)} holds pixels that are not finite (NaN or infinite); repair it")
+
+
+def name_of(data: Any, key: Any) -> str:
+    """What a message calls an image: its file where the data set says which, its number in the whole set otherwise."""
+    index = key[1] if isinstance(key, tuple) else key  # a training image has its epoch before it
+    while hasattr(data, "dataset" if isinstance(data, Subset) else "data"):
+        index, data = (data.indices[index], data.dataset) if isinstance(data, Subset) else (index, data.data)
+    has_names = hasattr(getattr(data, "items", None), "__getitem__")
+    return data.items[index].name if has_names else f"image {index} (counted from 0)"
 
 
 def _stacked(items: list[tuple[int, Any]]) -> Batch:

@@ -44,13 +44,13 @@ class TimmImages(Dataset):
         if hasattr(self.source, "samples"):  # torchvision's folders: (path, label)
             return decode(self.source.samples[index][0], name)
         try:
-            found = getattr(self.source, "reader", self.source)[index][0]
+            picture = getattr(self.source, "reader", self.source)[index][0]
         except (OSError, ValueError, SyntaxError) as error:
             raise UnreadableImage(name, brief(error)) from None
-        if isinstance(found, Image.Image):
-            return to_rgb(found)
-        with found:
-            return decode(found, name)
+        if isinstance(picture, Image.Image):
+            return to_rgb(picture)
+        with picture:
+            return decode(picture, name)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, None]:
         return normalised(self.pil(index), self.image_size, self.mean, self.std), int(self.labels[index]), None
@@ -77,9 +77,9 @@ def labels_of(source: Any) -> np.ndarray:
     reader = getattr(source, "reader", source)
     if hasattr(reader, "iter_targets"):
         return np.fromiter(reader.iter_targets(), dtype=np.int64)
-    found = next((getattr(source, name) for name in ("targets", "_labels", "labels") if hasattr(source, name)), None)
+    labels = next((getattr(source, name) for name in ("targets", "_labels", "labels") if hasattr(source, name)), None)
     return np.array(
-        [int(label) for label in ((source[i][1] for i in range(len(source))) if found is None else found)],
+        [int(label) for label in ((source[i][1] for i in range(len(source))) if labels is None else labels)],
         dtype=np.int64,
     )
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+from beartype.door import is_bearable
 from tqdm import tqdm
 
 from analyses import prune as analysis
@@ -28,6 +29,17 @@ from probes.probe import as_pass, attributes, save
 
 TRAIN, GRAFT = 0, 1  # what a data order is drawn for; replicate r of a graft has GRAFT + r
 ADVICE = "lower --lr or --graft-lr and start over with --force"
+
+CUT = {"masks": torch.Tensor, "replicates": torch.Tensor, "graft_loss": torch.Tensor, "accuracy_cut": float}
+SCORED = {"accuracy": float, "loss": float, "n_val": int}
+
+
+def scored(path: Path) -> dict[str, float]:
+    """How well the model of a finished training does; raises `InputError` for a damaged file."""
+    metrics = checkpoint.read(path)["metrics"]
+    if not all(is_bearable(metrics.get(name), kind) for name, kind in SCORED.items()):
+        raise InputError(f"{path} is damaged: it does not say how well it does; remove it and go on with --resume")
+    return metrics
 
 
 class Lottery:
@@ -72,8 +84,10 @@ class Lottery:
             n = sum(masks.sizes(self.config).values())
             rows = (self.config.n_steps, self.plan.replicates - 1)
             return tuple(torch.ones(count, n, dtype=torch.bool) for count in rows)
-        content = self.read(number - 1, "pruned")
-        return tuple(masks.unpacked(content[name], self.config) for name in ("masks", "replicates"))
+        content = self.cut(number - 1)
+        rows = {"masks": self.config.n_steps, "replicates": self.plan.replicates - 1}
+        path = self.path(number - 1, "pruned")
+        return tuple(masks.unpacked(content[name], self.config, n, path) for name, n in rows.items())
 
     def trained(self, number: int) -> dict[str, float]:
         """Stage 1 of a round: the whole model, rewound and trained under the round's masks."""
@@ -83,7 +97,7 @@ class Lottery:
         """Train the rewound model under masks [step weight] and save it as `name`; its metrics, where that is done."""
         path = self.path(number, name)
         if path.exists():
-            return checkpoint.read(path)["metrics"]
+            return scored(path)
         model = self.rewound(rows)
         parameters = dict(model.named_parameters())
         kept = {name: mask.to(parameters[name].device) for name, mask in lottery.alive(rows, self.config).items()}
@@ -312,16 +326,23 @@ class Lottery:
     def path(self, number: int, name: str) -> Path:
         return run_folder.pruning_round(self.out, number) / f"{name}.pt"
 
-    def read(self, number: int, name: str) -> dict[str, Any]:
-        return checkpoint.load_plain(self.path(number, name))
+    def cut(self, number: int) -> dict[str, Any]:
+        """What a finished round leaves of its grafts; raises `InputError` for a damaged file."""
+        path = self.path(number, "pruned")
+        content = checkpoint.load_plain(path)
+        if not is_bearable(content, dict) or not all(
+            is_bearable(content.get(name), kind) for name, kind in CUT.items()
+        ):
+            raise InputError(f"{path} is damaged: it is no record of a round; remove it and go on with --resume")
+        return content
 
     def result(self) -> xr.Dataset:
         """Everything the finished rounds say, with its statistics."""
         rounds = [number for number in range(self.plan.rounds + 1) if self.path(number, "ckpt").exists()]
-        metrics = [self.read(number, "ckpt")["metrics"] for number in rounds]
+        metrics = [scored(self.path(number, "ckpt")) for number in rounds]
         rows = [self.masks(number) for number in rounds]
         nothing = {"graft_loss": np.full(self.config.n_steps, np.nan), "accuracy_cut": np.nan}
-        after = [self.read(n, "pruned") if self.path(n, "pruned").exists() else nothing for n in rounds]
+        after = [self.cut(n) if self.path(n, "pruned").exists() else nothing for n in rounds]
         packed = [np.stack([masks.packed(pair[i]).numpy() for pair in rows]) for i in (0, 1)]
         result = analysis.statistics(*packed, masks.sizes(self.config))
         result["accuracy"] = "round", [of_round["accuracy"] for of_round in metrics]

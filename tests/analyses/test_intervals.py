@@ -129,3 +129,20 @@ def test_best_of_many_is_fast_on_a_whole_validation_set() -> None:
     assert time.process_time() - start < 1
     spread = stats.norm(0.2, (0.2 * 0.8 / 12_419) ** 0.5)
     assert mean == pytest.approx(spread.ppf(0.995), abs=1e-3)
+
+
+def test_a_ratio_of_sums_and_its_interval_against_plain_loops() -> None:
+    rng = np.random.default_rng(0)
+    values, scale, groups = rng.normal(2, 1, (30, 2)), rng.uniform(1, 3, 30), np.repeat(np.arange(15), 2)
+    values[:4, 1] = np.nan
+    ratio, low, high = intervals.ratio_of_sums(values, scale, groups, resamples=4000)
+    for cell in (0, 1):
+        there = ~np.isnan(values[:, cell])
+        assert ratio[cell] == pytest.approx(values[there, cell].sum() / scale[there].sum())
+        drawn = []
+        for _ in range(4000):
+            items = [i for g in rng.integers(0, 15, 15) for i in (2 * g, 2 * g + 1) if there[i]]
+            drawn.append(values[items, cell].sum() / scale[items].sum())
+        assert np.allclose([low[cell], high[cell]], np.quantile(drawn, [0.025, 0.975]), atol=0.04)
+    nothing = intervals.ratio_of_sums(np.full((3, 1), np.nan), np.ones(3), np.arange(3))
+    assert np.isnan(nothing).all()

@@ -13,13 +13,11 @@ from analyses import study as analysis
 def line(
     model: str, d: int, steps: int, seed: int, top1: float, groups: str = "width", fields: str = "", lr: float = 4e-3
 ):
-    stacked = model.startswith("vit")
-    return dict(
-        cell=f"{model},d_model={d},n_steps={steps},{fields},lr={lr},seed={seed}", groups=groups, model=model,
-        fields=f"d_model={d};n_steps={steps}" + (f";{fields}" if fields else ""), seed=seed, lr=lr, n_steps=steps,
-        n_blocks=steps if stacked else 1, d_model=d, n_classes=20, parameters=1000 * d * (steps if stacked else 1),
-        flops=1e6 * d * steps, top1=top1,
-    )  # fmt: skip
+    n_blocks = steps if model.startswith("vit") else 1
+    told = dict(cell=f"{model},d_model={d},n_steps={steps},{fields},lr={lr},seed={seed}", groups=groups, model=model)
+    told |= dict(fields=f"d_model={d};n_steps={steps}" + (f";{fields}" if fields else ""), seed=seed, lr=lr, top1=top1)
+    size = dict(n_steps=steps, n_blocks=n_blocks, d_model=d, n_classes=20)
+    return told | size | dict(parameters=1000 * d * n_blocks, flops=1e6 * d * steps)
 
 
 @pytest.fixture
@@ -79,9 +77,8 @@ def test_tables_and_figures_show_what_is_there(folder: Path) -> None:
     assert "norm rms" in table and "bViT" in table
     figure = analysis.figure(frame, predicted)
     assert len(figure.axes) == 4
-    assert list(analysis.interactive(frame, predicted)) == [
-        "Over the number of steps", "Over the width", "What of the stacked ViT is recovered",
-    ]  # fmt: skip
+    titles = ["Over the number of steps", "Over the width", "What of the stacked ViT is recovered"]
+    assert list(analysis.interactive(frame, predicted)) == titles
 
 
 def test_a_partial_study_shows_its_n(folder: Path) -> None:

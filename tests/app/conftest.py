@@ -1,5 +1,6 @@
 """A run with every result, small enough to make for a test; and a dashboard that serves it."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -15,7 +16,20 @@ from app import page
 from models import ViTConfig, load, open_data
 from models.checkpoint import fresh, save, state_sha256
 from models.run_folder import result as file_of
-from probes import ablation, cost, neurons, pointing_game, probe, rank, recurrence, trajectories
+from probes import (
+    ablation,
+    cost,
+    intervention,
+    lens,
+    neurons,
+    patching,
+    pointing_game,
+    probe,
+    rank,
+    recurrence,
+    trajectories,
+    transfer,
+)
 from probes.methods import rounds
 from probes.methods.plan import Plan
 
@@ -60,8 +74,14 @@ def measure_all(run: Path) -> None:
         "trajectories": trajectories.measure(model, images, **common),
         "recurrence": recurrence.measure(model, images, **common),
         "ablation": ablation.measure(model, images, images=20, **common),
+        "patching": patching.measure(model, images, pairs=3, maps=1, shifts=2, _right=False, **common),
+        "intervention": intervention.measure(model, images, images=20, max_steps=4, **common),
+        "lens": lens.measure(model, images, updates=3, jacobian_images=2, **common),
         "cost": cost.measure(model, images, rounds=1, batch_size=2),
+        "transfer": transfer.measure(model, images, seeds=2, epochs=1, train_batch=20, _train=images, **common),
     }
+    for name in ("gradient", "chefer", "rollout"):
+        measured[f"pointing_game.{name}"] = pointing_game.measure(model, images, map=name, **common)
     for name, result in measured.items():
         probe.save(result, file_of(run, name))
 
@@ -90,7 +110,8 @@ class Served:
 
     def __init__(self, *words: object, cwd: Path = ROOT):
         command, pipe = [sys.executable, *map(str, words)], subprocess.PIPE
-        self.process = subprocess.Popen(command, cwd=cwd, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+        here = os.environ | {"PYTHONPATH": str(ROOT)}  # not a copy that is installed
+        self.process = subprocess.Popen(command, cwd=cwd, env=here, stdout=pipe, stderr=subprocess.STDOUT, text=True)
         self.reader = threading.Thread(target=self.process.stdout.read)  # so that it never waits for us to listen
         self.lines: list[str] = []
 

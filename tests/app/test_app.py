@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from models import load, open_data
 from models.checkpoint import save
 from models.vit import BViT
 
-MAIN = Path(results.__file__).with_name("main.py")
+MAIN = Path(results.__file__).with_name("navigation.py")
 VIEWS = [page.view for page in contents.PAGES]
 OF_PROBE = {page.view: page.needs[0] for page in contents.PAGES if page.needs and page.needs[0].holds}
 OF_MODEL = [page.view for page in contents.PAGES if contents.CHECKPOINT in page.needs]
@@ -180,6 +181,8 @@ def test_a_run_whose_images_are_elsewhere_is_shown_from_its_results(runs, opened
         app = opened(runs, view)
         assert is_whole(app), view
         if view in OF_MODEL:
+            assert "folder:nowhere is opened when you ask" in words(app)
+            app.button(key="open data").click().run()
             assert "not here (folder:nowhere" in words(app)
     assert len(curve(opened(runs), "read out")) == 4
 
@@ -284,6 +287,40 @@ def test_the_pruning_page_follows_its_slider(tiny_runs, opened):
         assert kept in [metric.value for metric in app.metric]
 
 
+# Text of files
+
+HOSTILE = "![{}](http://elsewhere.example/a.png)"
+
+
+def markdown_of(app: AppTest) -> str:
+    """Everything on a page that Streamlit reads as Markdown."""
+    kinds = (app.title, app.subheader, app.markdown, app.caption, app.info, app.warning, app.error)
+    said = [str(element.value) for kind in kinds for element in kind]
+    said += [image.caption for element in app.get("imgs") for image in element.proto.imgs]
+    return "\n".join(said)
+
+
+@pytest.mark.parametrize("view", ["pointing_game", "recurrence", "trajectories"])
+def test_text_of_a_result_is_shown_word_for_word(view, runs, opened):
+    path = runs / "tiny" / f"{view}.nc"
+    result = xr.load_dataset(path, engine="h5netcdf")
+    said = {
+        name: HOSTILE.format(name) for name in ("note", "data", "split", "source", "weights") if name in result.attrs
+    }
+    classes = [HOSTILE.format(name) for name in result.attrs.get("classes", [])]
+    changed(path, **said, **({"classes": classes} if classes else {}), checkpoint_sha256="![x](h")
+    app = opened(runs, view)
+    shown = markdown_of(app)
+    assert is_whole(app) and "elsewhere.example" in shown
+    assert not re.search(r"(?<!\\)\[[^\]]*\]\(h", shown)
+
+
+def test_text_of_a_message_is_shown_word_for_word(runs, opened):
+    (runs / "tiny" / "ckpt.pt").unlink()
+    (runs / "tiny").rename(runs / "![a](b)")
+    assert r"!\[a\](b)" in complaint(opened(runs))
+
+
 # Whose results they are
 
 
@@ -306,6 +343,12 @@ def test_a_checkpoint_that_was_trained_on_is_another_model(runs, opened):
         model.core[0].mlp.fc2.bias[0] += 1
     save(runs / "tiny" / "ckpt.pt", model, data="shapes-easy", provenance={"seed": 0})
     assert "another model" in opened(runs, "recurrence").warning[0].value
+
+
+def test_the_model_at_another_image_size_is_no_other_model(runs, opened):
+    changed(runs / "tiny" / "recurrence.nc", source="runs/tiny at 48 px", checkpoint_sha256="0" * 64)
+    app = opened(runs, "recurrence")
+    assert is_whole(app) and not app.warning and "at 48 px" in words(app)
 
 
 @pytest.mark.parametrize("weights", ["ema", "raw", "init"])
@@ -370,10 +413,11 @@ def test_several_are_chosen_from_and_one_that_cannot_be_read_is_one_sentence(own
 
 LINKS = {
     "steps": dict(image=7, step=1, head=1),
-    "pointing_game": dict(radius=15, target="any", average="macro", cell_step=1, cell_head=1),
+    "pointing_game": dict(map="gradient", radius=15, target="any", average="macro", cell_step=1, cell_head=1),
     "rank": dict(site="CLS state", dimension="stable rank", centred="false"),
     "trajectories": dict(picture="PCA", colour="step", follow="7: cross checks"),
     "recurrence": dict(curve="entropy"),
+    "intervention": dict(what="reinject"),
     "prune": dict(round=1, weight="fc1", shared="overlap"),
 }
 
@@ -398,7 +442,7 @@ def test_what_a_link_names_is_shown_and_survives_a_change_of_page(view, tiny_run
 def test_a_link_to_what_is_not_there_opens_the_page_all_the_same(view, tiny_runs, opened):
     plain = opened(tiny_runs, view, run="nowhere")
     assert is_whole(plain) and plain.selectbox(key="run").value == "tiny"
-    for wrong in ("99999999999", "-1", "x", ""):
+    for wrong in ("99999999999", "-1", "x", "", "--5", "²", "9" * 4400):
         app = opened(tiny_runs, view, **dict.fromkeys(LINKS[view], wrong))
         assert is_whole(app) and (not wrong or values(app, LINKS[view]) == values(plain, LINKS[view]))
 

@@ -110,3 +110,17 @@ def test_mask_ids_are_checked_and_translated():
         ids[0, 0] = wrong
         with pytest.raises(InputError, match=rf"a: the mask holds id {wrong}, outside 0\.\.300 and 1000"):
             check_ids(ids, n_classes=300, ignore=1000, name="a")
+
+
+def test_a_mask_has_a_bound_of_pixels_which_is_looked_at_before_any_is_read(monkeypatch):
+    picture, array, claim = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    Image.fromarray(IDS.clip(0).astype(np.uint8)).save(picture, "PNG")
+    np.save(array, IDS)
+    header = {"descr": "<i8", "fortran_order": False, "shape": (10**6, 10**6)}
+    np.lib.format.write_array_header_1_0(claim, header)
+    with pytest.raises(InputError, match="x: its mask has more than .* pixels"):
+        raw_mask(claim, "x")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8)
+    for file in (picture, array):
+        with pytest.raises(InputError, match="x: its mask has more than 8 pixels"):
+            raw_mask(file, "x")

@@ -210,3 +210,35 @@ def test_bad_input_is_named(options):
         Shapes(**options)
     with pytest.raises(IndexError):
         Shapes(n=3)[3]
+
+
+@BOTH
+@pytest.mark.parametrize("factor", ["shape", "fill"])
+def test_one_factor_of_the_target_changes_and_nothing_else(easy, factor):
+    data = Shapes(easy=easy)
+    other, indices = data.with_changed(factor), np.arange(60)
+    scenes = [draw_scene(data.key, indices, data.difficulty, changed) for changed in (None, factor)]
+    for name in vars(scenes[0].targets):
+        same = np.array_equal(*(getattr(scene.targets, name) for scene in scenes))
+        assert same == (name != "label"), name
+    before, after = data.factors(indices), other.factors(indices)
+    changed = "texture" if factor == "fill" else factor
+    assert (before.pop(changed) != after.pop(changed)).all()
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    (pixels, masks), (other_pixels, other_masks) = data.render(indices), other.render(indices)
+    targets = [torch.from_numpy(of.labels[indices] + 1)[:, None, None] for of in (data, other)]
+    shown = (masks == targets[0]) | (other_masks == targets[1])
+    reach = torch.nn.functional.max_pool2d(shown.float(), 7, 1, 3) > 0  # edges are soft, at corners the most
+    assert torch.equal(*(p.where(~reach[:, None], 0) for p in (pixels, other_pixels)))
+    assert all((a != b).any() for a, b in zip(pixels, other_pixels, strict=True))
+
+
+def test_a_changed_data_set_knows_its_own_labels_and_leaves_the_other_as_it_is():
+    data = Shapes()
+    before = data.labels.copy()
+    other = data.with_changed("fill")
+    assert (data.labels == before).all() and (other.labels != before).all()
+    assert [other[i][1] for i in (0, 7)] == other.labels[[0, 7]].tolist()
+    assert other.fingerprint != data.fingerprint and np.bincount(other.labels).min() > 150
+    with pytest.raises(InputError, match="no factor 'hue'"):
+        data.with_changed("hue")

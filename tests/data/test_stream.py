@@ -124,3 +124,35 @@ def test_a_batch_size_of_nothing_is_refused(photos):
     with pytest.raises(InputError, match="batch size is 0"):
         Stream(photos, 0)
     assert np.array_equal(next(iter(Stream(photos, 3))).index, [0, 1, 2])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pixels_that_are_not_finite_name_their_image(photos, workers):
+    def broken(index: int) -> tuple:
+        image, label, mask = photos[index]
+        return (image * torch.nan if index == 7 else image), label, mask
+
+    class Broken(Subset):
+        def __getitem__(self, index):
+            return broken(self.indices[index])
+
+        def __getitems__(self, keys):
+            return [self[key] for key in keys]
+
+    data = Broken(photos, range(5, 20))
+    with pytest.raises(InputError, match=r"n\d/\d+.png holds pixels that are not finite") as said:
+        list(Stream(data, 4, workers=workers))
+    assert photos.items[7].name in str(said.value)
+    numbered = torch.utils.data.TensorDataset(torch.tensor([0.0, torch.inf]), torch.zeros(2))
+    with pytest.raises(InputError, match=r"^image 1 \(counted from 0\) holds"):
+        list(Stream(numbered, 2))
+
+
+def test_a_photograph_of_fractions_that_are_not_finite_is_unreadable(photos):
+    pixels = np.full((16, 20), 0.5, np.float32)
+    pixels[3, 4] = np.nan
+    path = photos.items[3].path.with_suffix(".tif")
+    Image.fromarray(pixels).save(path)
+    path.rename(photos.items[3].path)
+    stream = Stream(photos, 50)
+    assert 3 not in indices(stream) and stream.unreadable == [photos.items[3].name]

@@ -17,8 +17,8 @@ from models import ViTConfig, load, open_data
 from models.checkpoint import fresh
 from models.errors import InputError
 from probes import attribution as probe
-from probes.methods import composition
 from probes.methods.circuits import Circuits
+from tests.reference.slow_circuits import of_circuit
 
 CONFIG = ViTConfig.preset("bvit_easy", n_steps=3, d_model=16, n_heads=2, n_classes=20)
 SHAPES = {
@@ -276,38 +276,13 @@ def test_an_edge_s_patch_is_that_head_s_projection_of_another_stream(model, slot
         assert not torch.allclose(expected, wires.logits(z), atol=1e-3)
 
 
-def of_circuit_written_out(model, z: torch.Tensor, reference: torch.Tensor, kept: np.ndarray) -> torch.Tensor:
-    """Every target's stream as the sum of what it reads, source by source."""
-    graph, block, constant = graphs.Graph(3, 2), model.core[0], torch.zeros(16)
-    sources = [z]
-
-    def stream(target: int) -> torch.Tensor:
-        return constant + sum(own if kept[i, target] else reference[i].expand_as(own) for i, own in enumerate(sources))
-
-    for t in range(3):
-        heads = []
-        for head in range(2):
-            q, k, v = (
-                block.attn.qkv(block.norm1(stream(graph.reading(t, slot).start + head))).unflatten(-1, (3, 2, 8))[
-                    :, :, slot, head
-                ]
-                for slot in range(3)
-            )
-            pattern = (q @ k.mT / 8**0.5).softmax(-1)
-            heads.append(pattern @ v @ model.blocks[t].attn.W_O[head])
-        sources += heads
-        constant = constant + block.attn.proj.bias
-        sources.append(block.mlp.fc2(nn.functional.gelu(block.mlp.fc1(block.norm2(stream(graph.ffn_reading(t)))))))
-    return model.read_out(stream(graph.n_targets - 1))
-
-
 def test_a_circuit_is_the_run_written_out_edge_by_edge(model) -> None:
     wires, (z, other) = Circuits(model), start(model)
     reference, rng = wires.sources(other), np.random.default_rng(0)
     with torch.no_grad():
         for n in (0, 10, 60, int(wires.graph.is_edge.sum())):
             kept = graphs.drawn(wires.graph, n, rng)
-            expected = of_circuit_written_out(model, z, reference, kept)
+            expected = of_circuit(model, z, reference, kept)
             assert torch.allclose(wires.of_circuit(z, reference, torch.from_numpy(kept)), expected, atol=1e-4)
         assert torch.allclose(expected, wires.logits(z), atol=1e-4)
 
@@ -388,56 +363,6 @@ def test_one_pass_is_ten_times_faster_than_a_patch_for_each_node() -> None:
 
     seconds(together), seconds(one_by_one)
     assert max(seconds(one_by_one) / seconds(together) for _ in range(3)) > 10
-
-
-# Composition
-
-
-@pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
-def test_composition_is_the_norm_of_the_product_of_whole_matrices(data, changes) -> None:
-    model = made(data, **changes)
-    found = composition.variables(model, 0)["composition"][1]
-    blocks = [model.blocks[t] for t in composition.steps(model)]
-    assert found.shape == (3, len(blocks), 2, len(blocks), 2)
-
-    def whole(step, head: int) -> tuple[torch.Tensor, torch.Tensor]:
-        block = step.shared.block
-        weight = block.attn.qkv.weight.detach().double().unflatten(0, (3, 2, 8))[:, head]
-        norm = torch.diag(block.norm1.weight.detach().double())
-        if block.norm1.is_centred:
-            norm = (torch.eye(16) - 1 / 16).double() @ norm
-        q, k, v = (norm @ one.T for one in weight)
-        return q @ k.T, v @ step.attn.W_O[head].detach().double()
-
-    for i, writer in enumerate(blocks):
-        for j, reader in enumerate(blocks):
-            (_, first), (qk, ov) = whole(writer, 1), whole(reader, 0)
-            for slot, second in enumerate((qk, qk.T, ov)):
-                expected = (first @ second).norm() / (first.norm() * second.norm())
-                assert found[slot, i, 1, j, 0] == pytest.approx(float(expected), rel=1e-6)
-
-
-def test_chance_of_composition_is_that_of_rotated_matrices() -> None:
-    """Against whole products with a random rotation between them; its mean square has a closed form, 1 / d_model."""
-    generator = torch.Generator().manual_seed(0)
-    factors = [torch.randn(4, 1, *shape, generator=generator).double() for shape in ((12, 3), (3, 12))]
-    writer, reader = ([factors[0][i], factors[1][i]] for i in (0, 1))
-    drawn = composition.of_random(writer, reader, 0)[:, 0, 0]
-    first, second = (of[0][0] @ of[1][0] for of in (writer, reader))
-    turned = [torch.linalg.qr(torch.randn(12, 12, generator=generator).double()).Q for _ in range(400)]
-    slow = np.array([float((first @ turn @ second).norm() / (first.norm() * second.norm())) for turn in turned])
-    assert np.square(drawn).mean() == pytest.approx(1 / 12, rel=0.06)
-    assert np.allclose(np.quantile(drawn, [0.1, 0.5, 0.9]), np.quantile(slow, [0.1, 0.5, 0.9]), rtol=0.06)
-
-
-def test_pairs_that_no_run_composes_do_not_count(data, result) -> None:
-    assert composing.is_possible(result).values.tolist() == [[True]]
-    stacked = result.isel(block=[0, 0, 0], other_block=[0, 0, 0])
-    assert composing.is_possible(stacked).values.tolist() == np.triu(np.ones((3, 3), bool), 1).tolist()
-    assert composing.outside(stacked, stacked)[2] == 3 * 3 * 2 * 2
-    use = composing.used_by_weights(stacked)
-    assert use.sizes["block"] == 3 and np.allclose(use[:, 2], 0)
-    assert np.allclose(use.sum(["block", "other_block"]), composing.used_by_weights(result)[:, 0, :, 0])
 
 
 # The analysis

@@ -277,7 +277,7 @@ def test_activations_that_are_not_finite_name_their_step(data) -> None:
     broken = tiny()
     with torch.no_grad():
         broken.core[0].mlp.fc2.bias[0] = torch.nan
-    with pytest.raises(InputError, match="step 2"):
+    with pytest.raises(InputError, match=r"step 1 \(blocks.0\) on: core.0.mlp.fc2.bias"):
         probe.measure(broken, data, **QUICK)
 
 

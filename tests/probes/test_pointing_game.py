@@ -1,13 +1,14 @@
 """Run with: pytest tests/probes/test_pointing_game.py"""
 
-import subprocess
-import sys
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import distance_transform_edt
 
+from analyses.pointing_game import best_head
 from models import ViTConfig, checkpoint, open_data
 from models.checkpoint import fresh
 from models.errors import InputError
@@ -15,6 +16,7 @@ from models.origin import Origin
 from probes import pointing_game as game
 from probes.methods import pointing
 from tests.reference import slow_pointing_game as slow
+from tests.warm import python
 
 CONFIG = ViTConfig.preset("bvit_shapes", n_steps=3, d_model=32, n_heads=2, n_classes=20)
 
@@ -86,8 +88,6 @@ def test_baselines_equal_their_definitions(data, result) -> None:
 
 @pytest.mark.parametrize("radius", [0.0, 1.0, 1.5, 4.2857, 15.0])
 def test_dilation_equals_the_distance_transform(radius: float) -> None:
-    from scipy.ndimage import distance_transform_edt
-
     masks = torch.rand(2, 3, 40, 40) > 0.99
     expected = np.stack([[distance_transform_edt(~m.numpy()) for m in row] for row in masks])
     expected = (expected < radius) | masks.numpy()
@@ -180,8 +180,6 @@ def test_a_planted_head_of_a_real_model_is_found(data) -> None:
 
     with model.hooks(fwd_hooks=[("blocks.1.attn.hook_q", ask), ("blocks.1.attn.hook_k", look)]):
         found = game.measure(model, subset, thumbnails=False, batch_size=20)
-    from analyses.pointing_game import best_head
-
     assert float(found["hit_ratio"].sel(step=1, head=1, radius=0, target="class", average="micro")) == 1.0
     best = best_head(found)
     assert (best["step"], best["head"], best["held_out"]) == (1, 1, 1.0)
@@ -223,12 +221,18 @@ def saved(model, path: Path) -> Path:
     return path
 
 
+FULL_DISK = """
+import resource, runpy
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_480, 20_480))
+runpy.run_module("probes.pointing_game", run_name="__main__", alter_sys=True)
+"""
+
+
 def test_a_full_disk_is_one_sentence_and_the_old_result_stays(model, tmp_path: Path) -> None:
     """A limit on the size of files stands for the full disk: writing fails in the middle of the file."""
     source, out = saved(model, tmp_path / "ckpt.pt"), tmp_path / "pointing_game.nc"
     out.write_bytes(b"the old result")
-    command = f"{sys.executable} -m probes.pointing_game {source} --limit 8 --device cpu --no-control --out {out}"
-    done = subprocess.run(["bash", "-c", f"trap '' XFSZ; ulimit -f 20; exec {command}"], capture_output=True, text=True)
+    done = python("-c", FULL_DISK, source, *shlex.split("--limit 8 --device cpu --no-control --out"), out)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr and "already written is intact" in done.stderr.splitlines()[-1]
     assert out.read_bytes() == b"the old result" and len(list(tmp_path.iterdir())) == 2

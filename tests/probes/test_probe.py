@@ -187,3 +187,47 @@ def test_numbers_are_lists_of_numbers_or_all() -> None:
     for wrong in ("3;17", "", "³", "-1", "1,,2"):
         with pytest.raises(InputError, match="as in 3,17"):
             probe.numbers(wrong)
+
+
+@probe.measurement
+def unreached(model, images):
+    """Never asked."""
+    raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("core.1.attn.qkv.weight", r"not finite from step 2 \(blocks.1\) on: core.1.attn.qkv.weight is not"),
+        ("pos_embed", "not finite from the embedding on: pos_embed is not"),
+        ("head.bias", "not finite in the read-out: head.bias is not"),
+    ],
+)
+def test_weights_that_are_not_finite_name_the_step_where_it_arises(name: str, message: str) -> None:
+    model = fresh(ViTConfig.from_dict(CONFIG.to_dict() | {"n_blocks": 3}), 0)
+    with torch.no_grad():
+        model.get_parameter(name).view(-1)[0] = torch.nan
+    with pytest.raises(InputError, match=message):
+        unreached(model, open_data("shapes-easy:8"))
+
+
+def test_a_probe_measures_in_single_precision_and_a_model_takes_images_of_any() -> None:
+    data, model = open_data("shapes-easy:8"), fresh(CONFIG, 0).eval()
+    images = data[0][0][None]
+    expected = model(images)
+    for dtype, tolerance in ((torch.float64, 1e-5), (torch.bfloat16, 0.1)):
+        other = fresh(CONFIG, 0).eval().to(dtype)
+        assert torch.allclose(other(images).float(), expected, atol=tolerance)
+        with pytest.raises(InputError, match=rf"the model holds {dtype}, .* call model.float\(\) first"):
+            unreached(other, data)
+
+
+@pytest.mark.parametrize("name", ["ckpt.pt", "other.pt", "notes.txt"])
+def test_a_result_is_not_written_over_what_is_none(own_probe, run, tmp_path, command, name: str) -> None:
+    out = run / name if name == "ckpt.pt" else tmp_path / name
+    if name == "notes.txt":
+        out.write_text("mine")
+    before = out.read_bytes() if out.exists() else None
+    code, _, said = command(own_probe, run, "--limit", 4, "--out", out)
+    assert code == 2 and "which is no result of a probe" in said
+    assert (out.read_bytes() if out.exists() else None) == before

@@ -1,12 +1,9 @@
 """Every probe under several processes leaves the file of one: integers equal, floats to 1e-6.
 
-Starting a process costs more than a small probe, so one launcher imports everything and forks each group of processes.
+Starting a process costs more than a small probe, so one launcher forks each group of processes.
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +13,7 @@ import xarray as xr
 from models import ViTConfig, checkpoint, open_data
 from models.checkpoint import fresh
 from tests.test_house import PROBES
+from tests.warm import python
 
 SMALL = ViTConfig.preset("bvit_easy", n_steps=3, d_model=16, n_heads=2, n_classes=20)
 OPTIONS = {
@@ -26,18 +24,18 @@ OPTIONS = {
     "recurrence": dict(max_steps=4),
     "ablation": dict(images=23, how="resample"),
     "attribution": dict(images=20, exact=6, points=2, checked=4, corrupt="image"),
+    "patching": dict(pairs=5, maps=1, shifts=3, _right=False),
+    "intervention": dict(images=23, max_steps=4, what=["damp", "late_cls"]),
+    "lens": dict(updates=3, jacobian_images=17),
     "cost": dict(rounds=1),
+    "transfer": dict(seeds=1, epochs=1, train_limit=24, train_batch=12, rank=2),
     "prune": dict(data="shapes-easy:96", fields=("n_steps=2", "d_model=8", "n_heads=2"), val_limit=20),
 }
 LAUNCH = """
 import importlib, json, os, socket, sys, traceback
 from pathlib import Path
-import torch, timm, transformer_lens, xarray  # not pacmap: its threads do not outlive a fork
-from models import train
 from probes import probe
-from probes.methods import rounds, truncation, visualise
 from probes.methods.plan import Plan
-torch.set_num_threads(1)
 source, out, options = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 modules = {name: importlib.import_module(f"probes.{name}") for name in options}
 
@@ -75,9 +73,7 @@ for world in (1, 2, 3):
 def results(source, tmp_path_factory) -> dict[int, dict[str, xr.Dataset]]:
     """The result of every probe, by number of processes."""
     out = tmp_path_factory.mktemp("results")
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-W", "ignore", "-c", LAUNCH, str(source), str(out), json.dumps(OPTIONS)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = python("-c", LAUNCH, source, out, json.dumps(OPTIONS))
     assert done.returncode == 0, done.stderr[-4000:]
     files = {name: "prune/prune.nc" if name == "prune" else f"{name}.nc" for name in OPTIONS}
     return {

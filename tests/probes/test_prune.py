@@ -1,11 +1,7 @@
 """Run with: pytest tests/probes/test_prune.py"""
 
 import copy
-import signal
-import subprocess
-import sys
-import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +9,7 @@ import pytest
 import torch
 import xarray as xr
 
+from analyses import prune as analysis
 from models import ViTConfig, checkpoint, load, loop, masks, open_data, recipe, run_folder
 from models.checkpoint import fresh
 from models.errors import InputError
@@ -62,7 +59,7 @@ class Doubled(rounds.Lottery):
     """Rounds in double precision; a checkpoint is read in single precision everywhere else."""
 
     def load(self, number: int):
-        model, content = self.untrained(), self.read(number, "ckpt")
+        model, content = self.untrained(), checkpoint.read(self.path(number, "ckpt"))
         model.load_state_dict(content["weights"])
         return masks.put_on(model.eval().requires_grad_(False), masks.unpacked(content["masks"], self.config))
 
@@ -278,54 +275,6 @@ def test_a_pruned_model_can_be_fine_tuned(finished) -> None:
     assert (masks.taken_from(model) == finished.masks(2)[0]).all()
 
 
-COMMAND = [
-    "-m",
-    "probes.prune",
-    "--steps",
-    "1",
-    "--data",
-    "shapes-easy:128",
-    "--fields",
-    "d_model=8",
-    "n_heads=2",
-    "n_steps=3",
-    "--batch-size",
-    "16",
-]
-COMMAND += ["--epochs", "12", "--graft-epochs", "3", "--replicates", "1", "--val-limit", "50", "--device", "cpu"]
-
-
-def call(out: Path, *more: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *COMMAND, "--out", str(out), *more], capture_output=True, text=True)
-
-
-def test_the_command_killed_and_resumed_ends_in_the_same_masks(tmp_path: Path) -> None:
-    straight = call(tmp_path / "straight")
-    assert straight.returncode == 0, straight.stderr
-    assert "round   1" in straight.stdout and "replicates" in straight.stdout
-    out = tmp_path / "killed"
-    process = subprocess.Popen(
-        [sys.executable, *COMMAND, "--out", str(out)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
-    while process.poll() is None and not run_folder.pruning_round(out, 0).exists():
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    refused = call(out)
-    assert refused.returncode == 2 and "--resume" in refused.stderr and "Traceback" not in refused.stderr
-    changed = call(out, "--resume", "--seed", "1")
-    assert changed.returncode == 2 and "same options" in changed.stderr
-    assert call(out, "--resume").returncode == 0
-    ours, theirs = (
-        xr.load_dataset(run_folder.result(folder, "prune"), engine="h5netcdf")
-        for folder in (out, tmp_path / "straight")
-    )
-    assert ours.drop_attrs().identical(theirs.drop_attrs())
-    assert load(out / "ckpt.pt").config.n_steps == 3
-    finished = call(out, "--resume")
-    assert finished.returncode == 0 and "images/s" not in finished.stderr
-
-
 def test_bad_options_are_one_sentence(data, tmp_path: Path) -> None:
     for plan in (dict(rounds=0), dict(rate=1.0), dict(replicates=0), dict(grafts_at_once=0), dict(epochs=0)):
         with pytest.raises(InputError):
@@ -338,44 +287,8 @@ def test_bad_options_are_one_sentence(data, tmp_path: Path) -> None:
         prune.kept_options(tmp_path)
 
 
-def test_rewinding_to_a_checkpoints_initialisation(tmp_path: Path) -> None:
-    model = fresh(CONFIG.__class__.from_dict(CONFIG.to_dict() | {"classes": open_data("shapes-easy").classes}), 5)
-    init = {name: value.clone() for name, value in model.state_dict().items()}
-    with torch.no_grad():
-        model.head.weight.add_(1)
-    source = tmp_path / "ckpt.pt"
-    checkpoint.save(
-        source, model, data="shapes-easy:64", init_sha256=checkpoint.state_sha256(init), provenance={"seed": 5}
-    )
-    plan = asdict(replace(PLAN, batch_size=16))
-    options = {"source": str(source), "data": None, "fields": [], "preset": "", "val_limit": 50, "plan": plan}
-    game = prune.opened(options, tmp_path / "out", "cpu")
-    assert all(torch.equal(value, init[name]) for name, value in game.model.state_dict().items())
-    assert len(game.train_set) == 64
-
-
-def test_a_result_without_its_rounds_is_neither_continued_nor_written_over(tmp_path: Path, command) -> None:
-    (tmp_path / "prune.nc").write_bytes(b"a result")
-    for more in (["--resume"], ["--control", "random"]):
-        code, _, complaint = command("probes.prune", "--out", tmp_path, *more)
-        assert code == 2 and "without its rounds" in complaint
-    assert (tmp_path / "prune.nc").read_bytes() == b"a result"
-
-
-def test_other_options_are_named_one_by_one(tmp_path: Path) -> None:
-    plan = dict(rounds=8, rate=0.2, seed=0)
-    prune.keep_options(tmp_path, {"data": None, "plan": plan})
-    prune.keep_options(tmp_path, {"data": None, "plan": plan})
-    with pytest.raises(InputError, match=r"was started with rounds=8; resume"):
-        prune.keep_options(tmp_path, {"data": None, "plan": plan | {"rounds": 5}})
-    with pytest.raises(InputError, match=r"was started with data=None, rate=0.2; resume"):
-        prune.keep_options(tmp_path, {"data": "shapes", "plan": plan | {"rate": 0.5}})
-
-
 def test_a_model_of_one_step_is_pruned_too(data, tmp_path: Path) -> None:
     """There is nothing to compare it with: overlaps are NaN, and its weights are dead or kept by all steps."""
-    from analyses import prune as analysis
-
     game = new_game(data, tmp_path, replace(PLAN, rounds=1, replicates=2), replace(CONFIG, n_steps=1))
     game.play()
     result = game.result()
@@ -386,3 +299,17 @@ def test_a_model_of_one_step_is_pruned_too(data, tmp_path: Path) -> None:
     analysis.figure(result)
     assert game.control("swap")["swap"].shape == (1, 1, 1)
     assert 0 <= float(game.control("shuffled")["accuracy"][0]) <= 1
+
+
+def test_a_damaged_round_is_one_sentence_and_made_anew_once_it_is_removed(data, tmp_path: Path) -> None:
+    game = new_game(data, tmp_path, replace(PLAN, rounds=1))
+    game.play()
+    expected, path = game.masks(1), game.path(0, "pruned")
+    content = torch.load(path, weights_only=True)
+    for wrong in ([1], {}, content | {"graft_loss": "x"}, content | {"masks": content["masks"][:, :-1].clone()}):
+        torch.save(wrong, path)
+        with pytest.raises(InputError, match=r"pruned\.pt(: masks are| is damaged)"):
+            game.masks(1)
+    path.unlink()
+    game.play()
+    assert all(torch.equal(a, b) for a, b in zip(game.masks(1), expected, strict=True))

@@ -117,10 +117,18 @@ def test_batches_change_nothing(result, model, data) -> None:
         assert np.allclose(other[name], result[name], rtol=1e-5, equal_nan=True)
 
 
-def test_states_that_overflow_are_counted_and_the_first_is_named(data) -> None:
+def test_states_that_overflow_within_the_trained_steps_stop_it(data) -> None:
     model = made(data)
     with torch.no_grad():
         model.core[0].mlp.fc2.bias[0] = 1e38
+    with pytest.raises(InputError, match=r"not finite from step 1 \(blocks.0\) on"):
+        probe.measure(model, data, batch_size=16)
+
+
+def test_states_that_overflow_later_are_counted_and_the_first_is_named(data) -> None:
+    model = made(data)
+    with torch.no_grad():
+        model.core[0].mlp.fc2.bias[0] = 4e18  # whose square, in the norm, overflows after five steps
         expected = [model(data[0][0][None], n_steps=k).isfinite().all().item() for k in range(13)]
     assert any(expected) and not all(expected)
     found = probe.measure(model, data, batch_size=16)

@@ -1,0 +1,96 @@
+"""What a result's file may be, before anything of it is believed: HDF5 that stands for itself and holds what it says.
+
+A file may come from anywhere, and HDF5 is told by it where to read: from other files, through links, over as many bytes
+as it claims. `refuse_foreign` looks at the structure alone. A damaged file can still make the library loop or crash,
+so `check` reads it once in a process of its own that may be ended.
+"""
+
+import io
+import math
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+
+try:
+    import resource
+except ImportError:  # on Windows, where the time limit alone holds
+    resource = None
+
+MOST = 2**29  # bytes of a file, and of all variables in it
+GROWS = 1100  # more than deflate can shrink anything
+SMALL = 2**24  # bytes that any file may claim: names, fill values
+CPU, PATIENCE = 5, 60  # seconds of the processor, which a loop uses up, and of the clock, on a machine that is busy
+ROOM = 4 * MOST  # bytes of memory
+
+CHILD = "import sys; sys.path.insert(0, sys.argv[1]); from analyses import hdf5; hdf5.read_standard_input()"
+
+
+def bytes_of(path: Path) -> bytes:
+    """The content of a file of bearable size. Raises ValueError."""
+    if not path.is_file():
+        raise ValueError(f"there is no result {path}")
+    if path.stat().st_size > MOST:
+        raise ValueError(f"{path} is larger than {MOST >> 20} MB, which no result is")
+    return path.read_bytes()
+
+
+def refuse_foreign(content: bytes) -> None:
+    """Raises ValueError for HDF5 that reads other files, or that claims more than it can hold. Nothing is read."""
+    with h5py.File(io.BytesIO(content), "r") as file:
+        claimed = sum(claimed_by(dataset) for dataset in datasets(file))
+    if claimed > min(MOST, max(SMALL, GROWS * len(content))):
+        raise ValueError(f"it claims {claimed >> 20} MB of numbers in {len(content)} bytes")
+
+
+def datasets(group: h5py.Group) -> Iterator[h5py.Dataset]:
+    """Every variable of a file without groups, as results are."""
+    for name in group:
+        link = group.get(name, getlink=True)
+        if not isinstance(link, h5py.HardLink):
+            raise ValueError(f"{name!a} is a link")
+        member = group[name]
+        if not isinstance(member, h5py.Dataset):
+            raise ValueError(f"{name!a} is no variable")
+        yield member
+
+
+def claimed_by(dataset: h5py.Dataset) -> int:
+    """The bytes that reading a variable takes, as its header states them."""
+    if dataset.is_virtual or dataset.external:
+        raise ValueError(f"{dataset.name!a} is stored in other files")
+    return max(math.prod(dataset.shape or ()), math.prod(dataset.chunks or ())) * dataset.dtype.itemsize
+
+
+def check(content: bytes) -> None:
+    """Raises ValueError for content that cannot be read whole, in time, and in bearable memory."""
+    command = [sys.executable, "-P", "-c", CHILD, str(Path(__file__).parents[1])]
+    try:
+        done = subprocess.run(command, input=content, capture_output=True, timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        raise ValueError("reading it does not end") from None
+    if -done.returncode in (signal.SIGXCPU, signal.SIGKILL):
+        raise ValueError("reading it does not end")
+    if done.returncode:
+        raise ValueError(done.stderr.decode(errors="replace").strip()[-200:] or "it breaks the HDF5 library")
+
+
+def read_standard_input() -> None:
+    """The work of the process that `check` starts."""
+    if resource is not None:
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU, CPU))
+        resource.setrlimit(resource.RLIMIT_AS, (ROOM, ROOM))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    content = sys.stdin.buffer.read()
+    try:
+        refuse_foreign(content)
+        with h5py.File(io.BytesIO(content), "r") as file:
+            for dataset in datasets(file):
+                dataset[()], dict(dataset.attrs)
+            dict(file.attrs)
+    except Exception as error:  # a damaged file raises anything
+        said = str(error) if type(error) is ValueError else type(error).__name__
+        sys.exit(" ".join(said.split())[:200])

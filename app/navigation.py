@@ -1,0 +1,39 @@
+"""Which run, which page: what runs for every visitor."""
+
+import streamlit as st
+
+from app import page, results
+from app.contents import PAGES, RESULTS
+from app.text import text
+
+
+def choose_run(runs: list[str]) -> None:
+    """The run's folder, from a link or the list; and what it holds."""
+    about = f"folders of {text(results.root())}/ that hold a checkpoint or a result"
+    st.selectbox("Run", runs, key="run", help=about, **page.LINKED)
+    run = results.chosen()
+    here = [result.file for result in RESULTS if result.is_here(run)] + [path.name for path in results.others(run)]
+    st.caption("here: " + (text(", ".join(here)) or "nothing"))
+    missing = [result for result in RESULTS if not result.is_here(run) and result.can_be_made(run)]
+    if missing:
+        st.caption("missing; this makes it:")
+        st.code("\n".join(result.made_by(run) for result in missing), language="bash")
+
+
+st.set_page_config("bViT, step by step", "🔍", layout="wide")
+pages = [st.Page(one.path, title=one.title, icon=one.icon, default=one is PAGES[0]) for one in PAGES]
+opened = st.navigation(pages)
+runs = results.runs()
+if runs:
+    with st.sidebar, page.one_sentence():
+        choose_run(runs)
+    with page.one_sentence():
+        opened.run()
+else:
+    root = results.root()
+    st.title("No run here yet")
+    st.write(
+        f"{text(root)} holds no run. This trains one on the embedded data (an hour or two on two cores, minutes on a "
+        "GPU):"
+    )
+    st.code(f"python -m models.train --data shapes --model bvit_shapes --out {root}/first", language="bash")
