@@ -67,6 +67,7 @@ RANK = of_probe("rank", "k95")
 TRAJECTORIES = of_probe("trajectories", "pacmap")
 RECURRENCE = of_probe("recurrence", "accuracy")
 ABLATION = of_probe("ablation", "untouched_accuracy")
+ATTRIBUTION = of_probe("attribution", "node_of_image")
 PATCHING = of_probe("patching", "effect")
 INTERVENTION = of_probe("intervention", "change")
 LENS = of_probe("lens", "recovered")
@@ -88,6 +89,7 @@ PAGES = (
     Page("recurrence", "Recurrence", ":material/repeat:", (RECURRENCE,)),
     Page("prune", "Pruning", ":material/content_cut:", (PRUNE,), (*CONTROLS.values(), SWAP)),
     Page("ablation", "Ablation", ":material/power_off:", (ABLATION,)),
+    Page("attribution", "Attribution", ":material/account_tree:", (ATTRIBUTION,)),
     Page("patching", "Patching", ":material/swap_horiz:", (PATCHING,)),
     Page("intervention", "Intervention", ":material/tune:", (INTERVENTION,)),
     Page("lens", "Lens", ":material/search:", (LENS,)),
