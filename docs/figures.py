@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from analyses import (
     ablation,
+    attribution,
     intervention,
     lens,
     neurons,
@@ -38,6 +39,7 @@ FIGURES: dict[str, tuple[str, Callable[[xr.Dataset], Figure | None]]] = {
     "trajectories": ("demo/trajectories", trajectories.figure),
     "recurrence": ("demo/recurrence", recurrence.figure),
     "ablation": ("demo/ablation", ablation.figure),
+    "attribution": ("demo/attribution", attribution.figure),
     "patching": ("demo/patching", patching.figure),
     "lens": ("demo/lens", lens.figure),
     "intervention": ("demo/intervention", intervention.figure),
