@@ -23,7 +23,7 @@ from analyses import style
 DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "longdash": (0, (8, 3))}  # plotly's, matplotlib's
 LEVELS = ("dot", "dashdot", "longdash", "dash")  # of several chance levels
 MARKS = {"o": "circle", "s": "square", "^": "triangle-up"}
-SMALL = dict(fontsize=7, frameon=False)
+SMALL = dict(fontsize=7, frameon=False, handlelength=3)
 BELOW = dict(orientation="h", yanchor="top", y=-0.22)
 MARGIN = dict(l=50, r=10, t=25, b=45)
 WHITE = dict(template="plotly_white", margin=MARGIN)
