@@ -16,7 +16,7 @@ from models import checkpoint, load, open_data, run_folder
 from models.checkpoint import fresh
 from models.errors import InputError
 from probes import prune
-from tests.probes.test_prune import CONFIG
+from tests.probes.test_prune import CONFIG, PLAN
 from tests.warm import Started, python
 
 COMMAND = shlex.split("-m probes.prune --steps 1 --data shapes-easy:128 --fields d_model=8 n_heads=2 n_steps=3")
