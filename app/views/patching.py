@@ -39,6 +39,9 @@ def show_examples(result: xr.Dataset, factor: str, direction: str, site: str) ->
     else:
         left.info(results.without_pixels(result, "its images are"))
     with right:
+        st.caption(
+            "How far one patch alone moves the answer; above each map, its step and the effect of CLS alone (%)."
+        )
         page.show(analysis.token_maps(result, pair, direction, site), "patching patches")
 
 
@@ -48,8 +51,8 @@ direction = page.segments(middle, "Patch", list(analysis.DIRECTIONS), "patch_dir
 site = page.segments(right, "Where", list(analysis.SITES), "patch_site", help=said(analysis.SITES))
 here = result.sel(factor=factor)
 st.markdown(
-    f"{int(here['n_pairs'])} pairs whose two images the model answers right ({int(here['n_left_out'])} others left "
-    f"out). {text(analysis.handover_line(result, factor))}."
+    f"{int(here['n_pairs'])} pairs whose two images the model answers right (left out: {int(here['n_left_out'])}). "
+    f"{text(analysis.handover_line(result, factor))}."
 )
 left, right = st.columns([3, 2])
 with left:
