@@ -8,6 +8,7 @@ so `check` reads it once in a process of its own that may be ended.
 import hashlib
 import io
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
+import numpy as np
 
 try:
     import resource
@@ -23,9 +25,9 @@ except ImportError:  # on Windows, where the time limit alone holds
 
 MOST = 2**29  # bytes of a file, and of all variables in it
 GROWS = 1100  # more than deflate can shrink anything
-SMALL = 2**24  # bytes that any file may claim: names, fill values
+SMALL = 2**24  # bytes that any file may claim: names, fill values, texts
 CPU, PATIENCE = 5, 60  # seconds of the processor, which a loop uses up, and of the clock, on a machine that is busy
-ROOM = 4 * MOST  # bytes of memory
+ROOM = 2**29  # bytes of memory, beside three times what the file is and claims
 
 sound: set[bytes] = set()  # hashes of content that a child of this process has read
 
@@ -41,12 +43,15 @@ def bytes_of(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def refuse_foreign(content: bytes) -> None:
-    """Raises ValueError for HDF5 that reads other files, or that claims more than it can hold. Nothing is read."""
+def refuse_foreign(content: bytes) -> int:
+    """The bytes that a file claims. Raises ValueError for HDF5 that reads other files, or that claims more than it can
+    hold. Nothing is read.
+    """
     with h5py.File(io.BytesIO(content), "r") as file:
         claimed = sum(claimed_by(dataset) for dataset in datasets(file))
     if claimed > min(MOST, max(SMALL, GROWS * len(content))):
         raise ValueError(f"it claims {claimed >> 20} MB of numbers in {len(content)} bytes")
+    return claimed
 
 
 def datasets(group: h5py.Group) -> Iterator[h5py.Dataset]:
@@ -74,8 +79,9 @@ def check(content: bytes) -> None:
     if digest in sound:
         return
     command = [sys.executable, "-P", "-c", CHILD, str(Path(__file__).parents[1])]
+    alone = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # each thread would reserve memory
     try:
-        done = subprocess.run(command, input=content, capture_output=True, timeout=PATIENCE)
+        done = subprocess.run(command, input=content, capture_output=True, timeout=PATIENCE, env=alone)
     except subprocess.TimeoutExpired:
         raise ValueError("reading it does not end") from None
     if -done.returncode in (signal.SIGXCPU, signal.SIGKILL):
@@ -85,19 +91,36 @@ def check(content: bytes) -> None:
     sound.add(digest)
 
 
+def refuse_long_text(content: bytes) -> None:
+    """Reads all there is. Raises ValueError for texts that are long because a file may name one of them many times."""
+    with h5py.File(io.BytesIO(content), "r") as file:
+        length = sum(map(length_of, file.attrs.values()))
+        for dataset in datasets(file):
+            length += length_of(dataset[()]) + sum(map(length_of, dataset.attrs.values()))
+    if length > SMALL:
+        raise ValueError(f"its texts take {length >> 20} MB")
+
+
+def length_of(value: object) -> int:
+    """How long the texts of a variable or an attribute are together; 0 for numbers."""
+    values = np.asarray(value)
+    return sum(len(text) for text in values.ravel() if isinstance(text, str | bytes)) if values.dtype == object else 0
+
+
 def read_standard_input() -> None:
     """The work of the process that `check` starts."""
     if resource is not None:
         resource.setrlimit(resource.RLIMIT_CPU, (CPU, CPU))
-        resource.setrlimit(resource.RLIMIT_AS, (ROOM, ROOM))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     content = sys.stdin.buffer.read()
     try:
-        refuse_foreign(content)
-        with h5py.File(io.BytesIO(content), "r") as file:
-            for dataset in datasets(file):
-                dataset[()], dict(dataset.attrs)
-            dict(file.attrs)
+        claimed = refuse_foreign(content)
+        if resource is not None:
+            room = ROOM + 3 * (len(content) + claimed)
+            resource.setrlimit(resource.RLIMIT_AS, (room, room))
+        refuse_long_text(content)
+    except MemoryError:
+        sys.exit("reading it takes more memory than it claims")
     except Exception as error:  # a damaged file raises anything
         said = str(error) if type(error) is ValueError else type(error).__name__
         sys.exit(" ".join(said.split())[:200])

@@ -294,6 +294,7 @@ class Map:
         look = dict(colorscale=self.colours, zmin=low, zmax=high, xgap=1, ygap=1, colorbar=bar)
         figure = go.Figure(go.Heatmap(z=self.values, x=list(self.columns), y=list(self.rows), **look, **self._said()))
         figure.update_xaxes(title=self.x, type="category", showgrid=False, tickangle=0)
+        figure.update_xaxes(tickvals=style.some(list(self.columns)))
         figure.update_yaxes(title=self.y, type="category", showgrid=False, autorange="reversed")
         if self.is_square:
             figure.update_yaxes(scaleanchor="x", constrain="domain")

@@ -292,7 +292,7 @@ def token_maps(result: xr.Dataset, pair: int, direction: str, site: str) -> go.F
     values, cls = grid_of(result, pair, direction, site), of_cls(result, pair, direction, site)
     limit, across = max(float(np.nanmax(np.abs(values))), 1.0), min(6, len(values))
     down = -(-len(values) // across)
-    titles = [f"step {t + 1}: CLS {effect:.0f}" for t, effect in enumerate(cls)]
+    titles = [f"{t + 1}: CLS {effect:z.0f}" for t, effect in enumerate(cls)]
     drawn = make_subplots(down, across, subplot_titles=titles, horizontal_spacing=0.02, vertical_spacing=0.12)
     said = "patch %{y}, %{x}: %{z:.1f} %<extra></extra>"
     for t, patches in enumerate(values):

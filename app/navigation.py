@@ -16,13 +16,13 @@ def choose_run(runs: list[str]) -> None:
     st.caption("here: " + (text(", ".join(here)) or "nothing"))
     missing = [result for result in RESULTS if not result.is_here(run) and result.can_be_made(run)]
     if missing:
-        st.caption("missing; this makes it:")
-        st.code("\n".join(result.made_by(run) for result in missing), language="bash")
+        with st.expander(f"missing: {len(missing)}"):
+            st.code("\n".join(result.made_by(run) for result in missing), language="bash", wrap_lines=True)
 
 
 st.set_page_config("bViT, step by step", "🔍", layout="wide")
 pages = [st.Page(one.path, title=one.title, icon=one.icon, default=one is PAGES[0]) for one in PAGES]
-opened = st.navigation(pages)
+opened = st.navigation(pages, expanded=True)
 runs = results.runs()
 if runs:
     with st.sidebar, page.one_sentence():

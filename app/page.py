@@ -8,6 +8,7 @@ is the option's label, so options that count are plain numbers, from 0 like all 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 LINKED = {"bind": "query-params"}
+NUMBER = re.compile("[0-9]{1,9}")
 
 
 @contextmanager
@@ -78,6 +80,11 @@ def number(column: Any, label: str, n: int, key: str, default: int = 0, *, shown
         return 0
     keep_within(key, range(n), default)
     return column.slider(label, 0, n - 1, default, format=shown, key=key, **LINKED)
+
+
+def linked_number(key: str) -> dict[str, str]:
+    """`LINKED`, unless the link names what is no number, infinite for one, over which a number input would stumble."""
+    return LINKED if NUMBER.fullmatch(st.query_params.get(key, "0")) else {}
 
 
 def keep_within(key: str, allowed: Sequence[int], default: int) -> None:

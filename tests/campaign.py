@@ -35,7 +35,7 @@ import xarray as xr
 from models import command, loop, train
 from models.errors import InputError
 from probes import neurons, probe, prune
-from tests import damaged
+from tests import damaged, sessions
 
 ROOT = Path(__file__).parents[1]
 SECONDS, MEGABYTES = 10.0, 2048  # what one input may take
@@ -330,6 +330,17 @@ def open_some(files: Files, numbers: range, notes: Path) -> None:
             note.write(f"{number} {outcome} {time.monotonic() - started:.2f} {' '.join(said.split())[:200]}\n")
 
 
+# Visitors
+
+
+def visited(visitors: int, seconds: float) -> Line:
+    """Visitors of the dashboard at once; every answer without an error."""
+    measured = sessions.sessions(ROOT / "runs", visitors=visitors, seconds=seconds)
+    tried = len(measured.answers)
+    what = f"answers to {visitors} visitors who move a slider, {seconds:.0f} s"
+    return Line(what, tried, tried - len(measured.wrong), str(measured), measured.wrong)
+
+
 # The table
 
 
@@ -341,17 +352,20 @@ def table(lines: list[Line], size: str) -> str:
     return "\n".join([*heads, *rows, "", f"Size of this run: {size}.", *(["", "Not good:", "", *told] if told else [])])
 
 
-def campaign(*, kills: int = 3, inputs: int = 600, seed: int = 0, quick: bool = False, write: bool = False) -> None:
-    """Kills, signals, full disks, links and damaged files; exit code 1 where anything was lost or a traceback seen.
+def campaign(
+    *, kills: int = 3, inputs: int = 600, visitors: int = 20, seed: int = 0, quick: bool = False, write: bool = False
+) -> None:
+    """Kills, signals, full disks, links, damaged files and visitors; exit code 1 where anything was lost or went wrong.
 
     Args:
         kills: of each long job; 0 leaves long jobs out, with signals and full disks.
         inputs: damaged files, over all kinds.
+        visitors: of the dashboard at once, for a minute; 0 for none.
         seed: of moments and damage.
         quick: the part that runs in make test.
         write: put the table into docs/reliability.md.
     """
-    kills, inputs = (0, 60) if quick else (kills, inputs)
+    kills, inputs, visitors = (0, 60, 0) if quick else (kills, inputs, visitors)
     torch.set_num_threads(1)
     started, rng = time.monotonic(), random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -362,7 +376,9 @@ def campaign(*, kills: int = 3, inputs: int = 600, seed: int = 0, quick: bool = 
         touched = sorted(path.name for path in (work / "outside").rglob("*") if path.name not in ("ckpt.pt", "00"))
     lines.append(Line("code executed, addresses fetched, files outside touched", 1, int(not touched), "none"))
     lines[-1].wrong += touched
-    size = f"{kills} kills a job, {inputs} damaged files, seed {seed}, {time.monotonic() - started:.0f} s"
+    lines += [visited(visitors, 60)] if visitors else []
+    tried, seconds = f"{kills} kills a job, {inputs} damaged files, {visitors} visitors", time.monotonic() - started
+    size = f"{tried}, seed {seed}, {seconds:.0f} s"
     text = table(lines, size)
     print(text)
     if write:

@@ -137,6 +137,32 @@ def as_text(whole: bytes, rng: random.Random, outside: Path) -> bytes:
     return json.dumps(exchanged(json.loads(whole), rng), default=str).encode()
 
 
+def mutated(result: xr.Dataset, rng: random.Random) -> xr.Dataset:
+    """A result with something of it gone, strange, cut to nothing or of another kind."""
+    result, name = result.copy(), rng.choice(list(result.variables))
+    dim, values = rng.choice(list(result.sizes)), result[name]
+    how = rng.randrange(8)
+    if how == 0:
+        return result.drop_vars(name)
+    if how == 1:
+        return result.rename_dims({dim: "elsewhere"})
+    if how == 2:
+        return result.isel({dim: rng.choice(([], [0], [-1, 0]))})
+    if how == 3:
+        attribute = rng.choice([*result.attrs, "note", "classes"])
+        return result.assign_attrs({attribute: rng.choice(STRANGE)})
+    if how == 4:
+        attribute = rng.choice(list(result.attrs))
+        return result.drop_attrs().assign_attrs({key: said for key, said in result.attrs.items() if key != attribute})
+    if how == 5:
+        return result.assign({name: values.isel(dict.fromkeys(values.dims, 0), drop=True)})
+    if how == 6:
+        return result.assign(
+            {name: (values.dims, np.full(values.shape, rng.choice((np.nan, np.inf, -1, 10**18, "x"))))}
+        )
+    return result.assign({name: (values.dims[::-1], values.values.T.astype(rng.choice((str, bool, "f4"))))})
+
+
 # Good files
 
 

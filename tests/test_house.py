@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "analyses": set(),
 }
 HEAVY = ("torch", "timm", "transformer_lens", "xarray")
-LONG = ("models/data/shapes.py", "tests/app/test_app.py")  # the renderer of the embedded data; every page's tests
+LONG = ("models/data/shapes.py",)  # the renderer of the embedded data
 DRAWN = ("table", "figure", "interactive", "frame")  # without one of them `analyses.draw` falls back on the plain looks
 FORBIDDEN_WORDS = ("utils", "helpers", "common", "manager")
 

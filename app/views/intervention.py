@@ -5,6 +5,7 @@ import streamlit as st
 from analyses import intervention as analysis
 from app import page, results
 from app.contents import INTERVENTION
+from app.text import text
 
 st.title("What does the recurrence need?")
 st.markdown(
@@ -14,7 +15,7 @@ st.markdown(
 )
 result = results.required(INTERVENTION, "Nobody intervened in this run's steps yet. This does it:")
 if result.attrs["note"]:
-    st.caption(f"Note: {result.attrs['note']}.")
+    st.caption(f"Note: {text(result.attrs['note'])}.")
 names = analysis.kinds(result)
 page.keep_within("what", names, names[0])
 what = st.selectbox("Intervention", names, key="what", **page.LINKED)

@@ -6,6 +6,7 @@ from analyses import lens as analysis
 from analyses import style
 from app import page, results
 from app.contents import LENS
+from app.text import text
 
 st.title("What do the states say?")
 st.markdown(
@@ -16,7 +17,7 @@ st.markdown(
 )
 result = results.required(LENS, "Nobody has read this run's states yet. This does it:")
 if result.attrs["note"]:
-    st.caption(f"Note: {result.attrs['note']}.")
+    st.caption(f"Note: {text(result.attrs['note'])}.")
 
 
 def show_numbers() -> None:
@@ -48,8 +49,8 @@ def show_image() -> None:
         lens: classes[int(result["thumbnail_answer"].sel(lens=lens, state=state).values[place])]
         for lens in result["lens"].values
     }
-    left.image(result["thumbnail"].values[place], classes[label], width=190)
-    left.markdown("\n".join(f"- {analysis.LENSES[lens]}: **{answer}**" for lens, answer in answers.items()))
+    left.image(result["thumbnail"].values[place], text(classes[label]), width=190)
+    left.markdown("\n".join(f"- {analysis.LENSES[lens]}: **{text(answer)}**" for lens, answer in answers.items()))
     with right:
         page.show(analysis.patches(result, place, state), "lens patches", classes[label])
 
@@ -89,7 +90,7 @@ shown = dict(zip(models, st.columns(2), strict=False))
 limit = analysis.largest(result, to)
 for model, place in shown.items():
     with place:
-        st.markdown(f"**{model}**")
+        st.markdown(f"**{text(model)}**")
         page.show(analysis.part_map(models[model], to, limit=limit).interactive(), f"lens parts {model}")
 page.save_table(lambda: analysis.part_frame(result), "lens parts")
 st.code(analysis.table(result), language=None)

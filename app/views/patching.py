@@ -6,6 +6,7 @@ import xarray as xr
 from analyses import patching as analysis
 from app import page, results
 from app.contents import PATCHING
+from app.text import text
 
 st.title("What decides the answer, and where?")
 st.markdown(
@@ -15,7 +16,7 @@ st.markdown(
 )
 result = results.required(PATCHING, "Nothing was patched in this run's model yet. This does it:")
 if result.attrs["note"]:
-    st.caption(f"Note: {result.attrs['note']}.")
+    st.caption(f"Note: {text(result.attrs['note'])}.")
 
 
 def said(words: dict[str, str]) -> str:
@@ -33,10 +34,14 @@ def show_examples(result: xr.Dataset, factor: str, direction: str, site: str) ->
         classes, index = result.attrs["classes"], int(result["pair_index"][pair])
         for run, name in enumerate(("clean", "corrupt")):
             picture, label = result["thumbnail"].isel(pair=pair, run=run).values, int(result["pair_label"][pair, run])
-            left.image(picture, f"{name}: {classes[label]}" + (f" ({index})" if run == 0 else ""), width="stretch")
+            number = f" ({index})" if run == 0 else ""
+            left.image(picture, f"{name}: {text(classes[label])}{number}", width="stretch")
     else:
         left.info(results.without_pixels(result, "its images are"))
     with right:
+        st.caption(
+            "How far one patch alone moves the answer; above each map, its step and the effect of CLS alone (%)."
+        )
         page.show(analysis.token_maps(result, pair, direction, site), "patching patches")
 
 
@@ -46,8 +51,8 @@ direction = page.segments(middle, "Patch", list(analysis.DIRECTIONS), "patch_dir
 site = page.segments(right, "Where", list(analysis.SITES), "patch_site", help=said(analysis.SITES))
 here = result.sel(factor=factor)
 st.markdown(
-    f"{int(here['n_pairs'])} pairs whose two images the model answers right ({int(here['n_left_out'])} others left "
-    f"out). {analysis.handover_line(result, factor)}."
+    f"{int(here['n_pairs'])} pairs whose two images the model answers right (left out: {int(here['n_left_out'])}). "
+    f"{text(analysis.handover_line(result, factor))}."
 )
 left, right = st.columns([3, 2])
 with left:
@@ -69,6 +74,6 @@ if "shift_accuracy" in result:
     part = st.selectbox("What", analysis.parts_of(result), key="patch_part", **page.LINKED)
     for place, donor in zip(st.columns(2), analysis.DONORS, strict=True):
         with place:
-            st.markdown(f"**{analysis.PARTS.get(part, part)} {analysis.DONORS[donor]}**")
+            st.markdown(f"**{text(analysis.PARTS.get(part, part))} {analysis.DONORS[donor]}**")
             page.show(analysis.steps_map(result, donor, part), f"patching steps {donor}")
 st.code(analysis.table(result), language=None)

@@ -34,7 +34,8 @@ def chosen_image() -> Shown | None:
         st.info("Upload a picture in the sidebar: photographs of any size will do.")
         return None
     page.keep_within("image", range(len(images)), 0)
-    index = st.sidebar.number_input("Image of the validation split", 0, len(images) - 1, 0, key="image", **page.LINKED)
+    look = dict(key="image", **page.linked_number("image"))
+    index = st.sidebar.number_input("Image of the validation split", 0, len(images) - 1, 0, **look)
     st.sidebar.button("Another one", on_click=choose_at_random, args=(len(images),))
     image, label, mask = images[index]
     outline = None if mask is None else (mask.numpy() == label + 1).astype(float)

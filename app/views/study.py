@@ -6,6 +6,7 @@ import streamlit as st
 
 from analyses import study as analysis
 from app import page, results
+from app.text import text
 from models.errors import InputError
 
 st.title("How does a bViT compare with a stacked ViT?")
@@ -16,7 +17,8 @@ st.markdown(
 )
 folders = {path.parent.name: path.parent for path in sorted(results.root().glob("*/study.csv"))}
 if not folders:
-    st.info(f"{results.root()} holds no study yet. This trains one (tens of hours on one core; it can be interrupted):")
+    where = text(results.root())
+    st.info(f"{where} holds no study yet. This trains one (tens of hours on one core; it can be interrupted):")
     st.code(f"python -m models.study studies/core.yaml --out {results.root()}/study", language="bash")
     st.stop()
 

@@ -6,6 +6,7 @@ from analyses import intervals, style
 from analyses import transfer as analysis
 from app import page, results
 from app.contents import TRANSFER
+from app.text import text
 
 st.title("How well does the model transfer to other classes?")
 st.markdown(
@@ -15,7 +16,7 @@ st.markdown(
 )
 result = results.required(TRANSFER, "This run's model was not transferred yet. This does it, with data of yours:")
 if result.attrs["note"]:
-    st.caption(f"Note: {result.attrs['note']}.")
+    st.caption(f"Note: {text(result.attrs['note'])}.")
 mean, _ = analysis.mean_and_sd(result["accuracy"])
 low, high = intervals.of_ratio(mean / 100, result.attrs["n_images"], 100)
 untrained = style.untrained(result, "accuracy")

@@ -1,6 +1,7 @@
 """Files that are no results: those that read other files, claim too much, or are damaged; and whose a result is."""
 
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,6 +79,21 @@ def test_a_library_that_breaks_is_one_sentence(small, monkeypatch):
     monkeypatch.setattr(hdf5, "CHILD", "import os; os.abort()")
     with pytest.raises(ValueError, match="breaks the HDF5 library"):
         results.read(small)
+
+
+@pytest.mark.parametrize(("times", "said"), [(100, "its texts take 95 MB"), (3000, "")], ids=["100 MB", "3 GB"])
+def test_a_text_that_is_named_many_times_over_is_refused(times, said, tmp_path):
+    """A variable of texts holds references; written by hand, all of them lead to the one text of a megabyte."""
+    with h5py.File(tmp_path / "x.nc", "w") as file:
+        one = file.create_dataset("one", data="t" * 10**6, dtype=h5py.string_dtype())
+        many = file.create_dataset("many", times, h5py.string_dtype(), chunks=(times,), compression="gzip")
+        many[:] = "a"
+        place = one.id.get_offset()
+    with h5py.File(tmp_path / "x.nc", "r+") as file:
+        reference = (tmp_path / "x.nc").read_bytes()[place : place + 16]
+        file["many"].id.write_direct_chunk((0,), zlib.compress(reference * times))
+    with pytest.raises(ValueError, match=f"is not a readable result .*{said}"):
+        results.read(tmp_path / "x.nc")
 
 
 def test_more_steps_than_there_can_be_are_refused(tmp_path):

@@ -6,10 +6,11 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from streamlit.testing.v1 import AppTest
 from torch.utils.data import Subset
 
 from app import page
@@ -32,6 +33,8 @@ from probes import (
 )
 from probes.methods import rounds
 from probes.methods.plan import Plan
+
+from .visits import MAIN, PATIENCE, VIEWS, turned_to
 
 ROOT = Path(page.__file__).parents[1]
 STUDY = """cell,groups,model,fields,seed,lr,n_steps,n_blocks,d_model,n_classes,parameters,flops,top1
@@ -103,6 +106,22 @@ def prune_twice(run: Path, config: ViTConfig) -> None:
 def runs(tiny_runs, tmp_path) -> Path:
     """A copy of the tiny run to break."""
     return Path(shutil.copytree(tiny_runs, tmp_path / "runs"))
+
+
+@pytest.fixture
+def opened(monkeypatch) -> Callable[..., AppTest]:
+    """Opens a page of the dashboard on a folder of runs, as a link with these parameters does."""
+
+    # every AppTest looks for components through all packages installed, which takes longer than a page
+    monkeypatch.setattr("streamlit.components.v2.manifest_scanner.scan_component_manifests", list, raising=False)
+
+    def visit(runs: Path, view: str = VIEWS[0], **link: object) -> AppTest:
+        monkeypatch.setattr(sys, "argv", ["main.py", "--runs", str(runs)])
+        app = AppTest.from_file(str(MAIN), default_timeout=PATIENCE)
+        app.query_params |= {name: str(value) for name, value in link.items()}
+        return app.run() if view == VIEWS[0] else turned_to(app, view)
+
+    return visit
 
 
 class Served:

@@ -13,7 +13,7 @@ import torch
 from app.contents import PAGES
 from models import load, open_data
 
-PATIENCE = 60_000  # milliseconds for a page on a slow machine
+PATIENCE = 300_000  # milliseconds for a page on a busy machine
 ANSWER = re.compile(r"The model answers (.+) \((.+) %\)")
 
 
@@ -92,7 +92,7 @@ def test_a_view_is_a_link_that_survives_a_change_of_page_and_a_reload(visit):
     assert is_shown()
 
 
-def test_the_slider_moves_the_page_and_its_link(visit):
+def test_the_slider_and_the_choice_of_an_image_move_the_page_and_its_link(visit):
     page = visit("steps?image=2&step=1")
     settled(page)
     page.get_by_role("slider").first.focus()
@@ -101,11 +101,6 @@ def test_the_slider_moves_the_page_and_its_link(visit):
     page.get_by_text("step 3 (blocks.2)").first.wait_for()
     settled(page)
     assert link(page) == {"image": "2", "step": "2"}
-
-
-def test_another_image_becomes_the_link(visit):
-    page = visit("steps?image=2")
-    settled(page)
     page.get_by_text("Another one").click()
     page.wait_for_function("new URLSearchParams(location.search).get('image') !== '2'")
     settled(page)

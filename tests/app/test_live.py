@@ -1,9 +1,11 @@
 """A loaded model behind the dashboard: what it answers, and that visitors do not read each other's activations."""
 
+import re
 import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
 
@@ -11,11 +13,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from streamlit.runtime import Runtime
+from streamlit.testing.v1 import app_test
 
 from app import live
 from models import load, open_data
 from models.errors import InputError
 from models.vit import BViT
+
+from .visits import is_whole
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +124,45 @@ def test_everything_that_runs_the_model_waits_for_its_turn(model, images, uncach
     work = (lambda i: model.trace(images[i]), lambda i: model.without_head(images[i], 0, 0), lambda i: model.accuracy())
     in_two_threads(lambda i: work[i % 3](i), 12)
     assert len(most) > 12 and max(most) == 1
+
+
+class Keeping(type):
+    """Takes the server that a run of an AppTest sets for itself, and keeps it when the run takes it away at its end."""
+
+    def __setattr__(cls, name: str, value: object) -> None:
+        if value is not None:
+            setattr(Runtime, name, value)
+
+
+class Kept(Runtime, metaclass=Keeping):
+    """A runtime as AppTest sees it."""
+
+
+@pytest.fixture
+def meeting(monkeypatch):
+    """Runs of AppTests may meet: what each sets and takes away is there throughout."""
+    monkeypatch.setattr(Runtime, "_instance", None)
+    monkeypatch.setattr(app_test, "Runtime", Kept)
+    with app_test.patch_config_options({"global.appTest": True}):
+        monkeypatch.setattr(app_test, "patch_config_options", lambda options: nullcontext())
+        yield
+
+
+def test_two_sessions_at_once_show_their_own_image_s_answer(opened, meeting, tiny_runs, images, uncached):
+    """As two browsers do: each has its session, both run the page on the one model."""
+    sessions = [opened(tiny_runs, "steps", image=start) for start in (46, 47)]
+
+    def answers(place: int) -> dict[int, str]:
+        said, app = {}, sessions[place]
+        for index in range(place, 20, 2):
+            app.sidebar.number_input(key="image").set_value(index).run()
+            assert is_whole(app)
+            said[index] = next(found[1] for line in app.markdown if (found := re.search(r"\((.+) %\)", line.value)))
+        return said
+
+    odd, even = in_two_threads(answers, 2)
+    right = {i: f"{100 * expected(tiny_runs / 'tiny', images[i])[-1].max():.1f}" for i in range(20)}
+    assert odd | even == right
 
 
 def test_pages_get_no_model_that_they_could_run(model):
