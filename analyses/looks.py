@@ -104,7 +104,18 @@ def as_html(figure: go.Figure, title: str = "", caption: str = "", **options: An
 
 def without_links(figure: go.Figure) -> go.Figure:
     """The figure with what plotly would make links of as plain text: names come from files, no figure here has any."""
-    return go.Figure(_without_links(figure.to_plotly_json()))
+    content = figure.to_plotly_json()
+    return go.Figure(_without_links(content)) if _has_link(content) else figure
+
+
+def _has_link(value: Any) -> bool:
+    if isinstance(value, str):
+        return LINK.search(value) is not None
+    if isinstance(value, dict):
+        return any(map(_has_link, value.values()))
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "OUT" and any(map(_has_link, value.ravel().tolist()))
+    return isinstance(value, list | tuple) and any(map(_has_link, value))
 
 
 def _without_links(value: Any) -> Any:

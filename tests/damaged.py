@@ -154,13 +154,20 @@ def mutated(result: xr.Dataset, rng: random.Random) -> xr.Dataset:
     if how == 4:
         attribute = rng.choice(list(result.attrs))
         return result.drop_attrs().assign_attrs({key: said for key, said in result.attrs.items() if key != attribute})
-    if how == 5:
+    if how == 5 and name in result.data_vars:
         return result.assign({name: values.isel(dict.fromkeys(values.dims, 0), drop=True)})
     if how == 6:
         return result.assign(
             {name: (values.dims, np.full(values.shape, rng.choice((np.nan, np.inf, -1, 10**18, "x"))))}
         )
-    return result.assign({name: (values.dims[::-1], values.values.T.astype(rng.choice((str, bool, "f4"))))})
+    return result.assign(
+        {
+            name: (
+                values.dims[::-1],
+                values.values.T.astype(rng.choice((str, "f4") if values.dtype.kind in "fiub" else (str, bool))),
+            )
+        }
+    )
 
 
 # Good files

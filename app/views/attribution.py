@@ -7,6 +7,7 @@ from analyses import composition, style
 from analyses.graph import SLOTS
 from app import page, results
 from app.contents import ATTRIBUTION
+from app.text import text
 
 st.title("What causes the answer, and through whom?")
 st.markdown(
@@ -16,13 +17,13 @@ st.markdown(
 )
 result = results.required(ATTRIBUTION, "Nothing was attributed on this run yet. This does it:")
 if result.attrs["note"]:
-    st.caption(f"Note: {result.attrs['note']}.")
+    st.caption(f"Note: {text(result.attrs['note'])}.")
 how = page.segments(st, "Gradient", list(reversed(analysis.HOWS)), "how", help="averaged on the way, or at the image")
 columns = st.columns(4)
 about = f"{float(result['corrupted']):.2f} with everything corrupted"
 page.metric(columns[0], "logit difference", f"{float(result['clean']):.2f}", about)
 part, step, value = analysis.strongest_node(result, how)
-page.metric(columns[1], "most is lost without", f"{part}, {style.step_label(step)}", f"{value:.2f} logits")
+page.metric(columns[1], "most is lost without", f"{text(part)}, {style.step_label(step)}", f"{value:.2f} logits")
 if "exact_node" in result:
     correlation, missed, _ = analysis.trust(result, "node", how)
     page.metric(columns[2], "rank correlation with exact patches", f"{correlation:.2f}", f"worst miss {missed:.2f}")

@@ -19,6 +19,7 @@ from models.checkpoint import fresh, save, state_sha256
 from models.run_folder import result as file_of
 from probes import (
     ablation,
+    attribution,
     cost,
     intervention,
     lens,
@@ -77,6 +78,7 @@ def measure_all(run: Path) -> None:
         "trajectories": trajectories.measure(model, images, **common),
         "recurrence": recurrence.measure(model, images, **common),
         "ablation": ablation.measure(model, images, images=20, **common),
+        "attribution": attribution.measure(model, images, images=20, exact=4, points=2, checked=4, **common),
         "patching": patching.measure(model, images, pairs=3, maps=1, shifts=2, _right=False, **common),
         "intervention": intervention.measure(model, images, images=20, max_steps=4, **common),
         "lens": lens.measure(model, images, updates=3, jacobian_images=2, **common),
