@@ -61,14 +61,17 @@ def link(page) -> dict[str, str]:
     return {name: values[-1] for name, values in parse_qs(urlsplit(page.url).query).items()}
 
 
-def test_every_page_opens_from_the_menu(visit):
+def test_the_menu_names_every_page_and_opens_it(visit):
+    """Three of them: that each draws is tested without a browser."""
     page = visit()
     settled(page)
+    for entry in PAGES:
+        page.get_by_test_id("stSidebarNav").get_by_text(entry.title, exact=True).wait_for()
     titles = {page.locator("h1").first.inner_text()}
-    for entry in PAGES[1:]:
+    for entry in PAGES[1::6]:
         turn_to(page, entry.title)
         titles.add(page.locator("h1").first.inner_text())
-    assert len(titles) == len(PAGES)
+    assert len(titles) == 1 + len(PAGES[1::6])
 
 
 def test_a_view_is_a_link_that_survives_a_change_of_page_and_a_reload(visit):
