@@ -27,6 +27,13 @@ campaign: .venv/.installed
 reproduce: .venv/.installed
 	.venv/bin/python -m tests.reference.reproduce $(WITH)
 
+# the documentation as a site, in an environment of its own: it reads the sources and imports nothing of them
+docs:
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install -q $$($(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
+	.venv-docs/bin/mkdocs build -q
+	@echo 'open build/site/index.html'
+
 # in environments of their own, from the package index: the newest versions of everything, and the wheel from an empty folder
 newest:
 	$(PYTHON) -m venv .venv-newest
@@ -60,4 +67,4 @@ clean:
 		$(PYTHON) -m venv .venv && .venv/bin/pip install -e '.[dev]' -c constraints.txt; }
 	@touch $@
 
-.PHONY: demo test lint bench figures report reproduce campaign newest wheel clean
+.PHONY: demo test lint bench figures report docs reproduce campaign newest wheel clean

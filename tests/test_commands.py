@@ -1,0 +1,79 @@
+"""Every ``python -m`` command that README and docs name is taken by its own parser, as it is written there.
+
+How: the command's file runs as ``__main__``, but in the place of the function that it hands to tyro stands one with the
+same signature that does nothing. So modules, options, their values and what excludes what are checked, in a fraction of
+a second and without data; what the commands do is tested elsewhere. Run with: pytest tests/test_commands.py
+"""
+
+import functools
+import inspect
+import re
+import runpy
+import shlex
+import sys
+import typing
+import warnings
+from pathlib import Path
+
+import pytest
+import tyro
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+COMMAND = re.compile(r"python -m ((?:models|probes|analyses)\.\w+)((?:\\\n|[^`#\n|;)])*)")
+
+
+def commands(text: str) -> list[tuple[str, str]]:
+    """Module and arguments of every command in a page; of one that is abridged (...) the module alone."""
+    found = [(module, " ".join(rest.replace("\\\n", " ").split())) for module, rest in COMMAND.findall(text)]
+    return [(module, "" if "..." in rest else rest) for module, rest in found]
+
+
+ALL = sorted({command for page in PAGES for command in commands(page.read_text(encoding="utf-8"))})
+WHOLE = [(module, rest) for module, rest in ALL if rest and not rest.startswith((",", "."))]
+
+
+def parse(module: str, rest: str, monkeypatch) -> int:
+    """The exit code of a command that is parsed and not run."""
+
+    def only_parse(function, **options):
+        def nothing(*args, **kwargs) -> None:
+            pass
+
+        functools.update_wrapper(nothing, function)
+        nothing.__signature__ = inspect.signature(function)
+        nothing.__annotations__ = typing.get_type_hints(function, include_extras=True)
+        del nothing.__wrapped__
+        return cli(nothing, **options)
+
+    cli = tyro.cli
+    monkeypatch.setattr(tyro, "cli", only_parse)
+    monkeypatch.setattr(sys, "argv", [module, *shlex.split(rest)])
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "'.*' found in sys.modules", RuntimeWarning)
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        return int(end.code or 0)
+    finally:
+        monkeypatch.undo()
+    return 0
+
+
+def test_there_are_commands_to_try() -> None:
+    assert len(WHOLE) > 25 and {module.partition(".")[0] for module, _ in ALL} == {"models", "probes", "analyses"}
+
+
+@pytest.mark.parametrize(("module", "rest"), WHOLE, ids=" ".join)
+def test_a_command_is_taken_as_it_is_written(module, rest, monkeypatch) -> None:
+    assert parse(module, rest, monkeypatch) == 0
+
+
+@pytest.mark.parametrize("module", sorted({module for module, _ in ALL}))
+def test_a_command_that_is_named_is_there(module) -> None:
+    assert (ROOT / f"{module.replace('.', '/')}.py").is_file()
+
+
+@pytest.mark.parametrize("rest", ["runs/demo --limt 3", "runs/demo --limit many", "runs/demo --map heat", ""])
+def test_a_wrong_command_is_noticed(rest, monkeypatch, capsys) -> None:
+    assert parse("probes.pointing_game", rest, monkeypatch) == 2
