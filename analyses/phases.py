@@ -1,5 +1,7 @@
 """Phases of a path: steps that follow each other and are alike, by the maximal cut of the others."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 PHASES = (2, 3, 4)  # how many are looked for
@@ -42,3 +44,19 @@ def steady(similarity: np.ndarray) -> np.ndarray:
     lag = np.abs(np.subtract.outer(*2 * (np.arange(len(similarity)),)))
     means = np.array([similarity[lag == far].mean() for far in range(len(similarity))])
     return means[lag]
+
+
+def described(
+    similarity: np.ndarray, replicates: Sequence[np.ndarray]
+) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
+    """Phases of the similarity of steps [step step], how clear they are beside a steady path's, and in which share of
+    replicates (of the jackknife) they are the same: variables under names with a place for what is similar.
+    """
+    cuts, path = np.stack([cut(similarity, n) for n in PHASES]), steady(similarity)
+    same = [[(cut(of, n) == found).all() for of in replicates] for n, found in zip(PHASES, cuts, strict=True)]
+    return {
+        "{}_phase": (("phases", "step"), cuts),
+        "{}_contrast": (("phases",), np.array([contrast(similarity, found) for found in cuts])),
+        "null_{}_contrast": (("phases",), np.array([contrast(path, cut(path, n)) for n in PHASES])),
+        "{}_stable": (("phases",), np.mean(same, 1)),
+    }

@@ -38,6 +38,8 @@ with epy.lazy_imports():
     from models.data import stream
     from probes.methods import jacobians, means, motion, orbits, similarity
 
+KINDS = {"cka": "state", "increment_cka": "increment"}
+ENDS = ("", "_low", "_high")
 TOLERANCE = 1e-3  # of its length: how close a state has to return to count as the same
 N_EIGEN = 4  # images whose eigenvalues the result keeps
 AT_ONCE = 8  # images whose Jacobians are taken together
@@ -81,15 +83,7 @@ def measure(
         probes: random vectors for each of them.
         iterations: of Lanczos, from each of those vectors.
     """
-    require(
-        (token in ("cls", "mean", None), f"--token is {token!r}, not cls or mean"),
-        (sample >= 8, f"--sample is {sample}, it must be at least 8"),
-        (0 < perturbation < 1, f"--perturbation is {perturbation}, it must lie between 0 and 1"),
-        (jacobian_images >= 0, f"--jacobian-images is {jacobian_images}, it cannot be negative"),
-        (state_images >= 0, f"--state-images is {state_images}, it cannot be negative"),
-        (probes >= 2, f"--probes is {probes}; at least 2 are needed for a standard error"),
-        (iterations >= 4, f"--iterations is {iterations}, it must be at least 4"),
-    )
+    refuse_unusable(token, sample, perturbation, jacobian_images, state_images, probes, iterations)
     images, last = once_each(images), furthest(model, max_steps)
     rows = motion.Rows(model, opened(beside, model), token)
     seen, grams = streamed(rows, images)
@@ -103,20 +97,48 @@ def measure(
     if state_images:
         part = replace(images.sample(state_images), batch_size=1, label=f"{images.label} (state Jacobians)")
         result |= of_state_jacobians(model, part, probes, iterations)
-    config, n = model.config, len(seen["position"])
     return xr.Dataset(result, coords=coordinates(rows, result, last)).assign_attrs(
-        token=rows.token(model),
+        about(rows, seen),
+        max_steps=last,
+        perturbation=perturbation,
+        n_sample=sampled.sizes["image"],
+    )
+
+
+def about(rows: motion.Rows, seen: xr.Dataset) -> dict[str, Any]:
+    """Attributes: the model, what stands for an image, and how many there were."""
+    config, n = rows.model.config, len(seen["position"])
+    return dict(
+        token=rows.token(rows.model),
         beside=rows.name,
         d_model=config.d_model,
         n_tokens=config.n_tokens,
         trained_steps=config.n_steps,
-        max_steps=last,
         tolerance=TOLERANCE,
-        perturbation=perturbation,
         n_measured=n,
-        n_sample=sampled.sizes["image"],
         n_unreadable=seen.attrs["n_unreadable"],
         note="" if n >= 100 else f"only {n} images: read the intervals",
+    )
+
+
+def refuse_unusable(
+    token: str | None,
+    sample: int,
+    perturbation: float,
+    jacobian_images: int,
+    state_images: int,
+    probes: int,
+    iterations: int,
+) -> None:
+    """Options that say nothing."""
+    require(
+        (token in ("cls", "mean", None), f"--token is {token!r}, not cls or mean"),
+        (sample >= 8, f"--sample is {sample}, it must be at least 8"),
+        (0 < perturbation < 1, f"--perturbation is {perturbation}, it must lie between 0 and 1"),
+        (jacobian_images >= 0, f"--jacobian-images is {jacobian_images}, it cannot be negative"),
+        (state_images >= 0, f"--state-images is {state_images}, it cannot be negative"),
+        (probes >= 2, f"--probes is {probes}; at least 2 are needed for a standard error"),
+        (iterations >= 4, f"--iterations is {iterations}, it must be at least 4"),
     )
 
 
@@ -221,49 +243,32 @@ def similarities(
     """
     every = torch.from_numpy(sampled).to(grams["cka"].total.device)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(every))).to(every.device)
+    others = order[(order.argsort() + 1) % len(order)]
+    narrower = float((len(every) / grams["cka"].count).sqrt())
     variables: dict[str, Any] = {}
     for name, of in {"cka": every, "increment_cka": rows.increments(every)}.items():
-        n = rows.counts[0] - (name == "increment_cka")
-        of_all, left_out = grams[name], similarity.left_out_of(of, order)
-        narrower = float((len(of) / of_all.count).sqrt())
-        cka = similarity.with_bounds(of_all.cka(), [part.cka() for part in left_out], narrower)
-        this, that = ("state", "other_state") if name == "cka" else ("step", "other_step")
-        for end, value in zip(("", "_low", "_high"), cka, strict=True):
-            variables[f"{name}{end}"] = (this, that), value[:n, :n]
-            if rows.other is not None:
-                variables[f"cross_{name}{end}"] = (this, f"with_{this}"), value[:n, n:]
-        others = order[(order.argsort() + 1) % len(order)]
+        n, (this, that) = rows.counts[0], ("state", "other_state")
+        if name == "increment_cka":
+            n, (this, that) = n - 1, ("step", "other_step")
+        replicates = [(part.cka(), part.participation_ratio()) for part in similarity.left_out_of(of, order)]
+        ckas, ratios = zip(*replicates, strict=True)
+        cka = similarity.with_bounds(grams[name].cka(), ckas, narrower)
+        variables |= {f"{name}{end}": ((this, that), value[:n, :n]) for end, value in zip(ENDS, cka, strict=True)}
+        if rows.other is not None:
+            across = zip(ENDS, cka, strict=True)
+            variables |= {f"cross_{name}{end}": ((this, f"with_{this}"), value[:n, n:]) for end, value in across}
         shuffled = similarity.of_rows(torch.cat([of[:, :n], of[others, n - 1 : n]], 1))
         variables[f"null_{name}"] = this, shuffled.cka()[:n, n].cpu().numpy()
         steps = slice(n - rows.model.config.n_steps, n)  # of states, those after a step
-        replicates = [part.cka()[steps, steps].cpu().numpy() for part in left_out]
-        variables |= phases_of("state" if name == "cka" else "increment", cka[0][steps, steps], replicates)
-        if name == "cka":
-            ratio = similarity.with_bounds(
-                of_all.participation_ratio(), [part.participation_ratio() for part in left_out], narrower
-            )
-            for end, value in zip(("", "_low", "_high"), ratio, strict=True):
-                variables[f"participation_ratio{end}"] = "state", value[:n]
-    count = float(grams["cka"].count)
-    return variables | {"null_participation_ratio": ((), 1 / (1 / rows.model.config.d_model + 1 / count))}
-
-
-def phases_of(kind: str, cka: np.ndarray, replicates: list[np.ndarray]) -> dict[str, Any]:
-    """Phases by max-cut of the similarity of steps [step step], how clear they are, and in how many jackknife
-    replicates they are the same.
-    """
-    cuts = np.stack([phases.cut(cka, n) for n in phases.PHASES])
-    same = [[(phases.cut(of, n) == cut).all() for of in replicates] for n, cut in zip(phases.PHASES, cuts, strict=True)]
-    steady = phases.steady(cka)
-    return {
-        f"{kind}_phase": (("phases", "step"), cuts),
-        f"{kind}_contrast": ("phases", [phases.contrast(cka, cut) for cut in cuts]),
-        f"null_{kind}_contrast": (
-            "phases",
-            [phases.contrast(steady, phases.cut(steady, n)) for n in phases.PHASES],
-        ),
-        f"{kind}_stable": ("phases", np.mean(same, 1)),
-    }
+        of_steps = [part[steps, steps].cpu().numpy() for part in ckas]
+        found = phases.described(cka[0][steps, steps], of_steps)
+        variables |= {how.format(KINDS[name]): (dims, value) for how, (dims, value) in found.items()}
+        if this == "state":
+            spread = similarity.with_bounds(grams[name].participation_ratio(), ratios, narrower)
+            ends = zip(ENDS, spread, strict=True)
+            variables |= {f"participation_ratio{end}": ("state", value[:n]) for end, value in ends}
+    independent = 1 / (1 / rows.model.config.d_model + 1 / float(grams["cka"].count))
+    return variables | {"null_participation_ratio": ((), independent)}
 
 
 # A sample

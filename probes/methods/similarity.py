@@ -9,7 +9,7 @@ without ever holding a kernel.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -113,14 +113,15 @@ def of_rows(rows: Tensor, shift: Tensor | None = None) -> Grams:
 # How sure
 
 
-def left_out_of(rows: Tensor, order: Tensor) -> list[Grams]:
-    """Sums of rows [row set d] without one group of them each, groups drawn by a random order."""
+def left_out_of(rows: Tensor, order: Tensor) -> Iterator[Grams]:
+    """Sums of rows [row set d] without one group of them each, groups drawn by a random order; one at a time."""
     whole = of_rows(rows)
-    return [whole.without(of_rows(rows[part], whole.shift)) for part in order.chunk(GROUPS)]
+    for part in order.chunk(GROUPS):
+        yield whole.without(of_rows(rows[part], whole.shift))
 
 
-def with_bounds(value: Tensor, left_out: list[Tensor], narrower: float) -> list[np.ndarray]:
-    """A number and the ends of its interval."""
-    half = narrower * intervals.jackknife(torch.stack(left_out).cpu().numpy())
+def with_bounds(value: Tensor, left_out: Sequence[Tensor], narrower: float) -> list[np.ndarray]:
+    """A number and the ends of its interval: the jackknife's, so much narrower."""
+    half = narrower * intervals.jackknife(torch.stack([*left_out]).cpu().numpy())
     of_all = value.cpu().numpy()
     return [of_all, of_all - half, of_all + half]
