@@ -1,6 +1,6 @@
 """Statistics, tables and figures of how states move: steps, CKA and phases, Jacobians, recovery, what lies beyond."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ class Part:
     at: Mapping[str, Any] = field(default_factory=dict)
     null: str = ""
     per: tuple[str, ...] = ()  # attributes by whose product it is divided
+    beside: tuple[tuple[str, str], ...] = ()  # what the table says below it: title, variable
 
 
 CLS, PATCHES = dict(token="cls"), dict(token="patches")
@@ -42,7 +43,7 @@ QUANTITIES = {
             Part("patches", "cosine_to_final", PATCHES, "of other images"),
         ],
     ),
-    "coherence": ("cosine of two patches", [Part("one image", "coherence", null="two images")]),
+    "coherence": ("cosine of two patches", [Part("", "coherence", null="of two images")]),
     "participation_ratio": ("participation ratio", [Part("", "participation_ratio", null="independent Gaussians")]),
     "stable_rank": ("stable rank of the update", [Part("", "stable_rank", null="Gaussian")]),
     "singular": (
@@ -59,7 +60,13 @@ QUANTITIES = {
         "log |det| per dimension",
         [
             Part("CLS", "log_det", null="random as large", per=("d_model",)),
-            Part("state", "state_log_det", null="random as large", per=("d_model", "n_tokens")),
+            Part(
+                "state",
+                "state_log_det",
+                null="random as large",
+                per=("d_model", "n_tokens"),
+                beside=(("standard error", "state_log_det_error"), ("half the iterations", "state_half_way")),
+            ),
         ],
     ),
     "recovery": (
@@ -104,10 +111,9 @@ def placed(values: xr.DataArray, at: Mapping[str, Any]) -> xr.DataArray:
     return values
 
 
-def numbers_of(result: xr.Dataset, numbers: xr.Dataset, part: Part, prefix: str = "", end: str = "") -> xr.DataArray:
-    """One line of a quantity, or of its null, along the steps, states or lags."""
-    values = placed(numbers[f"{prefix}{part.variable}{end}"], part.at)
-    return values / np.prod([result.attrs[name] for name in part.per])
+def numbers_of(result: xr.Dataset, numbers: xr.Dataset, part: Part, variable: str) -> xr.DataArray:
+    """A variable of one line of a quantity (the number, an end of its interval, its null) along its axis."""
+    return placed(numbers[variable], part.at) / np.prod([result.attrs[name] for name in part.per])
 
 
 def phase_names(result: xr.Dataset, kind: str, n: int) -> str:
@@ -137,17 +143,18 @@ def table(result: xr.Dataset) -> str:
     return "\n".join([*lines, "", *phase_lines(result), *beside_lines(result), *beyond_lines(result)])
 
 
-def quantity_lines(result: xr.Dataset, title: str, part: Part, steps: list[int]) -> Iterator[str]:
+def quantity_lines(result: xr.Dataset, title: str, part: Part, steps: Sequence[int]) -> Iterator[str]:
     """One quantity over the steps, its null, and the untrained model's."""
     named = f"{title}, {part.what}" if part.what else title
     models = style.models(result)
-    rows = {named: (models["trained"], "")}
+    rows = [(named, models["trained"], part.variable)]
+    rows += [(f"  {said}", models["trained"], variable) for said, variable in part.beside]
     if part.null:
-        rows[f"  {part.null}"] = models["trained"], "null_"
+        rows.append((f"  {part.null}", models["trained"], f"null_{part.variable}"))
     if "untrained" in models:
-        rows["  untrained"] = models["untrained"], ""
-    for text, (numbers, prefix) in rows.items():
-        values = numbers_of(result, numbers, part, prefix)
+        rows.append(("  untrained", models["untrained"], part.variable))
+    for text, numbers, variable in rows:
+        values = numbers_of(result, numbers, part, variable)
         if values.ndim == 0:
             values = values.expand_dims(step=steps)
         after = values.isel(state=slice(1, None)).rename(state="step") if "state" in values.dims else values
@@ -255,10 +262,8 @@ def frame(result: xr.Dataset) -> pd.DataFrame:
 def tidy(result: xr.Dataset, numbers: xr.Dataset, part: Part) -> pd.DataFrame:
     """One line of a quantity as a table."""
     value, low, high, null = (
-        numbers_of(result, numbers, part, prefix, end)
-        if f"{prefix}{part.variable}{end}" in numbers
-        else xr.DataArray(np.nan)
-        for prefix, end in (("", ""), ("", "_low"), ("", "_high"), ("null_", ""))
+        numbers_of(result, numbers, part, name) if name in numbers else xr.DataArray(np.nan)
+        for name in (part.variable, f"{part.variable}_low", f"{part.variable}_high", f"null_{part.variable}")
     )
     along = value.dims[0]
     columns = {"value": value.values, "low": low.values, "high": high.values, "null": null.values}
@@ -286,13 +291,15 @@ def curve(result: xr.Dataset, name: str) -> looks.Curves | None:
     lines, along = [], "step"
     for part, colour in zip(parts, style.SEQUENCE, strict=False):
         for model in style.series(result, part.variable):
-            value = numbers_of(result, model.numbers, part)
+            value, low, high = (
+                numbers_of(result, model.numbers, part, f"{part.variable}{end}") for end in ("", "_low", "_high")
+            )
             along = value.dims[0]
             x = value[along].values + (along == "step")
-            low, high = (numbers_of(result, model.numbers, part, "", end).values for end in ("_low", "_high"))
-            lines.append(looks.Line(x, value.values, low, high, **model.look(part.what, mark="", colour=colour)))
+            look = model.look(part.what, mark="", colour=colour)
+            lines.append(looks.Line(x, value.values, low.values, high.values, **look))
             if part.null and model.is_trained:
-                null = numbers_of(result, model.numbers, part, "null_").values
+                null = numbers_of(result, model.numbers, part, f"null_{part.variable}").values
                 said = f"{part.what}, {part.null}" if part.what else part.null
                 lines.append(looks.Line(x, np.broadcast_to(null, x.shape), label=said, colour=colour, dash="dot"))
     return looks.Curves(lines, x=AXES[along], y=title, log="y" if name in LOG else "") if lines else None
