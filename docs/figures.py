@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from analyses import (
     ablation,
     attribution,
+    dynamics,
     intervention,
     lens,
     neurons,
@@ -43,6 +44,7 @@ FIGURES: dict[str, tuple[str, Callable[[xr.Dataset], Figure | None]]] = {
     "patching": ("demo/patching", patching.figure),
     "lens": ("demo/lens", lens.figure),
     "intervention": ("demo/intervention", intervention.figure),
+    "dynamics": ("demo/dynamics", dynamics.figure),
 }
 
 
