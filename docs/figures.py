@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from analyses import (
     ablation,
     attribution,
+    factors,
     intervention,
     lens,
     neurons,
@@ -42,6 +43,8 @@ FIGURES: dict[str, tuple[str, Callable[[xr.Dataset], Figure | None]]] = {
     "attribution": ("demo/attribution", attribution.figure),
     "patching": ("demo/patching", patching.figure),
     "lens": ("demo/lens", lens.figure),
+    "factors": ("demo/factors", factors.figure),
+    "factors_codes": ("demo/factors", factors.codes),
     "intervention": ("demo/intervention", intervention.figure),
 }
 
