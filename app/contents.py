@@ -80,6 +80,7 @@ CONTROLS = {name: of_control(name) for name in ("shared", "random", "shuffled", 
 SWAP = of_control("swap", "swap")
 
 PAGES = (
+    Page("story", "Story", ":material/auto_stories:", (CHECKPOINT,)),
     Page("overview", "Overview", ":material/home:", (CHECKPOINT,), (RECURRENCE,)),
     Page("steps", "Steps", ":material/footprint:", (CHECKPOINT,)),
     Page("pointing_game", "Pointing game", ":material/my_location:", (POINTING_GAME,), tuple(MAPS.values())),

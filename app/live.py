@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import warnings
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ import streamlit as st
 from etils import epy
 from PIL import Image
 
-from app import results
+from app import results, words
 from app.contents import CHECKPOINT, RECURRENCE
 from app.text import text
 from models.errors import InputError, UnreadableImage, brief
@@ -31,14 +32,19 @@ with epy.lazy_imports():
     import torch
 
     import models
-    from models import checkpoint, hooks, origin
+    from models import checkpoint, flops, hooks, origin
     from models import data as datasets
     from models.data import images as pictures_on_disk
-    from models.data import stream
+    from models.data import shapes, stream
+    from probes.methods import one_image
 
 MOST_PIXELS, FORMATS = 40_000_000, ("PNG", "JPEG", "WEBP", "BMP")  # of a picture that is uploaded
+SHORT = 0.5  # seconds, after which a bar says that work goes on
 N_SCORED = 500  # validation images behind the accuracy after each step
 BY_WEIGHTS = {"app.live.Model": lambda model: f"{model.origin.sha256} {model.origin.weights}"}  # what caches know it by
+
+
+Cell = tuple[int, int]  # a step and a head
 
 
 class Model:
@@ -53,7 +59,8 @@ class Model:
         self.config: ViTConfig = model.config
         self.origin: Origin = model.origin
         self.about: dict[str, Any] = checkpoint.describe(model)
-        self.classes = list(model.config.classes or map(str, range(model.config.n_classes)))
+        self.names = list(model.config.classes or map(str, range(model.config.n_classes)))
+        self.classes = list(map(words.of, self.names))
 
     @contextmanager
     def alone(self) -> Iterator[BViT]:
@@ -62,32 +69,31 @@ class Model:
             yield self._model
 
     @st.cache_data(max_entries=64, show_spinner="running the model", hash_funcs=BY_WEIGHTS)
-    def trace(self, image: np.ndarray) -> dict[str, np.ndarray]:
-        """Everything the Steps page shows of one image [3 h w], from one run.
-
-        attention: [step head row column]; to_cls: [step head]; norm: [state pos]; probability: [state class] (absent
-        without a head).
-        """
-        whole = ("hook_embed", "hook_pos_embed", "blocks.*.hook_resid_post")
-        wanted = {name: lambda activation: activation for name in whole}
-        wanted["blocks.*.attn.hook_pattern"] = lambda pattern: pattern[:, :, 0]
-        steps, n_prefix = range(self.config.n_steps), self.config.n_prefix
+    def trace(self, image: np.ndarray, off: tuple[Cell, ...] = (), target: int | None = None) -> dict[str, np.ndarray]:
+        """Everything that one run on an image [3 h w] shows, with these heads off; see `one_image.trace`."""
         with self.alone() as model:
-            _, cache = model.run_with_cache(torch.from_numpy(image)[None], names_filter=wanted)
-            states = [cache["hook_embed"] + cache["hook_pos_embed"]]
-            states += [cache[f"blocks.{t}.hook_resid_post"] for t in steps]
-            rows = torch.stack([cache[f"blocks.{t}.attn.hook_pattern"][0] for t in steps])
-            logits = [model.read_out(state)[0] for state in states] if self.config.n_classes else []
-        refuse_nonfinite(states)
-        side = self.config.image_size // self.config.patch_size
-        traced = {
-            "attention": rows[:, :, n_prefix:].unflatten(-1, (side, side)),
-            "to_cls": rows[:, :, 0],
-            "norm": torch.stack([state[0].norm(dim=-1) for state in states]),
-        }
-        if logits:
-            traced["probability"] = torch.stack(logits).softmax(-1)
+            traced = one_image.trace(model, torch.from_numpy(image), off, target)
+        refuse_nonfinite(traced["norm"][1:])
         return {name: values.numpy() for name, values in traced.items()}
+
+    @st.cache_data(max_entries=64, show_spinner=False, hash_funcs=BY_WEIGHTS)
+    def flips(self, image: np.ndarray, off: tuple[Cell, ...] = ()) -> np.ndarray:
+        """Class probabilities of the last state with each head off that is on, or on that is off, and with a random
+        change as large: [2 step head class]; see `one_image.flipped`.
+        """
+        found, begun, bar = [], time.monotonic(), None
+        with self.alone() as model:
+            state = model.embed(torch.from_numpy(image)[None])
+        for step in range(self.config.n_steps):
+            with self.alone() as model:  # a step at a time, so that others get between
+                found.append(one_image.flipped(model, state, step, off))
+                state = one_image.after_step(model, state, step, off)
+            if bar or time.monotonic() - begun > SHORT:
+                bar = bar or st.progress(0.0)
+                bar.progress((step + 1) / self.config.n_steps, "switching every head off")
+        if bar:
+            bar.empty()
+        return torch.stack(found, 1).numpy()
 
     @st.cache_data(max_entries=256, show_spinner=False, hash_funcs=BY_WEIGHTS)
     def without_head(self, image: np.ndarray, step: int, head: int) -> np.ndarray:
@@ -101,7 +107,7 @@ class Model:
         """Top-1 read out of every state [state], on images spread evenly over the validation split; and how many."""
         images = self.images()
         part = torch.utils.data.Subset(images, stream.evenly(len(images), N_SCORED))
-        where = torch.tensor(datasets.match_classes(datasets.describe(images).classes, self.classes))
+        where = torch.tensor(datasets.match_classes(datasets.describe(images).classes, self.names))
         correct, done = np.zeros(self.config.n_steps + 1), 0
         bar = st.progress(0.0, "measuring accuracy after each step")
         for batch in stream.Stream(part, 50):
@@ -123,6 +129,21 @@ class Model:
         if not may_open(spec):
             raise NotAsked(f"{spec} is opened when you ask for it")
         return opened(spec, self.config)
+
+    def flops(self) -> int:
+        """Of a run on one image."""
+        return flops.of_forward(self.config)
+
+    def label_of(self, images: Any, label: int) -> int | None:
+        """The model's class of a label of the data, None where it has none."""
+        name = images.classes[label]
+        return self.names.index(name) if name in self.names else None
+
+    def factors(self) -> dict[str, list[str]]:
+        """What each class is made of, by the name of the factor; empty but for the embedded data's classes."""
+        if tuple(self.names) != shapes.CLASSES:
+            return {}
+        return {name: [words.split()[place] for words in self.names] for place, name in enumerate(shapes.FACTORS)}
 
     def images_at_hand(self) -> Any:
         """The same, or None with a word where they are elsewhere, as those of a run that came from elsewhere, and with
@@ -147,9 +168,9 @@ def answers_of(model: BViT, images: torch.Tensor) -> torch.Tensor:
     return torch.stack([*answers, model.read_out(z).argmax(-1)])
 
 
-def refuse_nonfinite(states: list[torch.Tensor]) -> None:
-    """Stop with the first step after which the stream is no number."""
-    bad = [t for t, state in enumerate(states[1:]) if not state.isfinite().all()]
+def refuse_nonfinite(norms: torch.Tensor) -> None:
+    """Stop with the first step after which the stream is no number, by its tokens' norms [step pos]."""
+    bad = [t for t, norm in enumerate(norms) if not norm.isfinite().all()]
     if bad:
         raise InputError(
             f"activations are not finite from step {bad[0] + 1} (blocks.{bad[0]}) on; the checkpoint diverged, "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +91,13 @@ def keep_within(key: str, allowed: Sequence[int], default: int) -> None:
     """Before a widget for numbers is drawn: another run may have fewer of them, which Streamlit takes for an error."""
     if st.session_state.get(key, default) not in allowed:
         st.session_state[key] = default
+
+
+def keep_known(key: str, allowed: Collection[str]) -> None:
+    """Before a widget of several choices is drawn: those that another run does not have are left out."""
+    chosen = st.session_state.get(key, [])
+    if not set(chosen) <= set(allowed):
+        st.session_state[key] = [one for one in chosen if one in allowed]
 
 
 def segments(column: Any, label: str, options: Sequence[Any], key: str, *, help: str | None = None) -> Any:
