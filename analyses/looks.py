@@ -102,6 +102,12 @@ def as_html(figure: go.Figure, title: str = "", caption: str = "", **options: An
     return PAGE.format(title=html.escape(title), caption=html.escape(caption), figure=drawn, policy=POLICY)
 
 
+def on_dark(figure: go.Figure) -> go.Figure:
+    """The same figure with light ink and no ground of its own, for a dark page."""
+    clear = "rgba(0, 0, 0, 0)"
+    return go.Figure(figure).update_layout(template="plotly_dark", paper_bgcolor=clear, plot_bgcolor=clear)
+
+
 def without_links(figure: go.Figure) -> go.Figure:
     """The figure with what plotly would make links of as plain text: names come from files, no figure here has any."""
     content = figure.to_plotly_json()

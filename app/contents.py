@@ -83,6 +83,8 @@ PAGES = (
     Page("story", "Story", ":material/auto_stories:", (CHECKPOINT,)),
     Page("overview", "Overview", ":material/home:", (CHECKPOINT,), (RECURRENCE,)),
     Page("steps", "Steps", ":material/footprint:", (CHECKPOINT,)),
+    Page("transplant", "Transplant", ":material/move_up:", (CHECKPOINT,)),
+    Page("compare", "Side by side", ":material/compare:", (CHECKPOINT,)),
     Page("pointing_game", "Pointing game", ":material/my_location:", (POINTING_GAME,), tuple(MAPS.values())),
     Page("neurons", "Neurons", ":material/neurology:", (NEURONS,)),
     Page("rank", "Rank", ":material/stacked_line_chart:", (RANK,)),

@@ -5,7 +5,8 @@ those are elsewhere, a photograph that comes with a library; in the link as ``im
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ import matplotlib
 import numpy as np
 import sklearn
 import streamlit as st
+from PIL import Image
 
 from app import live, page, words
-from app.text import text
 from models.errors import InputError
 
 SAMPLES = {  # scikit-learn's are under CC BY 2.0 (danielbuechele, vultilion on Flickr), the last in the public domain
@@ -51,6 +52,7 @@ def chosen(model: live.Model) -> Shown:
     if upload is not None:
         return Shown(model, live.from_upload(model.config, upload.getvalue(), upload.name), upload.name)
     if images is None:
+        st.info("Upload a picture in the sidebar: photographs of any size will do. Until then, one of a library's:")
         return sample(model)
     page.keep_within("image", range(len(images)), 0)
     look = dict(key="image", **page.linked_number("image"))
@@ -67,13 +69,34 @@ def of_data(model: live.Model, images: Any, index: int) -> Shown:
     return Shown(model, image.numpy(), name, model.label_of(images, int(label)), outline, model.factors())
 
 
-def sample(model: live.Model) -> Shown:
+def sample(model: live.Model, place: Any = st.sidebar, label: str = "Photograph", key: str = "sample") -> Shown:
     """A photograph that a library brings along."""
-    look = dict(help="Upload your own above; these come with scikit-learn and matplotlib.", format_func=text)
-    name = st.sidebar.selectbox("Photograph", list(SAMPLES), key="sample", **look, **page.LINKED)
+    about = "Upload your own above; these come with scikit-learn and matplotlib."
+    name = place.selectbox(label, list(SAMPLES), key=key, help=about, **page.LINKED)
     path = SAMPLES[name]
-    st.info("Upload a picture in the sidebar: photographs of any size will do. Until then this is one of a library's.")
     return Shown(model, live.from_upload(model.config, path.read_bytes(), path.name), f"sample: {name}")
+
+
+def donor(model: live.Model, place: Any, label: str, key: str, default: int = 1) -> Shown:
+    """A second image, in the link under a key of its own."""
+    try:
+        images = model.images()
+    except InputError:
+        return sample(model, place, label, key)
+    default = min(default, len(images) - 1)
+    page.keep_within(key, range(len(images)), default)
+    look = dict(key=key, **page.linked_number(key))
+    return of_data(model, images, place.number_input(label, 0, len(images) - 1, default, **look))
+
+
+def seen_by(shown: Shown, model: live.Model) -> Shown:
+    """The same picture as another model's input, at its size and in its normalisation."""
+    one, other = shown.model.config, model.config
+    if (one.image_size, one.mean, one.std) == (other.image_size, other.mean, other.std):
+        return replace(shown, model=model)
+    content = BytesIO()
+    Image.fromarray(shown.picture).save(content, "PNG")
+    return Shown(model, live.from_upload(model.config, content.getvalue(), shown.name), shown.name)
 
 
 def another(model: live.Model) -> None:

@@ -81,19 +81,28 @@ class Model:
         """Class probabilities of the last state with each head off that is on, or on that is off, and with a random
         change as large: [2 step head class]; see `one_image.flipped`.
         """
-        found, begun, bar = [], time.monotonic(), None
+        found = []
         with self.alone() as model:
             state = model.embed(torch.from_numpy(image)[None])
-        for step in range(self.config.n_steps):
+        for step in steps_with_bar(self.config.n_steps, "switching every head off"):
             with self.alone() as model:  # a step at a time, so that others get between
                 found.append(one_image.flipped(model, state, step, off))
                 state = one_image.after_step(model, state, step, off)
-            if bar or time.monotonic() - begun > SHORT:
-                bar = bar or st.progress(0.0)
-                bar.progress((step + 1) / self.config.n_steps, "switching every head off")
-        if bar:
-            bar.empty()
         return torch.stack(found, 1).numpy()
+
+    @st.cache_data(max_entries=64, show_spinner=False, hash_funcs=BY_WEIGHTS)
+    def transplant(self, image: np.ndarray, donor: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Class probabilities of the last state when some tokens, bool [set pos], of the state that enters a step are
+        those of the donor's: [step set class].
+        """
+        found = []
+        with self.alone() as model:
+            states = model.embed(torch.from_numpy(np.stack([image, donor])))
+        for step in steps_with_bar(self.config.n_steps, "putting states in"):
+            with self.alone() as model:
+                found.append(one_image.transplanted(model, states[:1], states[1:], step, torch.from_numpy(tokens)))
+                states = model.run_steps(states, step, step + 1)
+        return torch.stack(found).numpy()
 
     @st.cache_data(max_entries=256, show_spinner=False, hash_funcs=BY_WEIGHTS)
     def without_head(self, image: np.ndarray, step: int, head: int) -> np.ndarray:
@@ -159,6 +168,18 @@ class Model:
         return None
 
 
+def steps_with_bar(n: int, what: str) -> Iterator[int]:
+    """0 .. n - 1, with a bar once it takes long; a visitor who goes on in the meantime ends it there."""
+    begun, bar = time.monotonic(), None
+    for step in range(n):
+        yield step
+        if bar or time.monotonic() - begun > SHORT:
+            bar = bar or st.progress(0.0)
+            bar.progress((step + 1) / n, what)
+    if bar:
+        bar.empty()
+
+
 def answers_of(model: BViT, images: torch.Tensor) -> torch.Tensor:
     """The class read out of every state: [state image]."""
     z, answers = model.embed(images), []
@@ -181,16 +202,17 @@ def refuse_nonfinite(norms: torch.Tensor) -> None:
 # Loading
 
 
-def load(run: Path) -> Model:
+def load(run: Path, weights: str = "ema") -> Model:
+    """A run's model; with weights "init" as it was before training."""
     path = run / CHECKPOINT.file
     if not path.exists():
         raise InputError(f"{run} holds no ckpt.pt; train one with: {CHECKPOINT.made_by(run)}")
-    return _load(str(run), results.stamp(path))
+    return _load(str(run), results.stamp(path), weights)
 
 
 @st.cache_resource(max_entries=4, show_spinner="loading the model")
-def _load(run: str, changed: tuple[int, ...]) -> Model:
-    return Model(models.load(run))
+def _load(run: str, changed: tuple[int, ...], weights: str) -> Model:
+    return Model(models.load(run, weights))
 
 
 # Data. A checkpoint names what it was trained on, and may be a stranger's: the name alone makes the server do nothing.

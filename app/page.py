@@ -48,7 +48,8 @@ def show(
 ) -> None:
     """A figure in its own colours, and under it the files it is had as (PNG: the camera in its corner)."""
     config = looks.CONFIG | {"toImageButtonOptions": {"filename": name.replace(" ", "_"), "scale": 2}}
-    st.plotly_chart(looks.without_links(figure), key=f"chart {name}", theme=None, config=config, **options)
+    drawn = looks.on_dark(figure) if st.context.theme.type == "dark" else figure
+    st.plotly_chart(looks.without_links(drawn), key=f"chart {name}", theme=None, config=config, **options)
     with st.container(horizontal=True):
         save(figure, name, caption)
         if table is not None:
@@ -93,7 +94,7 @@ def keep_within(key: str, allowed: Sequence[int], default: int) -> None:
         st.session_state[key] = default
 
 
-def keep_known(key: str, allowed: Collection[str]) -> None:
+def keep_known(key: str, allowed: Collection[Any]) -> None:
     """Before a widget of several choices is drawn: those that another run does not have are left out."""
     chosen = st.session_state.get(key, [])
     if not set(chosen) <= set(allowed):

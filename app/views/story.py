@@ -67,7 +67,7 @@ telling(key="story", data=drawn, on_toggle_change=toggle, on_another_change=lamb
 page.download("Save the story as HTML", lambda: story.page(drawn), "story.html", "text/html")
 st.caption(
     "**CLS** is the token that collects the answer; the coloured pictures show which patches it attends to, brighter "
-    "is more. **Read out after a step** (logit lens): the final norm and head, trained for the last step only, are put on "
+    "is more. **Read out after a step** (logit lens): the final norm and head, trained for the last step only, read "
     "the state after that one; the same on a patch says what it would answer. **Points lost**: the probability that "
     "the answer has less when one head writes nothing at one step."
 )

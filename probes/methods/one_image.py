@@ -15,10 +15,11 @@ from torch import Tensor
 
 import models
 from models import hooks
-from probes.methods import parts, reading
+from probes.methods import parts, patches, reading
 
 Cell = tuple[int, int]  # a step and a head
 SEED = 0  # of the random directions
+ROWS = 128  # of a batch
 
 
 def switched_off(off: Collection[Cell]) -> list[tuple[str, Any]]:
@@ -86,3 +87,10 @@ def after_step(model: models.BViT, state: Tensor, step: int, off: Collection[Cel
     """The state after a step, without the heads that are off."""
     with model.hooks(switched_off(off)):
         return model.run_steps(state, step, step + 1)
+
+
+def transplanted(model: models.BViT, state: Tensor, other: Tensor, step: int, tokens: Tensor) -> Tensor:
+    """Class probabilities at the end of the run whose state [1 pos d_model] enters a step, some of its tokens being
+    those of another run's state there: [set class], of tokens bool [set pos].
+    """
+    return patches.patched(model, state, step, "resid", other, tokens[None, ..., None], ROWS)[0].softmax(-1)

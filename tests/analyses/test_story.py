@@ -1,4 +1,4 @@
-"""The story of one image: what it says of planted numbers, what is packed, and a page that strange texts cannot bend."""
+"""One image's story: what it says of planted numbers, what is packed, and a page that strange texts cannot bend."""
 
 import json
 import re
