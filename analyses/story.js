@@ -40,6 +40,9 @@ const STYLE = `
 .story .key canvas { display: inline-block; width: 90px; height: .7em; margin: 0 .4em; vertical-align: middle; }
 .story kbd { border: 1px solid var(--line); border-radius: 3px; padding: 0 .35em; font-size: .9em; }
 .story .small { font-size: .87em; min-height: 2.9em; margin: .4rem 0 0; }
+.story .moments { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5em, 1fr)); gap: .5rem; }
+.story .moment { display: flex; flex-direction: column; gap: .3em; padding: .4em; font-size: .87em; text-align: left; }
+.story .moment img { width: 100%; aspect-ratio: 1; object-fit: cover; border-radius: 4px; image-rendering: auto; }
 @media (max-width: 700px) { .story .scene { grid-template-columns: 1fr; } .story .stage { max-width: 340px; }
   .story .bar { grid-template-columns: 8em 1fr 4em; }
   .story { --label: 4.6em; } }
@@ -239,7 +242,7 @@ class Story {
     this.film.style.setProperty("--cell", this.nSteps > 14 ? "44px" : "54px");
     this.film.append(...[this.numbers(), this.strip(), ...(data.classes ? [this.words(), this.lines(), this.lenses()] : []),
       ...this.headRows()]);
-    this.host.replaceChildren(scene, this.controls(), this.film, this.legend());
+    this.host.replaceChildren(scene, this.controls(), this.film, this.legend(), ...this.moments());
     if (focused) this.host.querySelector(`[data-place="${focused}"]`)?.focus();
   }
 
@@ -368,6 +371,19 @@ class Story {
     const keys = [["←", "→"], " step ", ["↑", "↓"], " head ", ["space"], " plays ", ...(this.send ? [["n"], " another image", " · click a cell: that head is off"] : [])];
     entries.push(element("span", {}, ...keys.flatMap((one) => (typeof one === "string" ? [one] : one.map((key) => element("kbd", { textContent: key }))))));
     return element("div", { className: "key" }, ...entries);
+  }
+
+  moments() {
+    const { moments } = this.data;
+    if (!moments?.length) return [];
+    const open = ({ index, step, head }) => {
+      this.at = { ...this.at, step, head };
+      this.send("moment", index);
+      this.host.scrollIntoView({ block: "start", behavior: "smooth" });
+    };
+    const cards = moments.map((one) => element("button", { className: "moment", onclick: () => open(one) },
+      element("img", { src: one.picture, alt: "" }), element("span", { textContent: one.title })));
+    return [element("h2", { textContent: "Moments found by the probes" }), element("div", { className: "moments" }, ...cards)];
   }
 
   neutral() {

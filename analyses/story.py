@@ -100,7 +100,7 @@ def factor_path(probability: np.ndarray, of_class: Sequence[str]) -> list[str]:
 
 
 def when(state: int) -> str:
-    return "before the first step" if state == 0 else f"from step {state} on"
+    return "from the start" if state == 0 else f"from step {state} on"
 
 
 def percent(probability: float) -> str:

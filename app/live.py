@@ -322,10 +322,15 @@ def pictures(run: Path, result: xr.Dataset) -> dict[int, str]:
 
 def is_of(images: Any, indices: Sequence[int], said: Mapping[str, Any]) -> bool:
     """Whether a result is of these very images: all of them, or those at `indices`."""
-    if (origin.relative(images.spec), images.split) != (said.get("data"), said.get("split")):
+    if not is_of_data(images, said):
         return False
     part = torch.utils.data.Subset(images, indices)
     return said.get("data_fingerprint") in (images.fingerprint, datasets.describe(part).fingerprint)
+
+
+def is_of_data(images: Any, said: Mapping[str, Any]) -> bool:
+    """Whether a result says that it is of this data, or of a part of it."""
+    return (origin.relative(images.spec), images.split) == (said.get("data"), said.get("split"))
 
 
 @st.cache_data(max_entries=4, show_spinner="drawing the images")

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from analyses import story
-from app import image, live, page, results
+from app import gallery, image, live, page, results
 
 AT_ONCE = 2e10  # FLOPs of what is run without being asked, well under a second
 
@@ -22,6 +22,13 @@ def toggle() -> None:
     if len(clicked) == 3 and (name := f"blocks.{clicked[0]} head {clicked[1]}") in cells():
         off = st.session_state["off"]
         st.session_state["off"] = [one for one in off if one != name] if name in off else [*off, name]
+
+
+def open_moment() -> None:
+    """A click on a picture of the gallery."""
+    clicked = st.session_state["story"].get("moment")
+    if isinstance(clicked, int) and clicked in {one["index"] for one in gallery.of(results.chosen(), model)}:
+        st.session_state["image"] = clicked
 
 
 def told(shown: image.Shown) -> story.Story:
@@ -63,7 +70,9 @@ st.title("What happens to one image, step by step")
 model = live.load(results.chosen())
 shown = image.chosen(model)
 drawn = story.payload(told(shown))
-telling(key="story", data=drawn, on_toggle_change=toggle, on_another_change=lambda: image.another(model))
+moments = gallery.of(results.chosen(), model)
+does = dict(on_toggle_change=toggle, on_another_change=lambda: image.another(model), on_moment_change=open_moment)
+telling(key="story", data=drawn | {"moments": moments}, **does)
 page.download("Save the story as HTML", lambda: story.page(drawn), "story.html", "text/html")
 st.caption(
     "**CLS** is the token that collects the answer; the coloured pictures show which patches it attends to, brighter "
