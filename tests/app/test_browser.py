@@ -126,7 +126,7 @@ def quickest_step(page) -> float:
 def plays_alone(browser, path: Path) -> None:
     """A saved story moves without a server, asks nobody and complains of nothing."""
     page, said = browser.new_page(), []
-    page.on("pageerror", said.append)
+    page.on("pageerror", lambda error: said.append(str(error)))
     page.on("console", lambda message: said.append(message.text))
     page.on("request", lambda request: said.append(request.url) if request.url.startswith("http") else None)
     page.goto(path.as_uri())

@@ -79,3 +79,17 @@ def test_a_trace_is_read_out_state_by_state_and_patch_by_patch(model, image):
             assert traced["patch_target"][k] == pytest.approx(says[..., 2], abs=1e-5)
             assert np.array_equal(traced["patch_answer"][k], says.argmax(-1))
     assert traced["attention"].shape == (3, 2, 4, 4) and traced["to_cls"].shape == (3, 2)
+
+
+def test_a_transplant_is_a_run_that_goes_on_from_both_states(model, image):
+    tokens = torch.tensor([[True] + [False] * (model.config.n_tokens - 1), [True] * model.config.n_tokens])
+    donor = image.flip(-1)
+    with torch.inference_mode():
+        for step in range(3):
+            own, other = (model.run_steps(model.embed(one[None]), 0, step) for one in (image, donor))
+            found = one_image.transplanted(model, own, other, step, tokens)
+            mixed = own.clone()
+            mixed[:, 0] = other[:, 0]
+            expected = model.read_out(model.run_steps(mixed, step, 3))[0].softmax(-1)
+            assert found[0] == pytest.approx(expected.numpy(), abs=1e-5)
+            assert found[1] == pytest.approx(model(donor[None])[0].softmax(-1).numpy(), abs=1e-5)
