@@ -31,13 +31,6 @@ MEANS = {
     "PCA": "pca",
     "7: cross checks": 7,
 }
-    "blocks.1 head 0": ["blocks.1 head 0"],
-    "CLS state": "cls",
-    "stable rank": "stable_rank",
-    "false": False,
-    "PCA": "pca",
-    "7: cross checks": 7,
-}
 
 
 def values(app: AppTest, keys: Sequence[str]) -> dict[str, object]:
