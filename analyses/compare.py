@@ -38,7 +38,7 @@ def attention(maps: Mapping[str, np.ndarray], *, columns: int = 6) -> go.Figure:
     drawn.update_yaxes(visible=False, autorange="reversed", scaleanchor="x", constrain="domain")
     drawn.update_annotations(font_size=12)
     bar = dict(title="attention (%)", y=0.7, len=0.55, x=1.02)
-    shared = dict(colorscale=style.ATTENTION, cmin=0, cmax=highest, colorbar=bar)
+    shared = dict(colorscale=looks.GLOW, cmin=0, cmax=highest, colorbar=bar)
     return drawn.update_layout(coloraxis=shared, height=170 * (2 + has_difference) + 40, **looks.WHITE)
 
 

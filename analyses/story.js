@@ -398,8 +398,8 @@ class Story {
   }
 
   colour(i) {
-    const lines = this.data.colours.lines;
-    return lines[i % lines.length];
+    const { lines, onDark } = this.data.colours, colour = lines[i % lines.length];
+    return luminance(this.neutral()) < 0.2 ? (onDark[colour] ?? colour) : colour;
   }
 
   // What moves with the step and the head

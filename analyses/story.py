@@ -221,6 +221,7 @@ def payload(story: Story) -> dict[str, Any]:
             "attention": stops(style.ATTENTION),
             "probability": stops(style.MAP),
             "lines": list(style.SEQUENCE),
+            "onDark": style.ON_DARK,
         },
         "lossColours": [style.MAIN, style.SECOND],
     }

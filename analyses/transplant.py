@@ -60,7 +60,7 @@ def grid(effects: np.ndarray, flips: np.ndarray, n_prefix: int, side: int) -> go
     limit = 100 * max(float(np.abs(effects[:, n_prefix:]).max()), 0.01)
     across = min(6, len(effects))
     down = -(-len(effects) // across)
-    titles = [f"step {t + 1} · CLS {100 * one[0]:.0f} %" for t, one in enumerate(effects)]
+    titles = [f"step {t + 1} · CLS {100 * one[0]:z.0f} %" for t, one in enumerate(effects)]
     drawn = make_subplots(down, across, subplot_titles=titles, horizontal_spacing=0.02, vertical_spacing=0.14)
     for t, values in enumerate(effects):
         place = dict(row=t // across + 1, col=t % across + 1)

@@ -3,6 +3,7 @@
 It feeds the menu, the sidebar's "here" and "missing", the word on a page without its result, and the tests.
 """
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ class Result:
     identity: str = "checkpoint_sha256"  # the attribute that says which model it is of
 
     def made_by(self, run: Path) -> str:
-        return self.command.format(run=run)
+        return self.command.format(run=shlex.quote(str(run)))
 
     def is_here(self, run: Path) -> bool:
         return (run / self.file).is_file()

@@ -291,9 +291,11 @@ def refuse_large(content: bytes, name: str) -> None:
     except Image.DecompressionBombError as error:
         raise UnreadableImage(name, brief(error)) from None
     except Exception:  # a damaged file raises anything inside a decoder
-        raise UnreadableImage(name, f"it is none of {', '.join(FORMATS)}") from None
+        raise UnreadableImage(name, f"it is none of {', '.join(FORMATS)}; save it as one of these") from None
     if width * height > MOST_PIXELS:
-        raise UnreadableImage(name, f"it has {width} x {height} pixels, more than {MOST_PIXELS // 10**6} million")
+        raise UnreadableImage(
+            name, f"it has {width} x {height} pixels, more than {MOST_PIXELS // 10**6} million; make it smaller"
+        )
 
 
 def pixels(config: ViTConfig, image: np.ndarray) -> np.ndarray:

@@ -56,9 +56,22 @@ def show(
             save_table(table, name)
 
 
+def story_of(column: Any, index: int) -> None:
+    """A way from an image of the run's own data to its story."""
+    run = st.session_state["run"]
+    column.page_link("views/story.py", label="story", query_params={"run": run, "image": str(index)})
+
+
 def save(figure: go.Figure, name: str, caption: str = "") -> None:
     """A button that saves a figure as a page that needs nothing from outside."""
-    download("Save as HTML", lambda: looks.as_html(figure, name, caption), f"{name}.html", "text/html")
+    caption = f"{caption}; " if caption else ""
+    title, run = name.capitalize(), st.session_state.get("run", "")
+    download(
+        "Save as HTML",
+        lambda: looks.as_html(figure, f"{title}: {run}", f"{caption}of the run {run}"),
+        f"{name}.html",
+        "text/html",
+    )
 
 
 def save_table(table: Callable[[], pd.DataFrame], name: str, label: str = "Table as CSV") -> None:

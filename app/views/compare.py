@@ -73,7 +73,12 @@ def show_probes(run: str, beside: str) -> None:
     if drawn is None:
         raise InputError(f"{kind.file} of these runs holds nothing to draw over each other")
     drawn.savefig(content, format="png", dpi=130)
-    st.image(content.getvalue(), f"{title_of(kind)} of {text(both[0])} and {text(both[1])}", width="stretch")
+    st.image(
+        content.getvalue(),
+        f"{title_of(kind)} of {text(both[0])} and {text(both[1])}",
+        width="stretch",
+        alt=title_of(kind),
+    )
     page.download("Save as PNG", content.getvalue, f"compare {title_of(kind)}.png", "image/png")
 
 
@@ -89,8 +94,8 @@ shown = image.chosen(first)
 models = {run: first, beside: opened(beside)}
 seen = {name: image.seen_by(shown, model) for name, model in models.items()}
 left, right = st.columns([1, 4])
-left.image(shown.picture, "what the model sees", width=190)
-right.subheader(text(shown.name))
+left.image(shown.picture, "what the model sees", width=190, alt=shown.name)
+right.header(text(shown.name))
 for name, model in models.items():
     said = model.about
     right.markdown(f"{text(name)}: {said['blocks']} blocks, {said['steps']} steps, {said['parameters'] / 1e6:.3f} M")

@@ -64,8 +64,8 @@ model = live.load(results.chosen())
 shown = image.chosen(model)
 traced = model.trace(shown.image)
 left, right = st.columns([1, 4])
-left.image(shown.picture, "what the model sees", width=190)
-right.subheader(text(shown.name))
+left.image(shown.picture, "what the model sees", width=190, alt=shown.name)
+right.header(text(shown.name))
 if "probability" in traced:
     last = traced["probability"][-1]
     right.markdown(f"The model answers **{text(model.classes[int(last.argmax())])}** ({100 * last.max():.1f} %).")

@@ -82,7 +82,7 @@ receiver = image.chosen(model)
 left, middle, right = st.columns(3)
 donor = image.donor(model, middle, "Image that the state is from", "donor")
 other = image.donor(model, right, "Unrelated image, for comparison", "unrelated", 2)
-left.image(receiver.picture, f"this run: {text(receiver.name)}", width="stretch")
+left.image(receiver.picture, f"this run: {text(receiver.name)}", width="stretch", alt=receiver.name)
 with middle:
     st.caption(f"put in: {text(donor.name)}; draw a box to choose patches")
     page.keep_known("patches", range(side * side))
@@ -90,7 +90,7 @@ with middle:
     figure = analysis.chooser(donor.picture, held, side)
     modes = ["points", "box", "lasso"]
     st.plotly_chart(figure, key=f"chart {MAP}", theme=None, on_select=follow_choice, selection_mode=modes)
-right.image(other.picture, text(other.name), width="stretch")
+right.image(other.picture, text(other.name), width="stretch", alt=other.name)
 chosen = st.multiselect("Chosen patches (row by row, from 0)", range(side * side), key="patches", **page.LINKED)
 if model.config.n_classes:
     show(receiver, donor, other, chosen)

@@ -207,13 +207,13 @@ def test_a_click_on_a_cell_shows_that_cell_and_makes_it_the_link(visit):
         page.mouse.move(x, y)
         page.wait_for_selector(".hoverlayer .hovertext")
         page.mouse.click(x, y)
-        page.locator("h3").get_by_text(f"step {step + 1} (blocks.{step}), head {head}").wait_for()
+        page.locator("h2").get_by_text(f"step {step + 1} (blocks.{step}), head {head}").wait_for()
         settled(page)
     at = link(page)
     page.reload()
     settled(page)
     assert link(page) == at
-    page.locator("h3").get_by_text("step 3 (blocks.2), head 0").wait_for()
+    page.locator("h2").get_by_text("step 3 (blocks.2), head 0").wait_for()
 
 
 def cell_on_screen(page, step: int, head: int) -> tuple[float, float]:
