@@ -56,6 +56,7 @@ QUANTITIES = {
         ],
     ),
     "radius": ("largest |eigenvalue|", [Part("CLS", "radius", null="random as large")]),
+    "expanding": ("eigenvalues beyond the unit circle", [Part("CLS", "expanding", null="random as large")]),
     "log_det": (
         "log |det| per dimension",
         [
@@ -82,7 +83,7 @@ QUANTITIES = {
     ),
 }
 LOG = ("update", "singular")
-NOT_IN_FIGURE = ("radius",)
+NOT_IN_FIGURE = ("radius", "expanding")
 AXES = {"step": "step", "state": "after step", "lag": "steps before the last one that was run"}
 
 # Statistics
