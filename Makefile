@@ -16,6 +16,10 @@ bench: .venv/.installed
 figures: .venv/.installed
 	.venv/bin/python docs/figures.py
 
+report: .venv/.installed
+	.venv/bin/python -m analyses.report runs/demo runs/demo-vit runs/pruned runs/study --out build/report
+	cp build/report/report.html docs/report.html
+
 campaign: .venv/.installed
 	.venv/bin/python tests/campaign.py --write
 
@@ -52,4 +56,4 @@ clean:
 		$(PYTHON) -m venv .venv && .venv/bin/pip install -e '.[dev]' -c constraints.txt; }
 	@touch $@
 
-.PHONY: demo test lint bench figures campaign newest wheel clean
+.PHONY: demo test lint bench figures report campaign newest wheel clean

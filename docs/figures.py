@@ -18,6 +18,7 @@ from analyses import (
     ablation,
     attribution,
     dynamics,
+    factors,
     intervention,
     lens,
     neurons,
@@ -43,6 +44,8 @@ FIGURES: dict[str, tuple[str, Callable[[xr.Dataset], Figure | None]]] = {
     "attribution": ("demo/attribution", attribution.figure),
     "patching": ("demo/patching", patching.figure),
     "lens": ("demo/lens", lens.figure),
+    "factors": ("demo/factors", factors.figure),
+    "factors_codes": ("demo/factors", factors.codes),
     "intervention": ("demo/intervention", intervention.figure),
     "dynamics": ("demo/dynamics", dynamics.figure),
 }
