@@ -56,6 +56,7 @@ QUANTITIES = {
         ],
     ),
     "radius": ("largest |eigenvalue|", [Part("CLS", "radius", null="random as large")]),
+    "expanding": ("eigenvalues beyond the unit circle", [Part("CLS", "expanding", null="random as large")]),
     "log_det": (
         "log |det| per dimension",
         [
@@ -82,7 +83,7 @@ QUANTITIES = {
     ),
 }
 LOG = ("update", "singular")
-NOT_IN_FIGURE = ("radius",)
+NOT_IN_FIGURE = ("radius", "expanding")
 AXES = {"step": "step", "state": "after step", "lag": "steps before the last one that was run"}
 
 # Statistics
@@ -192,6 +193,8 @@ def beside_lines(result: xr.Dataset) -> Iterator[str]:
             f"{title} of two steps, mean {off_diagonal(result, name)}; shuffled images {null:.3f} at most"
             + untrained_mean(result, name)
         )
+    of_next = [f"{value:.3f}" for value in style.some(result["increment_cka"].values.diagonal(1))]
+    yield f"CKA of an increment and the next, from step 1 on: {' '.join(of_next)}"
     for name, title in MAPS.items():
         if f"cross_{name}" in result:
             cross = result[f"cross_{name}"]
