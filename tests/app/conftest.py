@@ -25,6 +25,7 @@ from probes import (
     intervention,
     lens,
     neurons,
+    outliers,
     patching,
     pointing_game,
     probe,
@@ -84,6 +85,7 @@ def measure_all(run: Path) -> None:
         "intervention": intervention.measure(model, images, images=20, max_steps=4, **common),
         "lens": lens.measure(model, images, updates=3, jacobian_images=2, **common),
         "factors": factors.measure(model, images, **common),
+        "outliers": outliers.measure(model, images, **common),
         "cost": cost.measure(model, images, rounds=1, batch_size=2),
         "transfer": transfer.measure(model, images, seeds=2, epochs=1, train_batch=20, _train=images, **common),
     }
