@@ -213,3 +213,14 @@ def test_the_shipped_report_says_what_the_shipped_results_say() -> None:
         of = {item.needs: study.read(RUNS / run) if run == "study" else shipped(f"{run}/{item.needs}")}
         if item.number != "Appendix G":  # whose controls lie in results of their own
             assert html.escape(item.says(of), quote=True).replace("&#x27;", "&#39;") in content, item.number
+
+
+def test_it_opens_on_a_telephone_and_asks_nobody(browser) -> None:
+    path, asked = RUNS.parent / "docs" / "report.html", []
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(path.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.evaluate("[...document.images].every(image => image.alt)") and page.locator("section").count() > 14
+    assert [address for address in asked if not address.startswith("data:")] == [path.as_uri()]
+    page.close()
