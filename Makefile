@@ -23,6 +23,10 @@ report: .venv/.installed
 campaign: .venv/.installed
 	.venv/bin/python tests/campaign.py --write
 
+# numbers of others beside ours; options in WITH, such as WITH="--voc VOCdevkit/VOC2007"
+reproduce: .venv/.installed
+	.venv/bin/python -m tests.reference.reproduce $(WITH)
+
 # in environments of their own, from the package index: the newest versions of everything, and the wheel from an empty folder
 newest:
 	$(PYTHON) -m venv .venv-newest
@@ -56,4 +60,4 @@ clean:
 		$(PYTHON) -m venv .venv && .venv/bin/pip install -e '.[dev]' -c constraints.txt; }
 	@touch $@
 
-.PHONY: demo test lint bench figures report campaign newest wheel clean
+.PHONY: demo test lint bench figures report reproduce campaign newest wheel clean

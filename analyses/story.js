@@ -50,6 +50,7 @@ const STYLE = `
 const PACE = 700, SMALL = 96, LARGE = 480; // milliseconds a step in play, pixels of a small and the large picture
 const KINDS = { float32: Float32Array, uint16: Uint16Array };
 const stories = new WeakMap(); // by the element that each lives in
+let wanted = null; // the step and the head of a moment that was clicked, for the story that comes
 const last = {}; // where the visitor was, for the time that the tab is open
 
 // Numbers and elements
@@ -169,6 +170,8 @@ class Story {
     this.at ??= { step: within(from("step"), this.nSteps) ? Number(from("step")) : step,
       head: within(from("head"), this.nHeads) ? Number(from("head")) : head,
       film: from("film") === "heads" ? "heads" : "steps" };
+    this.at = { ...this.at, ...wanted };
+    wanted = null;
     this.at.step = Math.min(this.at.step, this.nSteps - 1);
     this.at.head = Math.min(this.at.head, this.nHeads - 1);
   }
@@ -242,7 +245,7 @@ class Story {
     this.film.style.setProperty("--cell", this.nSteps > 14 ? "44px" : "54px");
     this.film.append(...[this.numbers(), this.strip(), ...(data.classes ? [this.words(), this.lines(), this.lenses()] : []),
       ...this.headRows()]);
-    this.host.replaceChildren(scene, this.controls(), this.film, this.legend(), ...this.moments());
+    this.host.replaceChildren(scene, this.controls(), this.film, this.legend());
     if (focused) this.host.querySelector(`[data-place="${focused}"]`)?.focus();
   }
 
@@ -371,19 +374,6 @@ class Story {
     const keys = [["←", "→"], " step ", ["↑", "↓"], " head ", ["space"], " plays ", ...(this.send ? [["n"], " another image", " · click a cell: that head is off"] : [])];
     entries.push(element("span", {}, ...keys.flatMap((one) => (typeof one === "string" ? [one] : one.map((key) => element("kbd", { textContent: key }))))));
     return element("div", { className: "key" }, ...entries);
-  }
-
-  moments() {
-    const { moments } = this.data;
-    if (!moments?.length) return [];
-    const open = ({ index, step, head }) => {
-      this.at = { ...this.at, step, head };
-      this.send("moment", index);
-      this.host.scrollIntoView({ block: "start", behavior: "smooth" });
-    };
-    const cards = moments.map((one) => element("button", { className: "moment", onclick: () => open(one) },
-      element("img", { src: one.picture, alt: "" }), element("span", { textContent: one.title })));
-    return [element("h2", { textContent: "Moments found by the probes" }), element("div", { className: "moments" }, ...cards)];
   }
 
   neutral() {
@@ -556,8 +546,24 @@ class Story {
   }
 }
 
+// Single images that open their story
+
+function gallery({ data, parentElement, setTriggerValue }) {
+  const open = ({ index, step, head }) => {
+    wanted = { step, head };
+    setTriggerValue("moment", index);
+    document.querySelector("h1")?.scrollIntoView({ behavior: "smooth" });
+  };
+  const cards = data.moments.map((one) => element("button", { className: "moment", onclick: () => open(one) },
+    element("img", { src: one.picture, alt: "" }), element("span", { textContent: one.title })));
+  const host = element("section", { className: "story" }, element("h2", { textContent: "Moments found by the probes" }),
+    element("div", { className: "moments" }, ...cards));
+  parentElement.replaceChildren(element("style", { textContent: STYLE }), host);
+}
+
 export default function story(component) {
   const { parentElement } = component;
+  if (component.data.moments) return gallery(component);
   if (!stories.has(parentElement)) stories.set(parentElement, new Story(parentElement));
   const one = stories.get(parentElement), call = (one.calls = (one.calls ?? 0) + 1);
   one.update(component);

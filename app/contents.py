@@ -74,6 +74,7 @@ INTERVENTION = of_probe("intervention", "change")
 LENS = of_probe("lens", "recovered")
 DYNAMICS = of_probe("dynamics", "increment_cka")
 FACTORS = of_probe("factors", "selectivity")
+OUTLIERS = of_probe("outliers", "accuracy_change")
 COST = of_probe("cost", "seconds_of_round")
 TRANSFER = Result(
     "transfer.nc", "python -m probes.transfer {run} --data folder:PHOTOGRAPHS", "trainable_parameters", start="ckpt.pt"
@@ -101,6 +102,7 @@ PAGES = (
     Page("lens", "Lens", ":material/search:", (LENS,)),
     Page("dynamics", "Dynamics", ":material/route:", (DYNAMICS,)),
     Page("factors", "Factors", ":material/biotech:", (FACTORS,)),
+    Page("outliers", "Outlier tokens", ":material/grain:", (OUTLIERS,)),
     Page("cost", "Cost", ":material/payments:", (COST,)),
     Page("transfer", "Transfer", ":material/moving:", (TRANSFER,)),
     Page("study", "Comparison", ":material/balance:"),

@@ -8,6 +8,7 @@ from app import gallery, image, live, page, results
 AT_ONCE = 2e10  # FLOPs of what is run without being asked, well under a second
 
 telling = st.components.v2.component("story", js=story.script())
+choosing = st.components.v2.component("gallery", js=story.script())
 
 
 def cells() -> dict[str, live.Cell]:
@@ -26,7 +27,7 @@ def toggle() -> None:
 
 def open_moment() -> None:
     """A click on a picture of the gallery."""
-    clicked = st.session_state["story"].get("moment")
+    clicked = st.session_state["gallery"].get("moment")
     if isinstance(clicked, int) and clicked in {one["index"] for one in gallery.of(results.chosen(), model)}:
         st.session_state["image"] = clicked
 
@@ -70,9 +71,7 @@ st.title("What happens to one image, step by step")
 model = live.load(results.chosen())
 shown = image.chosen(model)
 drawn = story.payload(told(shown))
-moments = gallery.of(results.chosen(), model)
-does = dict(on_toggle_change=toggle, on_another_change=lambda: image.another(model), on_moment_change=open_moment)
-telling(key="story", data=drawn | {"moments": moments}, **does)
+telling(key="story", data=drawn, on_toggle_change=toggle, on_another_change=lambda: image.another(model))
 page.download("Save the story as HTML", lambda: story.page(drawn), "story.html", "text/html")
 st.caption(
     "**CLS** is the token that collects the answer; the coloured pictures show which patches it attends to, brighter "
@@ -80,3 +79,5 @@ st.caption(
     "the state after that one; the same on a patch says what it would answer. **Points lost**: the probability that "
     "the answer has less when one head writes nothing at one step."
 )
+if moments := gallery.of(results.chosen(), model):
+    choosing(key="gallery", data={"moments": moments}, on_moment_change=open_moment)

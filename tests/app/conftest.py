@@ -26,6 +26,7 @@ from probes import (
     intervention,
     lens,
     neurons,
+    outliers,
     patching,
     pointing_game,
     probe,
@@ -88,6 +89,7 @@ def measure_all(run: Path) -> None:
             model, images, sample=8, max_steps=6, jacobian_images=1, state_images=1, probes=2, iterations=4, **common
         ),
         "factors": factors.measure(model, images, **common),
+        "outliers": outliers.measure(model, images, **common),
         "cost": cost.measure(model, images, rounds=1, batch_size=2),
         "transfer": transfer.measure(model, images, seeds=2, epochs=1, train_batch=20, _train=images, **common),
     }

@@ -8,16 +8,19 @@ import torch
 from streamlit.testing.v1 import AppTest
 
 from analyses import story
-from app import live
+from app import gallery, live
 from models import load, open_data
 
-from .visits import is_whole
+from .visits import changed, is_whole
 
 
 def drawn(app: AppTest) -> dict:
     """What the browser gets to draw."""
-    (one,) = app.get("bidi_component")
-    return json.loads(one.proto.json)
+    return of_component(app, "story")
+
+
+def of_component(app: AppTest, name: str) -> dict:
+    return next(json.loads(one.proto.json) for one in app.get("bidi_component") if one.proto.component_name == name)
 
 
 def test_it_tells_of_the_image_that_the_link_names(tiny_runs, opened):
@@ -49,6 +52,21 @@ def test_heads_that_a_link_switches_off_are_off(tiny_runs, opened):
 def test_a_link_to_a_head_that_is_not_there_switches_nothing_off(wrong, tiny_runs, opened):
     app = opened(tiny_runs, off=wrong, image=wrong)
     assert is_whole(app) and drawn(app)["off"] == [] and drawn(app)["title"].startswith("image 0: ")
+
+
+def test_moments_are_of_this_run_s_images_and_open_their_story(tiny_runs, opened):
+    moments = of_component(opened(tiny_runs), "gallery")["moments"]
+    assert len({one["index"] for one in moments}) == len(moments) >= 3
+    one = moments[0]
+    assert one["picture"].startswith("data:image/jpeg") and one["title"] and one["step"] < 3
+    assert drawn(opened(tiny_runs, image=one["index"]))["title"].startswith(f"image {one['index']}: ")
+
+
+def test_results_of_another_model_have_no_moments(runs, opened):
+    for kind in gallery.SOURCES:
+        changed(runs / "tiny" / kind.file, checkpoint_sha256="0123456789abcdef")
+    app = opened(runs)
+    assert is_whole(app) and [one.proto.component_name for one in app.get("bidi_component")] == ["story"]
 
 
 def test_heads_off_are_kept_where_another_run_has_them(opened):

@@ -29,6 +29,7 @@ OPTIONS = {
     "lens": dict(updates=3, jacobian_images=17),
     "dynamics": dict(sample=17, max_steps=6, jacobian_images=2, state_images=2, probes=2, iterations=4),
     "factors": dict(fit_images=14),
+    "outliers": dict(neurons=3),
     "cost": dict(rounds=1),
     "transfer": dict(seeds=1, epochs=1, train_limit=24, train_batch=12, rank=2),
     "prune": dict(data="shapes-easy:96", fields=("n_steps=2", "d_model=8", "n_heads=2"), val_limit=20),
