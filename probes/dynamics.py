@@ -41,6 +41,7 @@ with epy.lazy_imports():
 KINDS = {"cka": "state", "increment_cka": "increment"}
 ENDS = ("", "_low", "_high")
 TOLERANCE = 1e-3  # of its length: how close a state has to return to count as the same
+LONGEST = 12  # period that is looked for, where the steps are fewer
 N_EIGEN = 4  # images whose eigenvalues the result keeps
 AT_ONCE = 8  # images whose Jacobians are taken together
 
@@ -162,6 +163,11 @@ def furthest(model: models.BViT, max_steps: int | None) -> int:
     fewest = n_steps + 2 if is_recurrent else n_steps
     require((max_steps >= fewest, f"--max-steps is {max_steps}, it must be at least {fewest}"))
     return max_steps
+
+
+def longest(n_steps: int, last: int) -> int:
+    """The longest period that is looked for."""
+    return min(max(n_steps, LONGEST), last - n_steps)
 
 
 # Another model beside
@@ -290,7 +296,7 @@ def read_sample(
         }
         reading = {"rows": (("image", "set", "d"), rows.stacked(states, batch.images))}
         if last > n_steps:
-            ahead = orbits.run_on(model, states[-1], n_steps, last, min(n_steps, last - n_steps))
+            ahead = orbits.run_on(model, states[-1], n_steps, last, longest(n_steps, last))
             period = orbits.periods(ahead["returned"], TOLERANCE)
             values |= {
                 "returned": (("form", "lag"), finite(ahead["returned"])),
@@ -374,7 +380,7 @@ def coordinates(rows: motion.Rows, result: dict[str, Any], last: int) -> dict[st
     if "singular" in result:
         every |= {"rank": np.arange(1, config.d_model + 1), "part": ["real", "imaginary"]}
     if last > config.n_steps:
-        every |= {"lag": np.arange(1, min(config.n_steps, last - config.n_steps) + 1)}
+        every |= {"lag": np.arange(1, longest(config.n_steps, last) + 1)}
     if rows.other is not None:
         n = rows.other.config.n_steps
         every |= {"with_state": np.arange(n + 1), "with_step": np.arange(n)}

@@ -308,6 +308,13 @@ def test_a_stacked_vit_ends_with_its_layers(data) -> None:
         probe.measure(model, data, **QUICK)
 
 
+def test_one_step_and_no_head_are_enough(data) -> None:
+    model = fresh(dataclasses.replace(CONFIG, n_steps=1, n_classes=0), 0).eval()
+    result = probe.measure(model, data, **QUICK)
+    assert result.sizes["lag"] == 7 and (result["increment_phase"] == -1).all()
+    assert "step 1" in analysis.table(result) and analysis.figure(result).axes
+
+
 def test_what_cannot_be_measured_is_one_sentence(model, data, runs) -> None:
     with pytest.raises(InputError, match="5 photographs are too few"):
         probe.measure(model, Subset(data.dataset, range(5)))
