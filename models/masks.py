@@ -46,11 +46,8 @@ def joined(matrices: dict[str, Tensor]) -> Tensor:
     return torch.cat([matrices[name if name in matrices else WEIGHTS[name]].flatten(-2) for name in WEIGHTS], -1)
 
 
-# `model` is a `BViT`, which this file cannot name: a model that is shared takes its masks along (`models.hub`)
-
-
 def put_on(model: Any, masks: Masks) -> Any:
-    """Let every step of `model` run under its own mask (in place, and returned); the masks move with the model."""
+    """Let every step of a `BViT` run under its own mask (in place, and returned); the masks move with the model."""
     expected = (model.config.n_steps, sum(sizes(model.config).values()))
     if tuple(masks.shape) != expected:
         raise InputError(
@@ -63,7 +60,7 @@ def put_on(model: Any, masks: Masks) -> Any:
 
 
 def taken_from(model: Any) -> Masks | None:
-    """The masks [step weight] a model runs under, or None."""
+    """The masks [step weight] that a `BViT` runs under, or None."""
     if not model.blocks[0].is_masked:
         return None
     rows = [{name: getattr(step.part(name), f"mask_{name}") for name in WEIGHTS} for step in model.blocks]
