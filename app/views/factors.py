@@ -20,10 +20,11 @@ if result.attrs["note"]:
     st.caption(f"Note: {text(result.attrs['note'])}.")
 left, right = st.columns(2)
 factors, tokens = (result[name].values.tolist() for name in ("factor", "token"))
+page.keep_within("factor", factors, factors[0])
 factor = left.selectbox("Factor", factors, key="factor", format_func=text, **page.LINKED)
 asked = [token for token in tokens if analysis.is_asked(result, factor, token)]
+page.keep_within("token", asked, asked[0])
 token = page.segments(right, "From", asked, "token", help="patches, object, background: means of these patches")
-token = token if token in asked else asked[0]
 at, chance = dict(factor=factor, token=token), analysis.chance_of(result, factor)
 state, untrained = analysis.best(result, factor, token), style.untrained(result, "score")
 columns = st.columns(4)

@@ -32,7 +32,7 @@ for column, condition in zip(columns[2:], ("register", "random register"), stric
 left, right = st.columns(2)
 with left:
     metric = page.segments(
-        st, "Over the steps", list(analysis.METRICS), "metric", help="of each image; share: of patches"
+        st, "Over the steps", list(analysis.METRICS), "outlier_metric", help="of each image; share: of patches"
     )
     page.show(analysis.interactive(result, metric), "outliers", table=lambda: analysis.frame(result))
 with right:

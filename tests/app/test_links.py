@@ -19,6 +19,8 @@ LINKS = {
     "trajectories": dict(picture="PCA", colour="step", follow="7: cross checks"),
     "recurrence": dict(curve="entropy"),
     "intervention": dict(what="reinject"),
+    "factors": dict(factor="shape", token="object"),
+    "outliers": dict(outlier_metric="share", outlier_state=1),
     "prune": dict(round=1, weight="fc1", shared="overlap"),
 }
 
