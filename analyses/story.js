@@ -455,7 +455,8 @@ class Story {
       { classes } = this.data,
       own = classes[this.data.answer];
     if (this.isOff(t, h)) return `${name} is off; with it ${own} would have ${percent(left.at(t, h))}`;
-    return `without ${name}: ${own} ${percent(left.at(t, h))}, answer ${classes[answer.at(t, h)]}; a random change as large: ${percent(random.at(t, h))}`;
+    const without = `${own} ${percent(left.at(t, h))}, answer ${classes[answer.at(t, h)]}`;
+    return `without ${name}: ${without}; a random change as large: ${percent(random.at(t, h))}`;
   }
 
   legend() {
@@ -539,9 +540,10 @@ class Story {
       peak = values.indexOf(largest(values));
     const cross = [((peak % this.columns) + 0.5) / this.columns, (Math.floor(peak / this.columns) + 0.5) / this.rows];
     paint(this.stage, LARGE, { ...this.layer(step, head), path: this.path, pixels: this.data.size, cross });
+    const worth = this.heads ? ` ${this.worth(step, head).replace(/^./, (first) => first.toUpperCase())}.` : "";
     this.note.textContent =
-      `Step ${step + 1} (blocks.${step}), head ${head}: ${percent(largest(values))} of what CLS attends to is at the cross, ` +
-      `${percent(this.toCls.at(step, head))} is on CLS itself.${this.heads ? ` ${this.worth(step, head).replace(/^./, (c) => c.toUpperCase())}.` : ""}`;
+      `Step ${step + 1} (blocks.${step}), head ${head}: ${percent(largest(values))} of what CLS attends to is at the ` +
+      `cross, ${percent(this.toCls.at(step, head))} is on CLS itself.${worth}`;
     for (const row of [this.heading, this.wordCells, this.lensCells])
       row?.forEach((cell, t) => this.mark(cell, t === step));
     this.frames.forEach((cell, i) => this.mark(cell, i === (byHead ? head : step)));
