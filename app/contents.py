@@ -72,6 +72,9 @@ ATTRIBUTION = of_probe("attribution", "node_of_image")
 PATCHING = of_probe("patching", "effect")
 INTERVENTION = of_probe("intervention", "change")
 LENS = of_probe("lens", "recovered")
+DYNAMICS = of_probe("dynamics", "increment_cka")
+FACTORS = of_probe("factors", "selectivity")
+OUTLIERS = of_probe("outliers", "accuracy_change")
 COST = of_probe("cost", "seconds_of_round")
 TRANSFER = Result(
     "transfer.nc", "python -m probes.transfer {run} --data folder:PHOTOGRAPHS", "trainable_parameters", start="ckpt.pt"
@@ -97,6 +100,9 @@ PAGES = (
     Page("patching", "Patching", ":material/swap_horiz:", (PATCHING,)),
     Page("intervention", "Intervention", ":material/tune:", (INTERVENTION,)),
     Page("lens", "Lens", ":material/search:", (LENS,)),
+    Page("dynamics", "Dynamics", ":material/route:", (DYNAMICS,)),
+    Page("factors", "Factors", ":material/biotech:", (FACTORS,)),
+    Page("outliers", "Outlier tokens", ":material/grain:", (OUTLIERS,)),
     Page("cost", "Cost", ":material/payments:", (COST,)),
     Page("transfer", "Transfer", ":material/moving:", (TRANSFER,)),
     Page("study", "Comparison", ":material/balance:"),

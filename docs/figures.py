@@ -17,9 +17,12 @@ from matplotlib.figure import Figure
 from analyses import (
     ablation,
     attribution,
+    dynamics,
+    factors,
     intervention,
     lens,
     neurons,
+    outliers,
     patching,
     pointing_game,
     prune,
@@ -42,7 +45,11 @@ FIGURES: dict[str, tuple[str, Callable[[xr.Dataset], Figure | None]]] = {
     "attribution": ("demo/attribution", attribution.figure),
     "patching": ("demo/patching", patching.figure),
     "lens": ("demo/lens", lens.figure),
+    "outliers": ("demo/outliers", outliers.figure),
+    "factors": ("demo/factors", factors.figure),
+    "factors_codes": ("demo/factors", factors.codes),
     "intervention": ("demo/intervention", intervention.figure),
+    "dynamics": ("demo/dynamics", dynamics.figure),
 }
 
 

@@ -13,11 +13,9 @@ import torch
 from PIL import Image
 
 from models import load
-from models import recipe as recipes
 from models.data.augmented import Augmented
 from models.errors import InputError
-from models.loop import Order, is_finite, seed_all, share
-from models.recipe import RECIPES
+from models.loop import Order, is_finite
 from models.run_folder import locked
 from models.train import Options, Trainer, read_log, train
 
@@ -260,29 +258,6 @@ def test_bad_options_are_one_sentence(tmp_path: Path, change: dict, message: str
         train(out=tmp_path / "run", **(TINY | change))
 
 
-@pytest.mark.parametrize(
-    ("updates", "per_epoch", "lr"), [(9372, 1562, 4e-3), (20, 10, 4e-3), (2, 1, 4e-3), (1, 1, 1e-3), (50, 10, 1e-6)]
-)
-def test_the_schedule_ends_at_its_floor_and_never_exceeds_its_peak(updates: int, per_epoch: int, lr: float) -> None:
-    recipe = replace(RECIPES["plain"], lr=lr)
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=recipe.lr)
-    schedule = recipes.schedule(optimizer, recipe, updates, per_epoch)
-    rates = []
-    for update in range(updates):
-        schedule.step_update(update)
-        rates.append(optimizer.param_groups[0]["lr"])
-    warmup = min(round(recipe.warmup_epochs * per_epoch), max(updates // 5, 1))
-    assert max(rates) <= lr * (1 + 1e-12)
-    if updates > 2:
-        assert rates[-1] == pytest.approx(min(recipe.min_lr, lr), rel=1e-9)
-        assert rates[warmup] == pytest.approx(lr)
-        middle = warmup + (updates - 1 - warmup) // 2
-        share = (middle - warmup) / (updates - 1 - warmup)
-        assert rates[middle] == pytest.approx(
-            min(1e-5, lr) + (lr - min(1e-5, lr)) * (1 + math.cos(math.pi * share)) / 2
-        )
-
-
 def test_each_repeat_of_an_image_is_augmented_anew(tmp_path: Path) -> None:
     """Repeated augmentation: three draws of each image in a batch, and the same three in any process and sitting."""
     folder = photographs(tmp_path / "photos")
@@ -376,19 +351,3 @@ def test_loading_processes_that_inherit_nothing_give_the_weights_of_forked_ones(
     finally:
         multiprocessing.set_start_method("fork", force=True)
     assert same(state(tmp_path / "fresh"), state(tmp_path / "forked"))
-
-
-def test_mixing_pairs_the_same_images_on_any_number_of_processes() -> None:
-    """Of a batch shared by two, each half mixed apart is the batch mixed as a whole."""
-    recipe, images, labels = RECIPES["small"], torch.randn(8, 3, 8, 8), torch.arange(8)
-    mixing = recipes.mixing(replace(recipe, mix_probability=1.0), 8)
-
-    def mixed(places: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        seed_all(0, 5)
-        return mixing(images[places].clone(), labels[places])
-
-    whole = mixed(list(range(8)))
-    for rank in range(2):
-        mine = share(range(8), rank, 2)
-        for part, expected in zip(mixed(mine), whole, strict=True):
-            assert torch.allclose(part, expected[mine])
