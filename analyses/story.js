@@ -47,7 +47,10 @@ const STYLE = `
   .story .bar { grid-template-columns: 8em 1fr 4em; }
   .story { --label: 4.6em; } }
 `;
-const PACE = 700, SMALL = 96, LARGE = 480; // milliseconds a step in play, pixels of a small and the large picture
+const STRONG = "#d55e00";
+const PACE = 700,
+  SMALL = 96,
+  LARGE = 480; // milliseconds a step in play, pixels of a small and the large picture
 const KINDS = { float32: Float32Array, uint16: Uint16Array };
 const stories = new WeakMap(); // by the element that each lives in
 let wanted = null; // the step and the head of a moment that was clicked, for the story that comes
@@ -77,7 +80,8 @@ const within = (value, n) => /^\d{1,4}$/.test(value ?? "") && Number(value) < n;
 const largest = (values) => values.reduce((a, b) => Math.max(a, b), 1e-12);
 
 function mixed(stops, share) {
-  const place = Math.min(Math.max(share, 0), 1) * (stops.length - 1), low = Math.min(Math.floor(place), stops.length - 2);
+  const place = Math.min(Math.max(share, 0), 1) * (stops.length - 1),
+    low = Math.min(Math.floor(place), stops.length - 2);
   return stops[low].map((value, i) => Math.round(value + (place - low) * (stops[low + 1][i] - value)));
 }
 
@@ -92,7 +96,8 @@ function luminance(colour) {
 
 function heat(values, rows, columns, highest, stops) {
   const small = element("canvas", { width: columns, height: rows });
-  const context = small.getContext("2d"), pixels = context.createImageData(columns, rows);
+  const context = small.getContext("2d"),
+    pixels = context.createImageData(columns, rows);
   values.forEach((value, i) => pixels.data.set([...mixed(stops, value / highest), 255], 4 * i));
   context.putImageData(pixels, 0, 0);
   return small;
@@ -119,13 +124,40 @@ function paint(canvas, size, { picture, map, alpha = 0.66, smooth = true, path, 
     context.restore();
   }
   if (cross) {
-    const [x, y] = cross.map((share) => share * size), r = size / 45;
+    const [x, y] = cross.map((share) => share * size),
+      r = size / 45;
     context.lineWidth = size / 120;
     context.strokeStyle = "cyan";
     context.beginPath();
-    for (const [dx, dy] of [[r, r], [r, -r]]) context.moveTo(x - dx, y - dy), context.lineTo(x + dx, y + dy);
+    for (const [dx, dy] of [
+      [r, r],
+      [r, -r],
+    ])
+      (context.moveTo(x - dx, y - dy), context.lineTo(x + dx, y + dy));
     context.stroke();
   }
+}
+
+function write(context, text, x, y, { font = "14px sans-serif", most, ink }) {
+  context.fillStyle = ink;
+  context.font = font;
+  context.fillText(text, x, y, most);
+}
+
+function wrap(context, text, x, y, width, ink) {
+  // in lines of at most this width; returns where the next text may stand
+  let line = "";
+  context.font = "14px sans-serif";
+  for (const word of text.split(" ")) {
+    const longer = line ? `${line} ${word}` : word;
+    if (line && context.measureText(longer).width > width) {
+      write(context, line, x, y, { ink });
+      line = word;
+      y += 19;
+    } else line = longer;
+  }
+  write(context, line, x, y, { ink });
+  return y + 19;
 }
 
 class Story {
@@ -165,11 +197,14 @@ class Story {
   }
 
   place() {
-    const link = new URLSearchParams(location.search), from = (name) => link.get(name) ?? String(last[name] ?? "");
+    const link = new URLSearchParams(location.search),
+      from = (name) => link.get(name) ?? String(last[name] ?? "");
     const [step, head] = this.start();
-    this.at ??= { step: within(from("step"), this.nSteps) ? Number(from("step")) : step,
+    this.at ??= {
+      step: within(from("step"), this.nSteps) ? Number(from("step")) : step,
       head: within(from("head"), this.nHeads) ? Number(from("head")) : head,
-      film: from("film") === "heads" ? "heads" : "steps" };
+      film: from("film") === "heads" ? "heads" : "steps",
+    };
     this.at = { ...this.at, ...wanted };
     wanted = null;
     this.at.step = Math.min(this.at.step, this.nSteps - 1);
@@ -179,7 +214,8 @@ class Story {
   start() {
     // where most is lost without a head, or else the last step
     if (!this.heads) return [this.nSteps - 1, 0];
-    const lost = this.heads.lost.values, most = lost.indexOf(largest(lost));
+    const lost = this.heads.lost.values,
+      most = lost.indexOf(largest(lost));
     return most < 0 ? [this.nSteps - 1, 0] : [Math.floor(most / this.nHeads), most % this.nHeads];
   }
 
@@ -198,12 +234,18 @@ class Story {
   }
 
   key(event) {
-    const from = event.composedPath()[0], typing = from.matches?.("input, textarea, select, [contenteditable], [role=slider]");
+    const from = event.composedPath()[0],
+      typing = from.matches?.("input, textarea, select, [contenteditable], [role=slider]");
     if (!this.picture || typing || event.ctrlKey || event.metaKey || event.altKey) return;
     const { step, head } = this.at;
-    const does = { ArrowLeft: () => this.go(step - 1), ArrowRight: () => this.go(step + 1),
-      ArrowUp: () => this.go(step, head - 1), ArrowDown: () => this.go(step, head + 1),
-      " ": () => this.play(), n: () => this.send?.("another", Date.now()) }[event.key];
+    const does = {
+      ArrowLeft: () => this.go(step - 1),
+      ArrowRight: () => this.go(step + 1),
+      ArrowUp: () => this.go(step, head - 1),
+      ArrowDown: () => this.go(step, head + 1),
+      " ": () => this.play(),
+      n: () => this.send?.("another", Date.now()),
+    }[event.key];
     if (!does) return;
     event.preventDefault();
     event.stopPropagation();
@@ -231,20 +273,35 @@ class Story {
   // Elements, made once for a payload
 
   build() {
-    const { data } = this, focused = this.host.getRootNode().activeElement?.dataset?.place;
+    const { data } = this,
+      focused = this.host.getRootNode().activeElement?.dataset?.place;
     this.stage = element("canvas", { role: "img" });
     this.note = element("p", { className: "small" });
     this.note.setAttribute("aria-live", "polite");
     this.bars = element("div");
-    const said = element("ul", { className: "said" }, ...data.sentences.map((text) => element("li", { textContent: text })));
+    const said = element(
+      "ul",
+      { className: "said" },
+      ...data.sentences.map((text) => element("li", { textContent: text })),
+    );
     const answer = data.classes ? [element("h3", {}, (this.after = element("span"))), this.bars] : [];
-    const scene = element("div", { className: "scene" }, element("div", { className: "stage" }, this.stage, this.note),
-      element("div", {}, element("h2", { className: "name", textContent: data.title }), said, ...answer));
+    const scene = element(
+      "div",
+      { className: "scene" },
+      element("div", { className: "stage" }, this.stage, this.note),
+      element("div", {}, element("h2", { className: "name", textContent: data.title }), said, ...answer),
+    );
     this.film = element("div", { className: "film" });
     this.film.style.setProperty("--n", Math.max(this.nSteps, 1));
     this.film.style.setProperty("--cell", this.nSteps > 14 ? "44px" : "54px");
-    this.film.append(...[this.numbers(), this.strip(), ...(data.classes ? [this.words(), this.lines(), this.lenses()] : []),
-      ...this.headRows()]);
+    this.film.append(
+      ...[
+        this.numbers(),
+        this.strip(),
+        ...(data.classes ? [this.words(), this.lines(), this.lenses()] : []),
+        ...this.headRows(),
+      ],
+    );
     this.host.replaceChildren(scene, this.controls(), this.film, this.legend());
     if (focused) this.host.querySelector(`[data-place="${focused}"]`)?.focus();
   }
@@ -255,9 +312,17 @@ class Story {
     if (this.timer) this.playing.textContent = "❚❚ Pause";
     this.switch = button("", () => this.turn());
     const another = this.send ? [button("Another image", () => this.send("another", Date.now()), "n")] : [];
-    return element("div", { className: "controls" }, button("◀", () => this.go(this.at.step - 1), "one step back"),
-      this.playing, button("▶▶", () => this.go(this.at.step + 1), "one step on"), this.switch, ...another,
-      element("span", { className: "wide" }), button("Frame as PNG", () => this.save()));
+    return element(
+      "div",
+      { className: "controls" },
+      button("◀", () => this.go(this.at.step - 1), "one step back"),
+      this.playing,
+      button("▶▶", () => this.go(this.at.step + 1), "one step on"),
+      this.switch,
+      ...another,
+      element("span", { className: "wide" }),
+      button("Frame as PNG", () => this.save()),
+    );
   }
 
   turn() {
@@ -275,15 +340,27 @@ class Story {
   }
 
   numbers() {
-    this.heading = this.each(this.nSteps, (t) => element("button", { className: "cell", textContent: String(t + 1),
-      title: `step ${t + 1} (blocks.${t})`, onclick: () => this.go(t) }));
+    this.heading = this.each(this.nSteps, (t) =>
+      element("button", {
+        className: "cell",
+        textContent: String(t + 1),
+        title: `step ${t + 1} (blocks.${t})`,
+        onclick: () => this.go(t),
+      }),
+    );
     return this.row("step", this.heading);
   }
 
   strip() {
-    const byHead = this.at.film === "heads", n = byHead ? this.nHeads : this.nSteps;
-    this.frames = this.each(n, (i) => element("button", { className: "cell",
-      onclick: () => (byHead ? this.go(this.at.step, i) : this.go(i)) }, element("canvas")));
+    const byHead = this.at.film === "heads",
+      n = byHead ? this.nHeads : this.nSteps;
+    this.frames = this.each(n, (i) =>
+      element(
+        "button",
+        { className: "cell", onclick: () => (byHead ? this.go(this.at.step, i) : this.go(i)) },
+        element("canvas"),
+      ),
+    );
     this.stripRow = this.row("", this.frames);
     this.stripRow.style.setProperty("--n", n > this.nSteps ? n : this.nSteps);
     return this.stripRow;
@@ -291,37 +368,51 @@ class Story {
 
   words() {
     const { data } = this;
-    this.wordCells = this.each(this.nSteps, (t) => element("button", { className: "cell", onclick: () => this.go(t),
-      title: `read out after step ${t + 1}` }, data.classes[this.top.at(t + 1, 0)], element("br"),
-      element("b", { textContent: percent(this.topProbability.at(t + 1, 0)) })));
+    this.wordCells = this.each(this.nSteps, (t) =>
+      element(
+        "button",
+        { className: "cell", onclick: () => this.go(t), title: `read out after step ${t + 1}` },
+        data.classes[this.top.at(t + 1, 0)],
+        element("br"),
+        element("b", { textContent: percent(this.topProbability.at(t + 1, 0)) }),
+      ),
+    );
     return this.row("the answer so far", this.wordCells, "words");
   }
 
   lines() {
-    const box = document.createElementNS("http://www.w3.org/2000/svg", "svg"), n = this.nSteps;
+    const box = document.createElementNS("http://www.w3.org/2000/svg", "svg"),
+      n = this.nSteps;
     box.setAttribute("viewBox", `0 0 ${n} 1`);
     box.setAttribute("preserveAspectRatio", "none");
     box.setAttribute("class", "lines");
     box.setAttribute("aria-hidden", "true");
     const draw = (name, attributes) => {
       const one = document.createElementNS("http://www.w3.org/2000/svg", name);
-      for (const [key, value] of Object.entries({ fill: "none", "vector-effect": "non-scaling-stroke", ...attributes })) one.setAttribute(key, value);
+      for (const [key, value] of Object.entries({ fill: "none", "vector-effect": "non-scaling-stroke", ...attributes }))
+        one.setAttribute(key, value);
       box.append(one);
       return one;
     };
     draw("path", { d: `M0 1H${n}M0 0H${n}`, stroke: "currentColor", "stroke-opacity": 0.25 });
-    draw("path", { d: `M0 ${1 - this.data.chance}H${n}`, stroke: "currentColor", "stroke-dasharray": "2 4", "stroke-opacity": 0.6 });
+    draw("path", {
+      d: `M0 ${1 - this.data.chance}H${n}`,
+      stroke: "currentColor",
+      "stroke-dasharray": "2 4",
+      "stroke-opacity": 0.6,
+    });
     this.data.likely.forEach((_, i) => {
       const points = this.each(n, (t) => `${t + 0.5} ${1 - this.likelyProbability.at(t + 1, i)}`);
       draw("polyline", { points: points.join(" "), stroke: this.colour(i), "stroke-width": 2 });
     });
-    this.marker = draw("path", { stroke: "#d55e00", "stroke-width": 2 });
+    this.marker = draw("path", { stroke: STRONG, "stroke-width": 2 });
     return this.row("its probability", [box]);
   }
 
   lenses() {
-    this.lensCells = this.each(this.nSteps, (t) => element("button", { className: "cell", onclick: () => this.go(t),
-      title: this.patches(t) }, element("canvas")));
+    this.lensCells = this.each(this.nSteps, (t) =>
+      element("button", { className: "cell", onclick: () => this.go(t), title: this.patches(t) }, element("canvas")),
+    );
     this.lensCells.forEach((cell, t) => {
       const map = heat(this.patchTarget.part(t + 1), this.rows, this.columns, 1, this.data.colours.probability);
       cell.setAttribute("aria-label", `patches after step ${t + 1}: ${this.patches(t)}`);
@@ -331,18 +422,23 @@ class Story {
   }
 
   patches(t) {
-    const says = this.patchAnswer.part(t + 1), own = says.filter((k) => k === this.data.answer).length;
+    const says = this.patchAnswer.part(t + 1),
+      own = says.filter((k) => k === this.data.answer).length;
     return `${own} of ${says.length} patches answer ${this.data.classes[this.data.answer]}`;
   }
 
   headRows() {
-    this.grid = this.heads || this.data.off.length ? this.each(this.nHeads, (h) => this.each(this.nSteps, (t) => this.headCell(t, h))) : null;
+    this.grid =
+      this.heads || this.data.off.length
+        ? this.each(this.nHeads, (h) => this.each(this.nSteps, (t) => this.headCell(t, h)))
+        : null;
     if (!this.grid) return [];
     return this.grid.map((cells, h) => this.row(`without head ${h}`, cells));
   }
 
   headCell(t, h) {
-    const lost = this.heads?.lost.at(t, h) ?? 0, off = this.isOff(t, h);
+    const lost = this.heads?.lost.at(t, h) ?? 0,
+      off = this.isOff(t, h);
     const cell = element("button", { className: `cell${off ? " off" : ""}`, onclick: () => this.toggle(t, h) });
     cell.textContent = Math.abs(lost) < 0.005 ? "" : `${lost > 0 ? "−" : "+"}${Math.round(100 * Math.abs(lost))}`;
     cell.setAttribute("aria-pressed", off);
@@ -355,24 +451,62 @@ class Story {
   worth(t, h) {
     const name = `head ${h} at step ${t + 1}`;
     if (!this.heads) return name;
-    const { left, random, answer } = this.heads, { classes } = this.data, own = classes[this.data.answer];
+    const { left, random, answer } = this.heads,
+      { classes } = this.data,
+      own = classes[this.data.answer];
     if (this.isOff(t, h)) return `${name} is off; with it ${own} would have ${percent(left.at(t, h))}`;
-    return `without ${name}: ${own} ${percent(left.at(t, h))}, answer ${classes[answer.at(t, h)]}; a random change as large: ${percent(random.at(t, h))}`;
+    const without = `${own} ${percent(left.at(t, h))}, answer ${classes[answer.at(t, h)]}`;
+    return `without ${name}: ${without}; a random change as large: ${percent(random.at(t, h))}`;
   }
 
   legend() {
     const scale = (stops) => {
-      const bar = element("canvas", { width: 90, height: 1 }), context = bar.getContext("2d");
-      for (let x = 0; x < 90; x++) (context.fillStyle = `rgb(${mixed(stops, x / 89)})`), context.fillRect(x, 0, 1, 1);
+      const bar = element("canvas", { width: 90, height: 1 }),
+        context = bar.getContext("2d");
+      for (let x = 0; x < 90; x++) ((context.fillStyle = `rgb(${mixed(stops, x / 89)})`), context.fillRect(x, 0, 1, 1));
       return bar;
     };
     const { colours, lossColours } = this.data;
     this.most = element("span");
     const entries = [element("span", {}, "attention from CLS: 0", scale(colours.attention), this.most)];
-    if (this.data.classes) entries.push(element("span", {}, `${this.data.classes[this.data.answer]}, patch by patch: 0`, scale(colours.probability), "100 %"));
-    if (this.grid) entries.push(element("span", {}, "probability in points: gained without", scale([rgb(lossColours[0]), this.neutral(), rgb(lossColours[1])]), "lost without"));
-    const keys = [["←", "→"], " step ", ["↑", "↓"], " head ", ["space"], " plays ", ...(this.send ? [["n"], " another image", " · click a cell: that head is off"] : [])];
-    entries.push(element("span", {}, ...keys.flatMap((one) => (typeof one === "string" ? [one] : one.map((key) => element("kbd", { textContent: key }))))));
+    if (this.data.classes)
+      entries.push(
+        element(
+          "span",
+          {},
+          `${this.data.classes[this.data.answer]}, patch by patch: 0`,
+          scale(colours.probability),
+          "100 %",
+        ),
+      );
+    if (this.grid)
+      entries.push(
+        element(
+          "span",
+          {},
+          "probability in points: gained without",
+          scale([rgb(lossColours[0]), this.neutral(), rgb(lossColours[1])]),
+          "lost without",
+        ),
+      );
+    const keys = [
+      ["←", "→"],
+      " step ",
+      ["↑", "↓"],
+      " head ",
+      ["space"],
+      " plays ",
+      ...(this.send ? [["n"], " another image", " · click a cell: that head is off"] : []),
+    ];
+    entries.push(
+      element(
+        "span",
+        {},
+        ...keys.flatMap((one) =>
+          typeof one === "string" ? [one] : one.map((key) => element("kbd", { textContent: key })),
+        ),
+      ),
+    );
     return element("div", { className: "key" }, ...entries);
   }
 
@@ -380,7 +514,8 @@ class Story {
     const probe = element("span");
     probe.style.color = "var(--soft)";
     this.host.append(probe);
-    const canvas = element("canvas", { width: 1, height: 1 }), context = canvas.getContext("2d");
+    const canvas = element("canvas", { width: 1, height: 1 }),
+      context = canvas.getContext("2d");
     context.fillStyle = getComputedStyle(probe).color;
     context.fillRect(0, 0, 1, 1);
     probe.remove();
@@ -388,23 +523,29 @@ class Story {
   }
 
   colour(i) {
-    const { lines, onDark } = this.data.colours, colour = lines[i % lines.length];
+    const { lines, onDark } = this.data.colours,
+      colour = lines[i % lines.length];
     return luminance(this.neutral()) < 0.2 ? (onDark[colour] ?? colour) : colour;
   }
 
   // What moves with the step and the head
 
   draw() {
-    const { step, head, film } = this.at, byHead = film === "heads";
+    const { step, head, film } = this.at,
+      byHead = film === "heads";
     this.toLink();
     this.stage.setAttribute("aria-label", `the picture under the attention of head ${head} at step ${step + 1}`);
     this.drawStrip(byHead ? `all ${step}` : `one ${head}`, byHead);
-    const values = this.attention.part(step, head), peak = values.indexOf(largest(values));
+    const values = this.attention.part(step, head),
+      peak = values.indexOf(largest(values));
     const cross = [((peak % this.columns) + 0.5) / this.columns, (Math.floor(peak / this.columns) + 0.5) / this.rows];
     paint(this.stage, LARGE, { ...this.layer(step, head), path: this.path, pixels: this.data.size, cross });
-    this.note.textContent = `Step ${step + 1} (blocks.${step}), head ${head}: ${percent(largest(values))} of what CLS attends to is at the cross, `
-      + `${percent(this.toCls.at(step, head))} is on CLS itself.${this.heads ? ` ${this.worth(step, head).replace(/^./, (c) => c.toUpperCase())}.` : ""}`;
-    for (const row of [this.heading, this.wordCells, this.lensCells]) row?.forEach((cell, t) => this.mark(cell, t === step));
+    const worth = this.heads ? ` ${this.worth(step, head).replace(/^./, (first) => first.toUpperCase())}.` : "";
+    this.note.textContent =
+      `Step ${step + 1} (blocks.${step}), head ${head}: ${percent(largest(values))} of what CLS attends to is at the ` +
+      `cross, ${percent(this.toCls.at(step, head))} is on CLS itself.${worth}`;
+    for (const row of [this.heading, this.wordCells, this.lensCells])
+      row?.forEach((cell, t) => this.mark(cell, t === step));
     this.frames.forEach((cell, i) => this.mark(cell, i === (byHead ? head : step)));
     this.drawGrid();
     if (this.data.classes) this.drawAnswer();
@@ -419,7 +560,10 @@ class Story {
   }
 
   layer(step, head) {
-    return { picture: this.picture, map: heat(this.attention.part(step, head), this.rows, this.columns, this.highest, this.data.colours.attention) };
+    return {
+      picture: this.picture,
+      map: heat(this.attention.part(step, head), this.rows, this.columns, this.highest, this.data.colours.attention),
+    };
   }
 
   drawStrip(what, byHead) {
@@ -432,39 +576,61 @@ class Story {
     this.stripRow.firstChild.textContent = byHead ? `all heads at step ${step + 1}` : `head ${head} at every step`;
     shown.forEach(([t, h], i) => {
       paint(this.frames[i].firstChild, SMALL, this.layer(t, h));
-      this.frames[i].setAttribute("aria-label", `attention of head ${h} at step ${t + 1}, ${percent(largest(this.attention.part(t, h)))} at its peak`);
+      this.frames[i].setAttribute(
+        "aria-label",
+        `attention of head ${h} at step ${t + 1}, ${percent(largest(this.attention.part(t, h)))} at its peak`,
+      );
     });
   }
 
   drawGrid() {
     if (!this.grid) return;
-    const { step, head } = this.at, neutral = this.neutral(), [gain, loss] = this.data.lossColours.map(rgb);
-    this.grid.forEach((cells, h) => cells.forEach((cell, t) => {
-      const lost = this.heads?.lost.at(t, h) ?? 0, colour = mixed([neutral, lost < 0 ? gain : loss], Math.abs(lost));
-      cell.style.background = `rgb(${colour})`;
-      cell.style.color = luminance(colour) > 0.179 ? "black" : "white";
-      cell.tabIndex = t === step && h === head ? 0 : -1;
-      this.mark(cell, t === step && h === head);
-    }));
+    const { step, head } = this.at,
+      neutral = this.neutral(),
+      [gain, loss] = this.data.lossColours.map(rgb);
+    this.grid.forEach((cells, h) =>
+      cells.forEach((cell, t) => {
+        const lost = this.heads?.lost.at(t, h) ?? 0,
+          colour = mixed([neutral, lost < 0 ? gain : loss], Math.abs(lost));
+        cell.style.background = `rgb(${colour})`;
+        cell.style.color = luminance(colour) > 0.179 ? "black" : "white";
+        cell.tabIndex = t === step && h === head ? 0 : -1;
+        this.mark(cell, t === step && h === head);
+      }),
+    );
   }
 
   drawAnswer() {
-    const { step } = this.at, { classes, likely, truth, chance } = this.data;
+    const { step } = this.at,
+      { classes, likely, truth, chance } = this.data;
     this.after.textContent = `The answer after step ${step + 1}`;
     this.marker.setAttribute("d", `M${step + 0.5} 0V1`);
-    this.bars.replaceChildren(...this.each(this.top.shape[1], (i) => {
-      const k = this.top.at(step + 1, i), share = this.topProbability.at(step + 1, i), place = likely.indexOf(k);
-      const fill = element("b"), level = element("u", { title: `chance ${percent(chance)}` });
-      fill.style.cssText = `width: ${100 * share}%; background: ${place < 0 ? "#8d99ae" : this.colour(place)}`;
-      level.style.left = `${100 * chance}%`;
-      return element("div", { className: "bar" }, element("span", { textContent: `${classes[k]}${k === truth ? " ✓" : ""}` }),
-        element("i", {}, fill, level), element("span", { textContent: percent(share) }));
-    }));
+    this.bars.replaceChildren(
+      ...this.each(this.top.shape[1], (i) => {
+        const k = this.top.at(step + 1, i),
+          share = this.topProbability.at(step + 1, i),
+          place = likely.indexOf(k);
+        const fill = element("b"),
+          level = element("u", { title: `chance ${percent(chance)}` });
+        fill.style.cssText = `width: ${100 * share}%; background: ${place < 0 ? "#8d99ae" : this.colour(place)}`;
+        level.style.left = `${100 * chance}%`;
+        return element(
+          "div",
+          { className: "bar" },
+          element("span", { textContent: `${classes[k]}${k === truth ? " ✓" : ""}` }),
+          element("i", {}, fill, level),
+          element("span", { textContent: percent(share) }),
+        );
+      }),
+    );
   }
 
   follow() {
-    const cell = this.heading[this.at.step], label = this.stripRow.firstChild.offsetWidth, { film } = this;
-    const left = cell.offsetLeft - film.offsetLeft, right = left + cell.offsetWidth;
+    const cell = this.heading[this.at.step],
+      label = this.stripRow.firstChild.offsetWidth,
+      { film } = this;
+    const left = cell.offsetLeft - film.offsetLeft,
+      right = left + cell.offsetWidth;
     if (left - label < film.scrollLeft) film.scrollLeft = left - label - 4;
     else if (right > film.scrollLeft + film.clientWidth) film.scrollLeft = right - film.clientWidth + 4;
   }
@@ -472,51 +638,23 @@ class Story {
   // A frame as a picture
 
   save() {
-    const { step, head } = this.at, { data } = this, cell = 92, side = 380, gap = 4, n = this.nSteps, left = 150;
-    const width = Math.max(left + n * (cell + gap) + 20, 900), under = side + 80, height = under + 3 * cell + 60 + this.nHeads * 26 * !!this.grid;
-    const canvas = element("canvas", { width, height }), context = canvas.getContext("2d");
-    const look = getComputedStyle(this.host), write = (text, x, y, font = "14px sans-serif", most = undefined, colour = look.color) => {
-      context.fillStyle = colour;
-      context.font = font;
-      context.fillText(text, x, y, most);
-    };
+    const { step, head } = this.at,
+      side = 380,
+      cell = 92,
+      gap = 4,
+      left = 150,
+      row = cell + 46,
+      top = side + 80;
+    const width = Math.max(left + this.nSteps * (cell + gap) + 20, 900);
+    const height = top + 2 * row + 20 + (this.grid ? 26 * this.nHeads : 0);
+    const canvas = element("canvas", { width, height }),
+      context = canvas.getContext("2d");
     context.fillStyle = `rgb(${this.paper()})`;
     context.fillRect(0, 0, width, height);
-    write(data.title, 20, 34, "bold 20px sans-serif", width - 40);
-    context.drawImage(this.stage, 20, 50, side, side);
-    write(`step ${step + 1}, head ${head}`, 20, side + 68);
-    let y = 70;
-    for (const text of data.sentences) y = this.wrap(context, text, side + 50, y, width - side - 70, look.color) + 8;
-    for (const bar of this.bars.children) {
-      const [name, , share] = bar.children, fill = bar.querySelector("b");
-      write(name.textContent, side + 50, y + 14, undefined, 150);
-      context.fillStyle = fill.style.backgroundColor;
-      context.fillRect(side + 210, y + 2, (width - side - 320) * (parseFloat(fill.style.width) / 100), 13);
-      write(share.textContent, width - 80, y + 14);
-      y += 22;
-    }
-    const rows = [[this.stripRow.firstChild.textContent, this.frames], ...(data.classes ? [["what each patch answers", this.lensCells]] : [])];
-    rows.forEach(([label, cells], r) => {
-      this.wrap(context, label, 20, under + r * (cell + 46) + 40, left - 30, look.color);
-      cells.forEach((one, i) => {
-        const x = left + i * (cell + gap), top = under + r * (cell + 46);
-        context.drawImage(one.firstChild, x, top + 6, cell, cell);
-        if (r === 0 && this.wordCells && this.at.film === "steps") {
-          write(data.classes[this.top.at(i + 1, 0)], x, top + cell + 22, "12px sans-serif", cell);
-          write(percent(this.topProbability.at(i + 1, 0)), x, top + cell + 38, "bold 12px sans-serif", cell);
-        }
-        if (one.classList.contains("now")) (context.strokeStyle = "#d55e00"), (context.lineWidth = 3), context.strokeRect(x, top + 6, cell, cell);
-      });
-    });
-    this.grid?.forEach((cells, h) => {
-      const top = under + 2 * (cell + 46) + 6 + 26 * h;
-      write(`without head ${h}`, 20, top + 17, "13px sans-serif");
-      cells.forEach((one, t) => {
-        context.fillStyle = one.style.backgroundColor;
-        context.fillRect(left + t * (cell + gap), top, cell, 23);
-        write(this.isOff(t, h) ? "off" : one.textContent, left + t * (cell + gap) + 34, top + 16, "13px sans-serif", undefined, one.style.color);
-      });
-    });
+    const place = { context, width, side, cell, gap, left, row, top, ink: getComputedStyle(this.host).color };
+    this.saveHead(place);
+    this.saveStrips(place);
+    this.saveGrid(place);
     canvas.toBlob((blob) => {
       const link = element("a", { href: URL.createObjectURL(blob), download: `story_step_${step}_head_${head}.png` });
       link.click();
@@ -524,25 +662,72 @@ class Story {
     });
   }
 
+  saveHead({ context, width, side, ink }) {
+    const right = side + 50;
+    write(context, this.data.title, 20, 34, { font: "bold 20px sans-serif", most: width - 40, ink });
+    context.drawImage(this.stage, 20, 50, side, side);
+    write(context, `step ${this.at.step + 1}, head ${this.at.head}`, 20, side + 68, { ink });
+    let y = 70;
+    for (const text of this.data.sentences) y = wrap(context, text, right, y, width - right - 20, ink) + 8;
+    for (const bar of this.bars.children) {
+      const [name, , share] = bar.children,
+        fill = bar.querySelector("b");
+      write(context, name.textContent, right, y + 14, { most: 150, ink });
+      context.fillStyle = fill.style.backgroundColor;
+      context.fillRect(right + 160, y + 2, (width - right - 270) * (parseFloat(fill.style.width) / 100), 13);
+      write(context, share.textContent, width - 80, y + 14, { ink });
+      y += 22;
+    }
+  }
+
+  saveStrips({ context, cell, gap, left, row, top, ink }) {
+    const rows = [[this.stripRow.firstChild.textContent, this.frames]];
+    if (this.lensCells) rows.push(["what each patch answers", this.lensCells]);
+    rows.forEach(([label, cells], r) => {
+      wrap(context, label, 20, top + r * row + 40, left - 30, ink);
+      cells.forEach((one, i) => {
+        const x = left + i * (cell + gap),
+          y = top + r * row;
+        context.drawImage(one.firstChild, x, y + 6, cell, cell);
+        if (r === 0 && this.wordCells && this.at.film === "steps") {
+          const small = { font: "12px sans-serif", most: cell, ink };
+          write(context, this.data.classes[this.top.at(i + 1, 0)], x, y + cell + 22, small);
+          write(context, percent(this.topProbability.at(i + 1, 0)), x, y + cell + 38, {
+            ...small,
+            font: `bold ${small.font}`,
+          });
+        }
+        if (!one.classList.contains("now")) return;
+        context.strokeStyle = STRONG;
+        context.lineWidth = 3;
+        context.strokeRect(x, y + 6, cell, cell);
+      });
+    });
+  }
+
+  saveGrid({ context, cell, gap, left, row, top, ink }) {
+    const font = "13px sans-serif";
+    this.grid?.forEach((cells, h) => {
+      const y = top + 2 * row + 26 * h;
+      write(context, `without head ${h}`, 20, y + 17, { font, ink });
+      cells.forEach((one, t) => {
+        const x = left + t * (cell + gap),
+          text = this.isOff(t, h) ? "off" : one.textContent;
+        context.fillStyle = one.style.backgroundColor;
+        context.fillRect(x, y, cell, 23);
+        write(context, text, x + 34, y + 16, { font, ink: one.style.color });
+      });
+    });
+  }
+
   paper() {
-    const probe = element("canvas", { width: 1, height: 1 }), context = probe.getContext("2d");
+    const probe = element("canvas", { width: 1, height: 1 }),
+      context = probe.getContext("2d");
     this.host.style.backgroundColor = "var(--paper)";
     context.fillStyle = getComputedStyle(this.host).backgroundColor;
     this.host.style.backgroundColor = "";
     context.fillRect(0, 0, 1, 1);
     return [...context.getImageData(0, 0, 1, 1).data.slice(0, 3)];
-  }
-
-  wrap(context, text, x, y, width, colour) {
-    context.fillStyle = colour;
-    context.font = "14px sans-serif";
-    let line = "";
-    for (const word of text.split(" ")) {
-      if (line && context.measureText(`${line} ${word}`).width > width) context.fillText(line, x, y), (line = word), (y += 19);
-      else line = line ? `${line} ${word}` : word;
-    }
-    context.fillText(line, x, y);
-    return y + 19;
   }
 }
 
@@ -554,10 +739,20 @@ function gallery({ data, parentElement, setTriggerValue }) {
     setTriggerValue("moment", index);
     document.querySelector("h1")?.scrollIntoView({ behavior: "smooth" });
   };
-  const cards = data.moments.map((one) => element("button", { className: "moment", onclick: () => open(one) },
-    element("img", { src: one.picture, alt: "" }), element("span", { textContent: one.title })));
-  const host = element("section", { className: "story" }, element("h2", { textContent: "Moments found by the probes" }),
-    element("div", { className: "moments" }, ...cards));
+  const cards = data.moments.map((one) =>
+    element(
+      "button",
+      { className: "moment", onclick: () => open(one) },
+      element("img", { src: one.picture, alt: "" }),
+      element("span", { textContent: one.title }),
+    ),
+  );
+  const host = element(
+    "section",
+    { className: "story" },
+    element("h2", { textContent: "Moments found by the probes" }),
+    element("div", { className: "moments" }, ...cards),
+  );
   parentElement.replaceChildren(element("style", { textContent: STYLE }), host);
 }
 
@@ -565,7 +760,8 @@ export default function story(component) {
   const { parentElement } = component;
   if (component.data.moments) return gallery(component);
   if (!stories.has(parentElement)) stories.set(parentElement, new Story(parentElement));
-  const one = stories.get(parentElement), call = (one.calls = (one.calls ?? 0) + 1);
+  const one = stories.get(parentElement),
+    call = (one.calls = (one.calls ?? 0) + 1);
   one.update(component);
   return () => {
     if (one.calls !== call) return; // it was called anew since, on the same element

@@ -21,7 +21,7 @@ from analyses import style
 
 SCRIPT = Path(__file__).with_name("story.js")
 LIKELY, TOP = 5, 5  # classes drawn over the steps, and named at each
-DECISIVE = 0.5  # of the answer's probability: a head without which more is lost decides
+DECISIVE = 0.5  # of what is lost without a head: where a random change loses as much, the head is not said to decide
 STOPS = 17  # of a colour map
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 PAGE = """<!doctype html>
@@ -172,7 +172,8 @@ def said_of_heads(story: Story) -> str:
     cell = f"head {head} at step {step + 1}"
     left = f"without it {percent(without)} are left of {percent(now)}; a random change as large there leaves "
     left += percent(random)
-    if lost[step, head] <= DECISIVE * now:
+    is_held = int(story.traced["probability"][-1].argmax()) == story.answer
+    if not is_held or int(story.flips[0, step, head].argmax()) == story.answer:
         said = f"No single head decides; {cell} matters most: {left}."
     elif now - random > DECISIVE * lost[step, head]:
         said = f"Most is lost without {cell}: {left}, so disturbing alone does much of it."

@@ -14,9 +14,10 @@ import matplotlib
 import numpy as np
 import sklearn
 import streamlit as st
+import xarray as xr
 from PIL import Image
 
-from app import live, page, words
+from app import live, page, results, words
 from models.errors import InputError
 
 SAMPLES = {  # scikit-learn's are under CC BY 2.0 (danielbuechele, vultilion on Flickr), the last in the public domain
@@ -109,3 +110,14 @@ def another(model: live.Model) -> None:
         st.session_state["sample"] = names[(names.index(now) + 1) % len(names)]
     else:
         st.session_state["image"] = int(np.random.default_rng().integers(n))
+
+
+def to_story(place: Any, index: int, result: xr.Dataset, label: str = "story") -> None:
+    """A way from an image of a result to its story, where it is one of those the model was trained beside."""
+    try:
+        images = live.load(results.chosen()).images()
+    except InputError:
+        return
+    if live.is_of_data(images, result.attrs) and 0 <= index < len(images):
+        link = {"run": results.chosen().name, "image": str(index)}
+        place.page_link("views/story.py", label=label, query_params=link)

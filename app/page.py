@@ -44,22 +44,25 @@ def one_sentence() -> Iterator[None]:
 
 
 def show(
-    figure: go.Figure, name: str, caption: str = "", *, table: Callable[[], pd.DataFrame] | None = None, **options: Any
+    figure: go.Figure,
+    name: str,
+    caption: str = "",
+    *,
+    table: Callable[[], pd.DataFrame] | None = None,
+    key: str = "",
+    **options: Any,
 ) -> None:
-    """A figure in its own colours, and under it the files it is had as (PNG: the camera in its corner)."""
+    """A figure in its own colours, and under it the files it is had as (PNG: the camera in its corner).
+
+    A figure of the same key, by default its name, is drawn over the one before, without a gap.
+    """
     config = looks.CONFIG | {"toImageButtonOptions": {"filename": name.replace(" ", "_"), "scale": 2}}
     drawn = looks.on_dark(figure) if st.context.theme.type == "dark" else figure
-    st.plotly_chart(looks.without_links(drawn), key=f"chart {name}", theme=None, config=config, **options)
+    st.plotly_chart(looks.without_links(drawn), key=f"chart {key or name}", theme=None, config=config, **options)
     with st.container(horizontal=True):
         save(figure, name, caption)
         if table is not None:
             save_table(table, name)
-
-
-def story_of(column: Any, index: int) -> None:
-    """A way from an image of the run's own data to its story."""
-    run = st.session_state["run"]
-    column.page_link("views/story.py", label="story", query_params={"run": run, "image": str(index)})
 
 
 def save(figure: go.Figure, name: str, caption: str = "") -> None:

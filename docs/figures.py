@@ -75,7 +75,7 @@ def dashboard(name: str, path: str, until: str = ".js-plotly-plot") -> None:
         wait_for(f"http://localhost:{PORT}/_stcore/health")
         with sync_playwright() as driver:
             page = driver.chromium.launch(executable_path=browser, args=["--no-sandbox"]).new_page()
-            page.set_viewport_size({"width": 1400, "height": 1000})
+            page.set_viewport_size({"width": 1400, "height": 1260})
             page.goto(f"http://localhost:{PORT}/{path}")
             page.wait_for_selector(until, timeout=120_000)
             page.wait_for_timeout(4000)

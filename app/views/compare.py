@@ -91,7 +91,12 @@ run = results.chosen().name
 beside = st.selectbox(f"Beside {text(run)}", others(run), key="with", format_func=text, **page.LINKED)
 first = live.load(results.chosen())
 shown = image.chosen(first)
-models = {run: first, beside: opened(beside)}
+try:
+    second = opened(beside)
+except InputError as error:
+    st.info(f"{text(beside)} cannot be put beside it: {text(error)}.")
+    st.stop()
+models = {run: first, beside: second}
 seen = {name: image.seen_by(shown, model) for name, model in models.items()}
 left, right = st.columns([1, 4])
 left.image(shown.picture, "what the model sees", width=190, alt=shown.name)

@@ -43,14 +43,14 @@ show_numbers()
 left, right = st.columns(2)
 there = [name for name, (_, parts) in analysis.QUANTITIES.items() if parts[0].variable in result]
 with left:
-    st.subheader("Over the steps")
+    st.header("Over the steps")
     page.keep_within("quantity", there, there[0])
     quantity = st.selectbox(
         "Quantity", there, key="quantity", format_func=lambda name: analysis.QUANTITIES[name][0], **page.LINKED
     )
     page.show(analysis.interactive(result, quantity), f"dynamics {quantity}", table=lambda: analysis.frame(result))
 with right:
-    st.subheader("Which steps are alike?")
+    st.header("Which steps are alike?")
     maps = analysis.maps(result)
     of = page.segments(st, "Map", list(maps), "alike")
     page.show(maps[of].interactive(height=420), f"dynamics {of}", table=lambda: analysis.cka_frame(result))
@@ -59,7 +59,7 @@ st.caption(
     f"Two phases by max-cut: {'; '.join(phases)}. The table below says how clear they are, beside a steady path."
 )
 if "eigenvalue" in result:
-    st.subheader("What does a step stretch?")
+    st.header("What does a step stretch?")
     st.caption("Eigenvalues of the CLS row's Jacobian on a few images; beyond the dotted circle, what grows.")
     step = page.number(st, "Step", result.sizes["step"], "eigen_step", result.sizes["step"] - 1, shown="blocks.%d")
     page.show(analysis.eigenvalues(result, step), "dynamics eigenvalues")

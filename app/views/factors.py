@@ -43,10 +43,10 @@ page.metric(columns[3], "other steps' probes read (%)", shared, "chance 0", help
 
 left, right = st.columns(2)
 with left:
-    st.subheader("Over the steps")
+    st.header("Over the steps")
     page.show(analysis.interactive(result, factor), "factors", table=lambda: analysis.frame(result))
 with right:
-    st.subheader("One code or many?")
+    st.header("One code or many?")
     shown = analysis.transfer_map(style.models(result)["trained"], factor, token, chance=chance)
     page.show(shown.interactive(), "factors transfer", table=lambda: analysis.transfer_frame(result))
 st.code(analysis.table(result), language=None)

@@ -4,7 +4,7 @@ import streamlit as st
 
 from analyses import lens as analysis
 from analyses import style
-from app import page, results
+from app import image, page, results
 from app.contents import LENS
 from app.text import text
 
@@ -50,6 +50,7 @@ def show_image() -> None:
         for lens in result["lens"].values
     }
     left.image(result["thumbnail"].values[place], text(classes[label]), width=190, alt=classes[label])
+    image.to_story(left, int(result["index"].values[result["shown"].values[place]]), result)
     left.markdown("\n".join(f"- {analysis.LENSES[lens]}: **{text(answer)}**" for lens, answer in answers.items()))
     with right:
         page.show(analysis.patches(result, place, state), "lens patches", classes[label])

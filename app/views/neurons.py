@@ -6,7 +6,7 @@ import xarray as xr
 
 from analyses import neurons as analysis
 from analyses import style
-from app import page, results
+from app import image, page, results
 from app.contents import NEURONS
 
 PER_ROW, REAL = 6, 3  # pictures of a row, real images under each
@@ -46,6 +46,7 @@ def show_step(cell: xr.Dataset) -> None:
     if real:
         row = np.concatenate([thumbnails[index] for index, _ in real], 1)
         st.image(row, "real: " + ", ".join(f"{reached:.2f} (#{index})" for index, reached in real), width="stretch")
+        image.to_story(st, real[0][0], result, f"story of #{real[0][0]}")
     else:
         st.caption(f"best real image: #{int(cell['top'].values[0])}, {float(cell['best_real']):.2f}")
 
@@ -64,15 +65,17 @@ over_steps, transfer, overlaps = st.tabs(
 )
 with over_steps:
     figure = analysis.curves(result, neuron=neuron)
-    page.show(figure, f"neuron {neuron}", table=lambda: analysis.frame(result))
+    page.show(figure, f"neuron {neuron}", table=lambda: analysis.frame(result), key="neuron")
 with transfer:
     st.caption(
         "The activation that the picture made for one step (row) reaches at another (column), over that of the best "
         "real image there."
     )
-    page.show(analysis.interactive(result, neuron=neuron, recipe=recipe), f"neuron {neuron} transfer {recipe}")
+    page.show(
+        analysis.interactive(result, neuron=neuron, recipe=recipe), f"neuron {neuron} transfer {recipe}", key="transfer"
+    )
 with overlaps:
     st.caption(f"Jaccard overlap of the top {n_top} real images of this neuron at two steps.")
-    page.show(analysis.overlaps(result, neuron=neuron), f"neuron {neuron} overlap")
+    page.show(analysis.overlaps(result, neuron=neuron), f"neuron {neuron} overlap", key="overlap")
 st.header("Which neurons change over the steps?")
 st.table({what: ", ".join(map(str, units)) for what, units in analysis.spread_of(result, 8).items()})

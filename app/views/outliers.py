@@ -40,12 +40,12 @@ with right:
     page.show(analysis.place_map(style.models(result)["trained"], shown).interactive(), "outliers places")
 left, right = st.columns(2)
 with left:
-    st.subheader("Which neurons write it?")
+    st.header("Which neurons write it?")
     neurons = analysis.neuron_curves(result).interactive()
     page.show(neurons, "outliers neurons", table=lambda: analysis.neuron_frame(result))
 on_object = analysis.object_curves(result)
 if on_object is not None:
     with right:
-        st.subheader("Is it of the object?")
+        st.header("Is it of the object?")
         page.show(on_object.interactive(), "outliers object")
 st.code(analysis.table(result), language=None)

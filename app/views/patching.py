@@ -4,7 +4,7 @@ import streamlit as st
 import xarray as xr
 
 from analyses import patching as analysis
-from app import page, results
+from app import image, page, results
 from app.contents import PATCHING
 from app.text import text
 
@@ -36,6 +36,7 @@ def show_examples(result: xr.Dataset, factor: str, direction: str, site: str) ->
             picture, label = result["thumbnail"].isel(pair=pair, run=run).values, int(result["pair_label"][pair, run])
             number = f" ({index})" if run == 0 else ""
             left.image(picture, f"{name}: {text(classes[label])}{number}", width="stretch", alt=classes[label])
+        image.to_story(left, index, result, "story of the clean one")
     else:
         left.info(results.without_pixels(result, "its images are"))
     with right:

@@ -4,7 +4,7 @@ import streamlit as st
 
 from analyses import pointing_game as analysis
 from analyses import style
-from app import page, results
+from app import image, page, results
 from app.contents import MAPS
 from app.text import text
 
@@ -62,7 +62,7 @@ def show_images(step: int, head: int) -> None:
             picture, inside = analysis.pixels_of_example(result, place, step, head)
             said = f"{index}: {text(classes[label])}, {inside}"
             column.image(picture, said, alt=f"attention over image {index}, {classes[label]}")
-            page.story_of(column, index)
+            image.to_story(column, index, result)
 
 
 left, right = st.columns([3, 2])

@@ -5,7 +5,7 @@ import streamlit as st
 
 from analyses import style
 from analyses import trajectories as analysis
-from app import door, live, page, results
+from app import door, image, live, page, results
 from app.contents import TRAJECTORIES
 from app.text import text
 
@@ -42,6 +42,7 @@ def show_paths() -> None:
     left, right = st.columns([1, 3])
     if place in pictures:
         left.image(pictures[place], f"image {text(names[follow])}", width=160, alt=names[follow])
+        image.to_story(left, follow, result)
     with right.container(horizontal=True, horizontal_alignment="right"):
         page.download("Save as HTML", lambda: analysis.page(figure, pictures), "trajectories.html", "text/html")
         page.save_table(positions, "trajectories positions", "Positions as CSV")
