@@ -14,8 +14,6 @@ An interrupted fit goes on when it is started again with the same options.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 from etils import epy
@@ -72,7 +70,7 @@ def measure(
     )
     if model.config.n_classes < 2:
         raise InputError("the model tells no classes apart, so its states say nothing; name a checkpoint with a head")
-    of_model, (fitting, measuring) = images.classes_of(model), split(images, fit_images)
+    of_model, (fitting, measuring) = images.classes_of(model), probe.split(images, fit_images)
     readout = reading.Readout(model)
     rows = fitting.over(lambda batch: {"rows": (("image", "state", "d"), rows_of(readout, batch.images))})
     every = fit(readout, fitting, rows, updates, jacobian_images)
@@ -96,37 +94,10 @@ def measure(
 # Fitting
 
 
-def split(images: probe.Pass, most: int) -> tuple[probe.Pass, probe.Pass]:
-    """Images that lenses are fitted on, at most `most` photographs and half of all, and the others."""
-    photographs = images.photographs(np.arange(len(images)))
-    every = np.unique(photographs)
-    require((len(every) >= 2, f"{len(every)} photograph is too few to fit lenses on some and measure others; give two"))
-    drawn = np.random.default_rng(images.seed).permutation(every)[: min(most, len(every) // 2)]
-    is_fitted = np.isin(photographs, drawn)
-    parts = ((" (to fit on)", is_fitted), ("", ~is_fitted))
-    return tuple(
-        replace(
-            images,
-            data=torch.utils.data.Subset(images.data, np.flatnonzero(chosen).tolist()),
-            label=images.label + said,
-        )
-        for said, chosen in parts
-    )
-
-
-def states_of(model: models.BViT, images: torch.Tensor) -> Iterator[torch.Tensor]:
-    """z_0 .. z_T: [batch pos d_model] each."""
-    z = model.embed(images.to(model.pos_embed.device))
-    yield z
-    for t in range(model.config.n_steps):
-        z = model.run_steps(z, t, t + 1)
-        yield z
-
-
 def rows_of(readout: reading.Readout, images: torch.Tensor) -> torch.Tensor:
     """What the head reads of every state: [batch state width]."""
     with torch.inference_mode():
-        rows = torch.stack([readout.rows(z).float() for z in states_of(readout.model, images)], 1)
+        rows = torch.stack([readout.rows(z).float() for z in reading.states_of(readout.model, images)], 1)
     probe.refuse_nonfinite(rows[:, 1:].sum((0, 2)))
     return rows
 
@@ -172,7 +143,7 @@ def read(
         kept[hook.name] = readout.pooled(value)
 
     with torch.inference_mode(), model.hooks([(f"blocks.*.{site}", keep) for site in contributions.SITES]):
-        for z in states_of(model, batch.images):
+        for z in reading.states_of(model, batch.images):
             states.append(readout.pooled(z).float())
             said.append(saying.of_tokens(readout, z, labels, table))
         rows = torch.stack(states, 1).flatten(2)
@@ -279,7 +250,7 @@ def examples(
     labels = of_model[torch.tensor([int(item[1]) for item in items])].to(model.pos_embed.device)
     side, said, sure, rows = config.image_size // config.patch_size, [], [], []
     with torch.inference_mode():
-        for z in states_of(model, torch.stack([item[0] for item in items])):
+        for z in reading.states_of(model, torch.stack([item[0] for item in items])):
             logits = readout.of_tokens(z[:, config.n_prefix :])
             said.append(logits.argmax(-1))
             of_class = labels[:, None, None].expand(*logits.shape[:2], 1)

@@ -45,7 +45,7 @@ from tyro.conf import Positional
 
 from models import command
 from models.errors import InputError, require
-from probes.walk import Pass, Reading, as_pass, limited
+from probes.walk import Pass, Reading, as_pass, limited, split
 
 with epy.lazy_imports():
     import torch
@@ -56,7 +56,7 @@ with epy.lazy_imports():
     from models import checkpoint, device, origin, run_folder, source
     from models import data as datasets
 
-__all__ = ["Numbers", "Pass", "Reading", "as_pass", "limited", "main", "measurement"]
+__all__ = ["Numbers", "Pass", "Reading", "as_pass", "limited", "main", "measurement", "split"]
 
 Measure = Callable[..., "xr.Dataset"]
 # A measurement

@@ -142,3 +142,24 @@ def limited(data: Any, limit: int | None, option: str = "--limit") -> Any:
     if limit is None or limit >= len(data):
         return data
     return torch.utils.data.Subset(data, stream.evenly(len(data), limit))
+
+
+def split(images: Pass, most: int) -> tuple[Pass, Pass]:
+    """Images to fit on, at most `most` photographs drawn at random and half of all, and the others to measure on.
+
+    Raises `InputError` for fewer than two photographs.
+    """
+    photographs = images.photographs(np.arange(len(images)))
+    every = np.unique(photographs)
+    require((len(every) >= 2, f"{len(every)} photograph is too few to fit on some and measure on others; give two"))
+    drawn = np.random.default_rng(images.seed).permutation(every)[: min(most, len(every) // 2)]
+    is_fitted = np.isin(photographs, drawn)
+    parts = ((" (to fit on)", is_fitted), ("", ~is_fitted))
+    return tuple(
+        replace(
+            images,
+            data=torch.utils.data.Subset(images.data, np.flatnonzero(chosen).tolist()),
+            label=images.label + said,
+        )
+        for said, chosen in parts
+    )

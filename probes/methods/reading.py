@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -66,3 +67,12 @@ class Readout:
         """What the final norm divides rows [batch row d_model] by: [batch row 1]."""
         centred = pooled - pooled.mean(-1, keepdim=True) if self.model.norm.is_centred else pooled
         return (centred.square().mean(-1, keepdim=True) + self.model.norm.eps).sqrt()
+
+
+def states_of(model: BViT, images: Tensor) -> Iterator[Tensor]:
+    """z_0 .. z_T: [batch pos d_model] each."""
+    z = model.embed(images.to(model.pos_embed.device))
+    yield z
+    for t in range(model.config.n_steps):
+        z = model.run_steps(z, t, t + 1)
+        yield z

@@ -18,8 +18,8 @@ from models.checkpoint import fresh
 from models.errors import InputError, Stopped
 from probes import lens as probe
 from probes.methods import contributions, lenses, means, pointing, saying
-from probes.methods.reading import Readout
-from probes.walk import Pass
+from probes.methods.reading import Readout, states_of
+from probes.walk import Pass, split
 
 CONFIG = ViTConfig.preset("bvit_easy", n_steps=3, d_model=16, n_heads=2, n_classes=20)
 SHAPES = {
@@ -203,7 +203,7 @@ def test_parts_sum_to_the_logit_and_each_is_what_plain_torch_finds(data, changes
 
     with torch.no_grad():
         with model.hooks([(f"blocks.*.{site}", keep) for site in contributions.SITES]):
-            states = list(probe.states_of(model, images))
+            states = list(states_of(model, images))
         logits = model.read_out(states[-1])
         assert torch.allclose(readout.logits(readout.rows(states[-1])), logits, atol=1e-5)
         ends = (readout.pooled(states[i]) for i in (0, -1))
@@ -326,7 +326,7 @@ def test_photographs_are_not_shared_between_fit_and_measurement(model) -> None:
         def __len__(self) -> int:
             return 20
 
-    fitting, measuring = probe.split(Pass(Pairs()), 3)
+    fitting, measuring = split(Pass(Pairs()), 3)
     photographs = [set(part.photographs(np.arange(len(part))).tolist()) for part in (fitting, measuring)]
     assert len(fitting) == 6 and len(measuring) == 14 and not photographs[0] & photographs[1]
 
