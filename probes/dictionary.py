@@ -36,11 +36,12 @@ KINDS = ("shared", "separate", "larger", "rotated", "pca")
 N_CHOSEN = 500  # images that concepts are matched on
 N_SHOWN = 48  # images whose pixels the result keeps
 OF_IMAGES = ("top", "top_patch", "top_activation", "thumbnail", "shown")
+OF_FEATURES = ("match", "match_value", "match_state", "best_feature", "importance", "tested", "rate", "rotated_rate")
 
 
 def of_untrained(result: xr.Dataset) -> xr.Dataset:
-    """All that is not of single images."""
-    return result[[name for name in result.data_vars if name not in OF_IMAGES]]
+    """All that is not of single images, or of single features alone."""
+    return result[[name for name in result.data_vars if name not in (*OF_IMAGES, *OF_FEATURES)]]
 
 
 @probe.measurement(control=of_untrained, lighter=dict(thumbnails=False, _separate=False))
@@ -48,12 +49,12 @@ def measure(
     model: models.BViT,
     data: Any,
     *,
-    expansion: int = 8,
+    expansion: int = 4,
     k: int = 8,
     updates: int = 1000,
     fit_images: int = 4096,
     images: int = 1000,
-    effects: int = 12,
+    effects: int = 8,
     n_top: int = 4,
     thumbnails: bool = True,
     _separate: bool = True,
@@ -130,12 +131,23 @@ def numbers(
     seen = images.over(lambda batch: read(trained, batch, known, choice, top, images))
     drawn = means.drawn(seen)
     n, kinds = len(seen["position"]), [kind for kind in KINDS if (kind, "cls") in trained.every or kind == "pca"]
-    told = seen["told"]
-    score = 2 * told[0] / (told[1] + told[2]).where(lambda counts: counts > 0)
+    both, fires, holds = seen["told"]
+    score = 2 * both / (fires + holds).where(lambda counts: counts > 0)
+    names = [(token, *name) for token in activations.TOKENS for name in known[token].names]
+    told: dict[str, list[int]] = {}
+    for i, (token, factor, _) in enumerate(names):
+        told.setdefault(f"{token} {factor}", []).append(i)
+    explained = 1 - drawn["error"] / drawn["total"].where(lambda total: total > 0)
+    over_states = explained.mean("state")
     variables = {
-        **means.with_interval("explained", 1 - drawn["error"] / drawn["total"].where(lambda total: total > 0)),
+        **means.with_interval("explained", explained),
+        **means.with_interval("explained_by_all", over_states),
+        **means.with_interval("sharing", over_states[{"kind": 0}] - over_states),
         **means.with_interval("ffn_explained", 1 - drawn["ffn_error"] / drawn["ffn_total"]),
         **means.with_interval("f1", score),
+        **means.with_interval(
+            "f1_of_factor", xr.concat([score[{"concept": of}].mean("concept") for of in told.values()], "told")
+        ),
         "l0": drawn["l0"][{"draw": 0}],
         "ffn_l0": drawn["ffn_l0"][{"draw": 0}],
         "ffn_dead": ((), float((seen["ffn_fired"] == 0).all("step").mean())),
@@ -157,13 +169,13 @@ def numbers(
         "dead_everywhere": (("kind", "token"), dead_everywhere),
         **places(top, images, config),
     }
-    names = [(token, *name) for token in activations.TOKENS for name in known[token].names]
     coords = {
         "kind": kinds,
         "token": list(activations.TOKENS),
         "state": np.arange(config.n_steps + 1),
         "step": np.arange(config.n_steps),
         "against": list(features.AGAINST),
+        "told": list(told),
         "concept": [f"{token} {factor} {value}" for token, factor, value in names],
         "concept_token": ("concept", [token for token, _, _ in names]),
         "concept_factor": ("concept", [factor for _, factor, _ in names]),

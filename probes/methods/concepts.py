@@ -23,11 +23,21 @@ OBJECTS = ("background", "target", "another object")
 
 @dataclass(frozen=True)
 class Factor:
-    """Which of its values holds, -1 for none: number [image patch], with one column where it is of the image."""
+    """Which of its values holds, -1 for none: number [image patch], with one column where it is of the image. A place
+    is the same in all images.
+    """
 
     name: str
     values: tuple[str, ...]
     number: np.ndarray
+    is_place: bool = False
+
+    def shuffled(self, seed: int) -> Factor:
+        """The values of other images, every patch in its place; places are exchanged within each image."""
+        draw = np.random.default_rng([seed, 1])
+        if self.is_place:
+            return replace(self, number=draw.permuted(self.number, axis=1))
+        return replace(self, number=self.number[draw.permutation(len(self.number))])
 
 
 @dataclass(frozen=True)
@@ -50,9 +60,8 @@ class Known:
         return torch.cat(each, -1).float()
 
     def shuffled(self, seed: int) -> Known:
-        """The same values, of other images; every patch keeps its place."""
-        order = np.random.default_rng([seed, 1]).permutation(len(self.factors[0].number))
-        return Known(tuple(replace(factor, number=factor.number[order]) for factor in self.factors))
+        """The null: what holds elsewhere. All factors of an image go to the same other one."""
+        return Known(tuple(factor.shuffled(seed) for factor in self.factors))
 
 
 def of_images(images: Pass, patch_size: int) -> dict[str, Known]:
@@ -64,7 +73,7 @@ def of_images(images: Pass, patch_size: int) -> dict[str, Known]:
     thirds = np.arange(side) * 3 // side
     everywhere = np.zeros((len(images), 1), dtype=np.int64)
     places = tuple(
-        Factor(name, THIRDS, (np.ravel(of) + everywhere).astype(np.int16))
+        Factor(name, THIRDS, (np.ravel(of) + everywhere).astype(np.int16), is_place=True)
         for name, of in zip(("row", "column"), np.meshgrid(thirds, thirds, indexing="ij"), strict=True)
     )
     local = of_masks(images, patch_size, made) if about.has_masks else (widened(of_class, side),)

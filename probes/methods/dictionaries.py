@@ -18,7 +18,7 @@ from torch import Tensor
 
 from models.loop import Loop, generator
 
-LEARNING_RATE = 2e-3  # Adam's, falling to 0
+LEARNING_RATE = 4e-3  # Adam's, falling to 0
 IDLE = 50  # updates without firing after which a feature counts as dead in training
 LEFT_OVER = 1 / 32  # weight of the loss of features that are dead in training
 Batch = Mapping[str, tuple[Tensor, Tensor]]  # by site: what goes in and what should come out, [place row width] each
