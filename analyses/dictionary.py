@@ -8,11 +8,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import xarray as xr
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
-from analyses import looks, style
+from analyses import features, looks, style
+from analyses.features import TOKENS
 from analyses.style import Results
 
 KINDS = {
@@ -22,52 +21,10 @@ KINDS = {
     "pca": "principal components",
     "rotated": "one for all, rotated",
 }
-TOKENS = {"cls": "CLS", "patch": "patches"}
-LIVES = 0.5  # a feature lives at a state where its mean activation is at least so much of its largest
 ENDS = ("", "_low", "_high")  # of a number with its interval
 MOST_FACTORS = 4  # in a panel
-N_FEATURES = {"patch": 5, "cls": 2}  # whose images are shown
 
 # Statistics
-
-
-def lives(profile: xr.DataArray) -> xr.DataArray:
-    """Whether each feature lives at each state, of mean activations [... state]; a dead one nowhere."""
-    largest = profile.max("state")
-    return (profile >= LIVES * largest) & (largest > 0)
-
-
-def span(profile: xr.DataArray) -> xr.Dataset:
-    """Of each feature, over how many states it lives, the first and the last of them; NaN for a dead one."""
-    alive = lives(profile)
-    n, is_there = alive.sum("state"), alive.any("state")
-    last = alive.sizes["state"] - 1 - alive.isel(state=slice(None, None, -1)).argmax("state")
-    parts = {"length": n, "born": alive.argmax("state"), "dies": last}
-    return xr.Dataset({name: of.where(is_there) for name, of in parts.items()})
-
-
-def lengths(profile: xr.DataArray) -> np.ndarray:
-    """The share of the living features that live over 1, 2, ... states, in %."""
-    n = profile.sizes["state"]
-    length = span(profile)["length"].values
-    length = length[np.isfinite(length)].astype(int)
-    return 100 * np.bincount(length, minlength=n + 1)[1:] / max(len(length), 1)
-
-
-def fates(profile: xr.DataArray) -> dict[str, float]:
-    """The share of the living features that live from the first state on but not to the last, come later and stay, come
-    and go, and live at both ends, in %.
-    """
-    of, last = span(profile), profile.sizes["state"] - 1
-    is_early, is_late = of["born"] <= 1, of["dies"] == last
-    there = of["length"].notnull()
-    kinds = {
-        "fade": is_early & ~is_late,
-        "come and stay": ~is_early & is_late,
-        "come and go": ~is_early & ~is_late,
-        "last": is_early & is_late,
-    }
-    return {name: 100 * float((of_kind & there).sum() / max(int(there.sum()), 1)) for name, of_kind in kinds.items()}
 
 
 def factors(numbers: xr.Dataset, token: str) -> list[str]:
@@ -79,29 +36,6 @@ def factors(numbers: xr.Dataset, token: str) -> list[str]:
 def best_state(numbers: xr.Dataset, told: str) -> int:
     """Where the values of a factor are told best, on average."""
     return int(numbers["f1_of_factor"].sel(against="dictionary", told=told).fillna(0).argmax("state"))
-
-
-def shown(result: xr.Dataset) -> list[tuple[str, int, str]]:
-    """Features whose images are shown: token, number, and the concept each tells best, one for each factor."""
-    rows = []
-    for token, most in N_FEATURES.items():
-        gain = result["f1"].sel(against="dictionary") - result["f1"].sel(against="shuffled")
-        gain = gain.where(result["concept_token"] == token).fillna(-1)
-        found: dict[int, tuple[str, str]] = {}
-        for place in np.argsort(-gain.values, axis=None, kind="stable"):
-            concept, state = np.unravel_index(place, gain.shape)
-            factor, value = (str(result[f"concept_{what}"].values[concept]) for what in ("factor", "value"))
-            feature = int(result["best_feature"].sel(against="dictionary").values[concept, state])
-            if feature not in found and factor not in [name for name, _ in found.values()]:
-                found[feature] = factor, value
-            if len(found) == most:
-                break
-        rows += [(token, feature, f"{factor} {value}") for feature, (factor, value) in found.items()]
-    return rows
-
-
-def states_shown(result: xr.Dataset) -> list[int]:
-    return list(style.some(result["state"].values.tolist(), 7))
 
 
 # Tables
@@ -123,7 +57,7 @@ def table(result: xr.Dataset) -> str:
 def explained_lines(result: xr.Dataset, token: str) -> Iterator[str]:
     """A line a kind of dictionary: variance explained at each state; then what fires, and what never does."""
     states = style.some(result["state"].values.tolist())
-    yield style.row(f"{TOKENS[token]}: explained (%)", [short(state) for state in states], 8, 36)
+    yield style.row(f"{TOKENS[token]}: explained (%)", [features.short(state) for state in states], 8, 36)
     for model, numbers in style.models(result).items():
         for kind in [kind for kind in KINDS if kind in numbers["kind"].values]:
             cells = numbers["explained"].sel(kind=kind, token=token, state=states).values
@@ -133,10 +67,6 @@ def explained_lines(result: xr.Dataset, token: str) -> Iterator[str]:
         yield style.row(f"  {named('L0', model)}", [f"{cell:.1f}" for cell in of["l0"].sel(state=states).values], 8, 36)
         dead = [percent(cell) for cell in of["dead"].sel(state=states).values]
         yield style.row(f"  {named('never fire here (%)', model)}", dead, 8, 36)
-
-
-def short(state: int) -> str:
-    return "start" if state == 0 else f"step {state}"
 
 
 def named(what: str, model: str) -> str:
@@ -163,18 +93,17 @@ def sharing_lines(result: xr.Dataset) -> Iterator[str]:
 
 def life_lines(result: xr.Dataset) -> Iterator[str]:
     """Over how many states features live."""
-    yield style.row(f"features live over (of {result.sizes['state']} states)", [*FATES, "mean"], 15, 36)
+    yield style.row(f"features live over (of {result.sizes['state']} states)", [*features.FATES, "mean"], 15, 36)
     for model, numbers in style.models(result).items():
         for token, title in TOKENS.items():
             for prefix, said in (("", ""), ("rotated_", ", rotated")):
                 of = numbers[f"{prefix}profile"].sel(token=token)
-                mean = float(span(of)["length"].mean())
-                cells = [f"{share:.0f} %" for share in fates(of).values()]
+                mean = float(features.span(of)["length"].mean())
+                cells = [f"{share:.0f} %" for share in features.fates(of).values()]
                 yield style.row(f"  {named(title + said, model)}", [*cells, f"{mean:.1f}"], 15, 36)
-    yield f"  (a feature lives where its mean activation is at least {LIVES:.0%} of its largest)".replace("%", " %")
-
-
-FATES = ("fade", "come and stay", "come and go", "last")
+    yield f"  (a feature lives where its mean activation is at least {features.LIVES:.0%} of its largest)".replace(
+        "%", " %"
+    )
 
 
 def told_lines(result: xr.Dataset) -> Iterator[str]:
@@ -191,7 +120,7 @@ def told_lines(result: xr.Dataset) -> Iterator[str]:
             cells = [f"{value:.2f}", f"{low:.2f} to {high:.2f}"]
             cells += [f"{float(of['f1_of_factor'].sel(against=name)):.2f}" for name in ("shuffled", "rotated")]
             beside = np.nan if untrained is None else float(untrained.sel(against="dictionary", told=told).max())
-            cells += ["-" if np.isnan(beside) else f"{beside:.2f}", short(state)]
+            cells += ["-" if np.isnan(beside) else f"{beside:.2f}", features.short(state)]
             yield style.row(f"  {title}: {factor}", cells, 15, 42)
     yield "  chosen on images of the training, scored on the others; F1 of firing as a sign of the value"
 
@@ -246,20 +175,6 @@ def frame(result: xr.Dataset) -> pd.DataFrame:
     return style.tidy(result, "explained", "explained_low", "explained_high", "l0", "dead")
 
 
-def feature_frame(result: xr.Dataset) -> pd.DataFrame:
-    """Every feature: over which states it lives, how often it fires at its best, and what it tells best."""
-    frames = []
-    for token in result["token"].values:
-        of = span(result["profile"].sel(token=token)).to_dataframe()
-        match = result["match"].sel(against="dictionary", token=token).fillna(0)
-        factor = match.argmax("factor")
-        of["largest rate"] = result["rate"].sel(token=token).max("state").values
-        of["tells"] = [str(name) for name in result["factor"].values[factor.values]]
-        of["f1 (chosen)"] = match.max("factor").values
-        frames.append(of.reset_index().assign(token=str(token)))
-    return pd.concat(frames, ignore_index=True)
-
-
 # Figures
 
 
@@ -299,7 +214,7 @@ def life_curves(results: Results, token: str = "patch") -> looks.Curves:
     lines = []
     for model in style.series(results, "profile", "rotated_profile"):
         for prefix, what, look in (("", "", {}), ("rotated_", "rotated", dict(dash="dot"))):
-            share = lengths(model.numbers[f"{prefix}profile"].sel(token=token))
+            share = features.lengths(model.numbers[f"{prefix}profile"].sel(token=token))
             lines.append(looks.Line(np.arange(1, len(share) + 1), share, **model.look(what, mark="", **look)))
     return looks.Curves(lines, x="states a feature lives over", y="features (%)", title=TOKENS[token], low=0)
 
@@ -328,18 +243,6 @@ def effect_curves(results: Results, token: str = "patch") -> looks.Curves | None
     return looks.Curves(lines, **look) if lines else None
 
 
-def profile_map(result: xr.Dataset, token: str = "patch") -> looks.Map:
-    """Mean activation of every living feature over the states, as a share of its largest; by birth and death."""
-    profile = result["profile"].sel(token=token)
-    of = span(profile)
-    order = np.lexsort((of["dies"].values, of["born"].values))
-    order = order[np.isfinite(of["born"].values[order])]
-    values = (profile / profile.max("state")).transpose("feature", "state").values[order]
-    states = result["state"].values.tolist()
-    look = dict(x="state after step", y="feature", bar="share of its largest", low=0, high=1, title=TOKENS[token])
-    return looks.Map(values, states, order.tolist(), **look)
-
-
 def figure(results: Results) -> Figure:
     """Two rows a result: what is explained, how much fires, every feature's profile; how long features live, what they
     tell, and what is lost without them.
@@ -348,7 +251,10 @@ def figure(results: Results) -> Figure:
     drawn, axes = looks.panels(2 * len(named_results), columns, height=3.8)
     for i, (name, result) in enumerate(named_results.items()):
         here = axes[2 * columns * i :][: 2 * columns]
-        parts = [explained_curves(result, token) for token in TOKENS] + [l0_curves(result), profile_map(result)]
+        parts = [explained_curves(result, token) for token in TOKENS] + [
+            l0_curves(result),
+            features.profile_map(result),
+        ]
         parts += [life_curves(result), *(told_curves(result, token) for token in TOKENS), effect_curves(result)]
         for ax, part in zip(here, parts, strict=True):
             ax.set_visible(part is not None)
@@ -358,43 +264,9 @@ def figure(results: Results) -> Figure:
     return drawn
 
 
-def examples(result: xr.Dataset) -> Figure | None:
-    """The image on which a feature fires most at each state, its patch framed; None where no pixels were kept."""
-    if "thumbnail" not in result:
-        return None
-    rows, states, side = shown(result), states_shown(result), result.attrs["side"]
-    place = {int(number): i for i, number in enumerate(result["shown"].values)}
-
-    def draw(ax: Axes, row: int, column: int) -> str:
-        token, feature, _ = rows[row]
-        at = dict(token=token, feature=feature, state=states[column])
-        top = result[["top", "top_patch", "top_activation"]].sel(at).isel(place=0)
-        if int(top["top"]) not in place:
-            return ""
-        picture = result["thumbnail"].values[place[int(top["top"])]]
-        ax.imshow(picture)
-        if token == "patch":
-            size, (y, x) = len(picture) / side, divmod(int(top["top_patch"]), side)
-            ax.add_patch(Rectangle((x * size - 0.5, y * size - 0.5), size, size, fill=False, ec="#d55e00", lw=1.2))
-        return f"{float(top['top_activation']):.1f}"
-
-    titles = [short(state) for state in states]
-    return looks.grid(draw, titles, [f"{TOKENS[token]} {feature}\n{what}" for token, feature, what in rows])
-
-
-FIGURES = {"dictionary": figure, "examples": examples}
+FIGURES = {"dictionary": figure, "examples": features.examples}
 
 
 def interactive(result: xr.Dataset, token: str = "patch") -> go.Figure:
     """What is explained of every state, to hover over."""
     return explained_curves(result, token).interactive()
-
-
-def of_feature(result: xr.Dataset, token: str, feature: int) -> go.Figure:
-    """Mean activation of one feature over the states, and how often it fires."""
-    at, states = dict(token=token, feature=feature), result["state"].values
-    lines = [
-        looks.Line(states, result["profile"].sel(at).values, label="mean activation", mark="o"),
-        looks.Line(states, result["rate"].sel(at).values, label="fires for (share of rows)", colour=style.SECOND),
-    ]
-    return looks.Curves(lines, x="state after step", y=f"feature {feature}, {TOKENS[token]}", low=0).interactive()

@@ -71,6 +71,7 @@ ATTRIBUTION = of_probe("attribution", "node_of_image")
 PATCHING = of_probe("patching", "effect")
 INTERVENTION = of_probe("intervention", "change")
 LENS = of_probe("lens", "recovered")
+DICTIONARY = of_probe("dictionary", "explained_by_all")
 COST = of_probe("cost", "seconds_of_round")
 TRANSFER = Result(
     "transfer.nc", "python -m probes.transfer {run} --data folder:PHOTOGRAPHS", "trainable_parameters", start="ckpt.pt"
@@ -93,6 +94,7 @@ PAGES = (
     Page("patching", "Patching", ":material/swap_horiz:", (PATCHING,)),
     Page("intervention", "Intervention", ":material/tune:", (INTERVENTION,)),
     Page("lens", "Lens", ":material/search:", (LENS,)),
+    Page("dictionary", "Dictionary", ":material/dictionary:", (DICTIONARY,)),
     Page("cost", "Cost", ":material/payments:", (COST,)),
     Page("transfer", "Transfer", ":material/moving:", (TRANSFER,)),
     Page("study", "Comparison", ":material/balance:"),

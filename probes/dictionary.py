@@ -28,7 +28,7 @@ with epy.lazy_imports():
     import xarray as xr
 
     import models
-    from analyses import dictionary as analysis
+    from analyses import features as single
     from models.data import stream
     from probes.methods import activations, coding, concepts, features, means, pixels, reading, switching
 
@@ -298,8 +298,8 @@ def places(top: features.Top, images: probe.Pass, config: models.ViTConfig) -> d
 
 def pictures(result: xr.Dataset, images: probe.Pass, config: models.ViTConfig) -> dict[str, Any]:
     """Pixels of the first images of the features that a figure shows, each image once."""
-    rows = [result["top"].sel(token=token).values[feature, :, 0] for token, feature, _ in analysis.shown(result)]
-    numbers = list(dict.fromkeys(number for of in rows for number in of[analysis.states_shown(result)] if number >= 0))
+    rows = [result["top"].sel(token=token).values[feature, :, 0] for token, feature, _ in single.shown(result)]
+    numbers = list(dict.fromkeys(number for of in rows for number in of[single.states_shown(result)] if number >= 0))
     numbers = numbers[:N_SHOWN]
     positions = np.searchsorted(images.about.indices, numbers)
     return {

@@ -40,10 +40,12 @@ def ffn_input(model: BViT, step: int, stream: Tensor) -> Tensor:
     return model.blocks[step].shared.block.norm2(stream, model.blocks[step].ln2)
 
 
-def rows_of(model: BViT, images: Tensor, places: Tensor) -> dict[str, Tensor]:
-    """Rows of some patches [image patch] and of CLS: [state or step, row, d_model] by site."""
+def rows_of(model: BViT, images: Tensor, places: Tensor, n_ffn: int | None = None) -> dict[str, Tensor]:
+    """Rows of some patches [image patch] and of CLS: [state or step, row, d_model] by site; of the FFN, of CLS and of
+    the first `n_ffn` of these patches, by default all.
+    """
     at, places = torch.arange(len(images))[:, None], places + model.config.n_prefix
-    of_ffn = torch.cat([torch.zeros_like(places[:, :1]), places[:, :FFN_PATCHES]], 1)
+    of_ffn = torch.cat([torch.zeros_like(places[:, :1]), places[:, :n_ffn]], 1)
     rows: dict[str, list[Tensor]] = {site: [] for site in ROWS}
 
     def keep_input(x: Tensor, hook: object) -> None:
@@ -114,7 +116,10 @@ class Buffer:
         n_patches = self.model.config.n_tokens - self.model.config.n_prefix
         draw = torch.rand(len(images), n_patches, generator=generator(self.images.seed, 0, number))
         places = draw.argsort(1)[:, :PATCHES]
-        parts = [rows_of(self.model, *of) for of in zip(images.split(AT_ONCE), places.split(AT_ONCE), strict=True)]
+        parts = [
+            rows_of(self.model, *of, FFN_PATCHES)
+            for of in zip(images.split(AT_ONCE), places.split(AT_ONCE), strict=True)
+        ]
         return {site: scale.inward(torch.cat([of[site] for of in parts], 1)) for site, scale in self.scales.items()}
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:

@@ -21,6 +21,7 @@ from probes import (
     ablation,
     attribution,
     cost,
+    dictionary,
     intervention,
     lens,
     neurons,
@@ -82,6 +83,7 @@ def measure_all(run: Path) -> None:
         "patching": patching.measure(model, images, pairs=3, maps=1, shifts=2, _right=False, **common),
         "intervention": intervention.measure(model, images, images=20, max_steps=4, **common),
         "lens": lens.measure(model, images, updates=3, jacobian_images=2, **common),
+        "dictionary": dictionary.measure(model, images, updates=3, k=2, effects=2, **common),
         "cost": cost.measure(model, images, rounds=1, batch_size=2),
         "transfer": transfer.measure(model, images, seeds=2, epochs=1, train_batch=20, _train=images, **common),
     }

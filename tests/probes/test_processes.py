@@ -27,6 +27,7 @@ OPTIONS = {
     "patching": dict(pairs=5, maps=1, shifts=3, _right=False),
     "intervention": dict(images=23, max_steps=4, what=["damp", "late_cls"]),
     "lens": dict(updates=3, jacobian_images=17),
+    "dictionary": dict(updates=3, k=2, effects=2),
     "cost": dict(rounds=1),
     "transfer": dict(seeds=1, epochs=1, train_limit=24, train_batch=12, rank=2),
     "prune": dict(data="shapes-easy:96", fields=("n_steps=2", "d_model=8", "n_heads=2"), val_limit=20),
