@@ -87,10 +87,10 @@ def test_a_transcoder_learns_a_linear_layer() -> None:
             yield {"ffn": (rows, rows @ matrix)}
 
     plans = {"ffn": dictionaries.Plan("ffn", 1, 32, 4, is_transcoder=True)}
-    found = dictionaries.fitted(plans, batches, updates=400, **HOW | {"k": 12.0})["ffn"]
+    found = dictionaries.fitted(plans, batches, updates=400, **HOW | {"k": 16.0})["ffn"]
     rows = torch.randn(500, 4, generator=generator(6))
     left = rows @ matrix - found.decoded(found.codes(rows, 0), 0)
-    assert left.square().sum() / (rows @ matrix).square().sum() < 0.02
+    assert left.square().sum() / (rows @ matrix).square().sum() < 0.05
 
 
 def test_the_threshold_lets_k_features_fire_on_average() -> None:
