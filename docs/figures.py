@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from analyses import (
     ablation,
     attribution,
+    dictionary,
     intervention,
     lens,
     neurons,
@@ -42,6 +43,8 @@ FIGURES: dict[str, tuple[str, Callable[[xr.Dataset], Figure | None]]] = {
     "attribution": ("demo/attribution", attribution.figure),
     "patching": ("demo/patching", patching.figure),
     "lens": ("demo/lens", lens.figure),
+    "dictionary": ("demo/dictionary", dictionary.figure),
+    "dictionary_examples": ("demo/dictionary", dictionary.FIGURES["examples"]),
     "intervention": ("demo/intervention", intervention.figure),
 }
 

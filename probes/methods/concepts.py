@@ -6,6 +6,7 @@ game); of photographs without them the class alone is known.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.utils.data import Subset
 from models.data import shapes
 from probes.walk import Pass
 
+MOST = 60  # classes that are held against features: the first ones, where there are more
 THIRDS = ("first third", "middle third", "last third")
 OBJECTS = ("background", "target", "another object")
 
@@ -67,7 +69,7 @@ class Known:
 def of_images(images: Pass, patch_size: int) -> dict[str, Known]:
     """What CLS and what patches could know, by kind of token."""
     about, made = images.about, embedded(images)
-    of_class = Factor("class", tuple(map(str, about.classes)), about.labels[:, None].astype(np.int16))
+    of_class = classes(about.classes, about.labels[:, None])
     whole = (of_class, *(() if made is None else of_scene(made)))
     side = about.image_size // patch_size
     thirds = np.arange(side) * 3 // side
@@ -78,6 +80,10 @@ def of_images(images: Pass, patch_size: int) -> dict[str, Known]:
     )
     local = of_masks(images, patch_size, made) if about.has_masks else (widened(of_class, side),)
     return {"cls": Known(whole), "patch": Known((*local, *places))}
+
+
+def classes(names: Sequence[str], number: np.ndarray) -> Factor:
+    return Factor("class", tuple(map(str, names[:MOST])), np.where(number < MOST, number, -1).astype(np.int16))
 
 
 def widened(factor: Factor, side: int) -> Factor:
@@ -98,11 +104,13 @@ def of_scene(made: dict[str, np.ndarray]) -> tuple[Factor, ...]:
             tuple(f"{45 * i} to {45 * i + 45} degrees" for i in range(4)),
             made["rotation"] % np.pi / np.pi * 4,
         ),
-        "occlusion": (("none", "bar"), made["occlusion"] > 0),
-        "distractors": (tuple(map(str, range(shapes.MAX_DISTRACTORS + 1))), made["n_distractors"]),
     }
-    factors = (Factor(name, values, as_numbers(of)[:, None]) for name, (values, of) in numbers.items())
-    return tuple(factor for factor in factors if len(np.unique(factor.number)) > 1)
+    if "occlusion" in made:
+        numbers |= {
+            "occlusion": (("none", "bar"), made["occlusion"] > 0),
+            "distractors": (tuple(map(str, range(shapes.MAX_DISTRACTORS + 1))), made["n_distractors"]),
+        }
+    return tuple(Factor(name, values, as_numbers(of)[:, None]) for name, (values, of) in numbers.items())
 
 
 def parts(values: np.ndarray) -> np.ndarray:
@@ -137,7 +145,7 @@ def of_masks(images: Pass, patch_size: int, made: dict[str, np.ndarray] | None) 
     factors = [
         Factor("object", OBJECTS, np.where(is_target, 1, np.where(shown > 0, 2, shown)).astype(np.int16)),
         Factor("edge", ("none", "edge"), edge),
-        Factor("class", tuple(map(str, about.classes)), of_class.astype(np.int16)),
+        classes(about.classes, of_class),
     ]
     if made is not None:
         for name, values, number in (
@@ -151,8 +159,11 @@ def of_masks(images: Pass, patch_size: int, made: dict[str, np.ndarray] | None) 
 
 
 def embedded(images: Pass) -> dict[str, np.ndarray] | None:
-    """What the images were made from, where the data knows it."""
+    """What the images were made from, where the data knows it, without what no image of the data has."""
     whole = images.data
     while isinstance(whole, Subset):
         whole = whole.dataset
-    return whole.factors(images.about.indices) if hasattr(whole, "factors") else None
+    if not hasattr(whole, "factors"):
+        return None
+    never = ("occlusion", "n_distractors") if whole.difficulty.clutter == 0 else ()
+    return {name: of for name, of in whole.factors(images.about.indices).items() if name not in never}
