@@ -53,7 +53,7 @@ def show_feature() -> None:
         st.dataframe(features.top_frame(result, token, feature), hide_index=True)
     pictures = features.top_pictures(result, token, feature)
     if pictures:
-        st.image([picture for _, picture in pictures], [text(said) for said, _ in pictures], width=110)
+        st.image([picture for picture, _ in pictures], [text(said) for _, said in pictures], width=110)
 
 
 show_numbers()

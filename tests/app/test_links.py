@@ -16,6 +16,7 @@ LINKS = {
     "trajectories": dict(picture="PCA", colour="step", follow="7: cross checks"),
     "recurrence": dict(curve="entropy"),
     "intervention": dict(what="reinject"),
+    "dictionary": dict(dictionary_token="patch", feature=3),
     "prune": dict(round=1, weight="fc1", shared="overlap"),
 }
 
