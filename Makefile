@@ -16,8 +16,16 @@ bench: .venv/.installed
 figures: .venv/.installed
 	.venv/bin/python docs/figures.py
 
+report: .venv/.installed
+	.venv/bin/python -m analyses.report runs/demo runs/demo-vit runs/pruned runs/study --out build/report
+	cp build/report/report.html docs/report.html
+
 campaign: .venv/.installed
 	.venv/bin/python tests/campaign.py --write
+
+# numbers of others beside ours; options in WITH, such as WITH="--voc VOCdevkit/VOC2007"
+reproduce: .venv/.installed
+	.venv/bin/python -m tests.reference.reproduce $(WITH)
 
 # in environments of their own, from the package index: the newest versions of everything, and the wheel from an empty folder
 newest:
@@ -52,4 +60,4 @@ clean:
 		$(PYTHON) -m venv .venv && .venv/bin/pip install -e '.[dev]' -c constraints.txt; }
 	@touch $@
 
-.PHONY: demo test lint bench figures campaign newest wheel clean
+.PHONY: demo test lint bench figures report reproduce campaign newest wheel clean

@@ -99,6 +99,16 @@ def ratio_of_sums(
     return tuple(of.reshape(np.shape(values)[1:]) for of in (ratios[0], low, high))
 
 
+def jackknife(left_out: np.ndarray, level: float = 0.95) -> np.ndarray:
+    """Half the width of the interval of a number, from its values without one group of items each [group ...].
+
+    For statistics that a bootstrap would bias, because an item drawn twice is the same as itself.
+    """
+    n = len(left_out)
+    error = np.sqrt((n - 1) / n * np.square(left_out - left_out.mean(0)).sum(0))
+    return stats.norm.ppf(0.5 + level / 2) * error
+
+
 def draws(photo: np.ndarray, rng: np.random.Generator, resamples: int) -> np.ndarray:
     """How often each item is drawn when its photographs are drawn with replacement: [resample item]."""
     _, photo = np.unique(photo, return_inverse=True)

@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from plotly import colors
 
 from analyses import style
 
@@ -27,6 +28,8 @@ SMALL = dict(fontsize=7, frameon=False, handlelength=3)
 BELOW = dict(orientation="h", yanchor="top", y=-0.22)
 MARGIN = dict(l=50, r=10, t=25, b=45)
 WHITE = dict(template="plotly_white", margin=MARGIN)
+# As rgb, not hex: Streamlit replaces some hex colours by its own, the darkest of this map among them.
+GLOW = [[place, f"rgb{colors.hex_to_rgb(colour)}"] for place, colour in colors.get_colorscale(style.ATTENTION)]
 
 
 def panels(
@@ -78,6 +81,7 @@ CONFIG = {  # nothing of a figure leaves the machine by a click: plotly would of
     "displaylogo": False,
     "responsive": True,
     "showSendToCloud": False,
+    "modeBarButtonsToRemove": ["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "autoScale2d"],  # few cover little
     "plotlyServerURL": "",
 }
 POLICY = (  # of a saved page: its browser loads nothing and sends nothing
@@ -102,10 +106,16 @@ def as_html(figure: go.Figure, title: str = "", caption: str = "", **options: An
     return PAGE.format(title=html.escape(title), caption=html.escape(caption), figure=drawn, policy=POLICY)
 
 
+def on_dark(figure: go.Figure) -> go.Figure:
+    """The same figure with light ink and no ground of its own, for a dark page."""
+    clear, content = "rgba(0, 0, 0, 0)", _changed(figure.to_plotly_json(), lambda word: style.ON_DARK.get(word, word))
+    return go.Figure(content).update_layout(template="plotly_dark", paper_bgcolor=clear, plot_bgcolor=clear)
+
+
 def without_links(figure: go.Figure) -> go.Figure:
     """The figure with what plotly would make links of as plain text: names come from files, no figure here has any."""
     content = figure.to_plotly_json()
-    return go.Figure(_without_links(content)) if _has_link(content) else figure
+    return go.Figure(_changed(content, lambda word: LINK.sub("&lt;", word))) if _has_link(content) else figure
 
 
 def _has_link(value: Any) -> bool:
@@ -118,15 +128,16 @@ def _has_link(value: Any) -> bool:
     return isinstance(value, list | tuple) and any(map(_has_link, value))
 
 
-def _without_links(value: Any) -> Any:
+def _changed(value: Any, change: Callable[[str], str]) -> Any:
+    """A figure's content with every text changed."""
     if isinstance(value, str):
-        return LINK.sub("&lt;", value)
+        return change(value)
     if isinstance(value, dict):
-        return {name: _without_links(part) for name, part in value.items()}
+        return {name: _changed(part, change) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_links(part) for part in value]
+        return [_changed(part, change) for part in value]
     if isinstance(value, np.ndarray) and value.dtype.kind in "OUT":
-        return np.array([_without_links(part) for part in value.ravel()], dtype=object).reshape(value.shape)
+        return np.array([_changed(part, change) for part in value.ravel()], dtype=object).reshape(value.shape)
     return value
 
 

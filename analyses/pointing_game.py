@@ -15,7 +15,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analyses import intervals, looks, style
+from analyses import intervals, looks, overlay, style
 from analyses.style import Results, as_percent
 
 OVER_HEADS = {"mean": "mean over heads", "best": "best head of each step"}
@@ -217,8 +217,20 @@ def draw_example(ax: Axes, result: xr.Dataset, place: int, step: int, head: int)
     row, column = np.unravel_index(attention.argmax(), attention.shape)
     ax.plot((column + 0.5) * size / columns, (row + 0.5) * size / rows, "x", color="cyan", markersize=5)
     ax.set(xticks=[], yticks=[])
-    inside = mask.reshape(rows, size // rows, columns, size // columns).mean((1, 3))
+    return share_inside(attention, mask)
+
+
+def share_inside(attention: np.ndarray, mask: np.ndarray) -> str:
+    """How much of an attention map [row column] lies where the mask [y x] is 1."""
+    (rows, columns), (height, width) = attention.shape, mask.shape
+    inside = mask.reshape(rows, height // rows, columns, width // columns).mean((1, 3))
     return f"{100 * (attention * inside).sum() / max(attention.sum(), 1e-9):.0f} % in"
+
+
+def pixels_of_example(result: xr.Dataset, place: int, step: int, head: int) -> tuple[bytes, str]:
+    """The same as a PNG, without a figure; and the share."""
+    mask, attention = target_mask(result, place), result["thumbnail_attention"].values[place, step, head].astype(float)
+    return overlay.png(result["thumbnail"].values[place], attention, mask), share_inside(attention, mask)
 
 
 def target_mask(result: xr.Dataset, place: int) -> np.ndarray:

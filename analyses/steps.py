@@ -9,15 +9,12 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly import colors
 from plotly.subplots import make_subplots
 
 from analyses import intervals, looks, style
 from analyses.style import as_percent
 
 READ_OUT = "read out after step (0 is the embedding)"
-# As rgb, not hex: Streamlit replaces some hex colours by its own, the darkest of this map among them.
-GLOW = [[place, f"rgb{colors.hex_to_rgb(colour)}"] for place, colour in colors.get_colorscale(style.ATTENTION)]
 
 
 def attention(picture: np.ndarray, maps: np.ndarray, mask: np.ndarray | None = None, *, columns: int = 6) -> go.Figure:
@@ -45,7 +42,7 @@ def over_picture(picture: np.ndarray, values: np.ndarray, mask: np.ndarray | Non
     patch = len(picture) / len(values)
     centres = (np.arange(len(values)) + 0.5) * patch - 0.5
     said = dict(hovertemplate="%{z:.3f}<extra></extra>", showscale=False)
-    look = dict(colorscale=GLOW, opacity=0.6, zsmooth="best")
+    look = dict(colorscale=looks.GLOW, opacity=0.6, zsmooth="best")
     traces = [go.Image(z=picture, hoverinfo="skip"), go.Heatmap(z=values, x=centres, y=centres, **look, **said)]
     if mask is not None and mask.any():
         outline = dict(contours=dict(start=0.5, end=0.5, coloring="none"), line=dict(color="white", width=1.5))

@@ -1,6 +1,6 @@
 """``bvit``: every command of the toolkit under one name, which no folder can hide.
 
-    bvit                              # the list
+    bvit                              # the list; bvit --version
     bvit pointing-game runs/demo      # what python -m probes.pointing_game runs/demo does
 
 Every file of the four packages that ends as a command is one; nothing else has to be told of it. An installed script
@@ -11,6 +11,7 @@ import ast
 import os
 import runpy
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 from models import command
@@ -47,6 +48,9 @@ def main() -> None:
     name, found = (sys.argv[1:2] or ["--help"])[0], commands()
     if name in ("-h", "--help"):
         print(listed())
+        return
+    if name == "--version":
+        print(f"bvit-toolkit {version('bvit-toolkit')}")
         return
     if name not in found:
         print(f"bvit: there is no command {name!r}; there are {', '.join(found)}", file=sys.stderr)

@@ -3,6 +3,7 @@
 It feeds the menu, the sidebar's "here" and "missing", the word on a page without its result, and the tests.
 """
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ class Result:
     identity: str = "checkpoint_sha256"  # the attribute that says which model it is of
 
     def made_by(self, run: Path) -> str:
-        return self.command.format(run=run)
+        return self.command.format(run=shlex.quote(str(run)))
 
     def is_here(self, run: Path) -> bool:
         return (run / self.file).is_file()
@@ -71,6 +72,9 @@ ATTRIBUTION = of_probe("attribution", "node_of_image")
 PATCHING = of_probe("patching", "effect")
 INTERVENTION = of_probe("intervention", "change")
 LENS = of_probe("lens", "recovered")
+DYNAMICS = of_probe("dynamics", "increment_cka")
+FACTORS = of_probe("factors", "selectivity")
+OUTLIERS = of_probe("outliers", "accuracy_change")
 DICTIONARY = of_probe("dictionary", "explained_by_all")
 COST = of_probe("cost", "seconds_of_round")
 TRANSFER = Result(
@@ -81,8 +85,11 @@ CONTROLS = {name: of_control(name) for name in ("shared", "random", "shuffled", 
 SWAP = of_control("swap", "swap")
 
 PAGES = (
+    Page("story", "Story", ":material/auto_stories:", (CHECKPOINT,)),
     Page("overview", "Overview", ":material/home:", (CHECKPOINT,), (RECURRENCE,)),
     Page("steps", "Steps", ":material/footprint:", (CHECKPOINT,)),
+    Page("transplant", "Transplant", ":material/move_up:", (CHECKPOINT,)),
+    Page("compare", "Side by side", ":material/compare:", (CHECKPOINT,)),
     Page("pointing_game", "Pointing game", ":material/my_location:", (POINTING_GAME,), tuple(MAPS.values())),
     Page("neurons", "Neurons", ":material/neurology:", (NEURONS,)),
     Page("rank", "Rank", ":material/stacked_line_chart:", (RANK,)),
@@ -94,6 +101,9 @@ PAGES = (
     Page("patching", "Patching", ":material/swap_horiz:", (PATCHING,)),
     Page("intervention", "Intervention", ":material/tune:", (INTERVENTION,)),
     Page("lens", "Lens", ":material/search:", (LENS,)),
+    Page("dynamics", "Dynamics", ":material/route:", (DYNAMICS,)),
+    Page("factors", "Factors", ":material/biotech:", (FACTORS,)),
+    Page("outliers", "Outlier tokens", ":material/grain:", (OUTLIERS,)),
     Page("dictionary", "Dictionary", ":material/dictionary:", (DICTIONARY,)),
     Page("cost", "Cost", ":material/payments:", (COST,)),
     Page("transfer", "Transfer", ":material/moving:", (TRANSFER,)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import warnings
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ import streamlit as st
 from etils import epy
 from PIL import Image
 
-from app import results
+from app import results, words
 from app.contents import CHECKPOINT, RECURRENCE
 from app.text import text
 from models.errors import InputError, UnreadableImage, brief
@@ -31,14 +32,19 @@ with epy.lazy_imports():
     import torch
 
     import models
-    from models import checkpoint, hooks, origin
+    from models import checkpoint, flops, hooks, origin
     from models import data as datasets
     from models.data import images as pictures_on_disk
-    from models.data import stream
+    from models.data import shapes, stream
+    from probes.methods import one_image
 
 MOST_PIXELS, FORMATS = 40_000_000, ("PNG", "JPEG", "WEBP", "BMP")  # of a picture that is uploaded
+SHORT = 0.5  # seconds, after which a bar says that work goes on
 N_SCORED = 500  # validation images behind the accuracy after each step
 BY_WEIGHTS = {"app.live.Model": lambda model: f"{model.origin.sha256} {model.origin.weights}"}  # what caches know it by
+
+
+Cell = tuple[int, int]  # a step and a head
 
 
 class Model:
@@ -53,7 +59,8 @@ class Model:
         self.config: ViTConfig = model.config
         self.origin: Origin = model.origin
         self.about: dict[str, Any] = checkpoint.describe(model)
-        self.classes = list(model.config.classes or map(str, range(model.config.n_classes)))
+        self.names = list(model.config.classes or map(str, range(model.config.n_classes)))
+        self.classes = list(map(words.of, self.names))
 
     @contextmanager
     def alone(self) -> Iterator[BViT]:
@@ -62,32 +69,40 @@ class Model:
             yield self._model
 
     @st.cache_data(max_entries=64, show_spinner="running the model", hash_funcs=BY_WEIGHTS)
-    def trace(self, image: np.ndarray) -> dict[str, np.ndarray]:
-        """Everything the Steps page shows of one image [3 h w], from one run.
-
-        attention: [step head row column]; to_cls: [step head]; norm: [state pos]; probability: [state class] (absent
-        without a head).
-        """
-        whole = ("hook_embed", "hook_pos_embed", "blocks.*.hook_resid_post")
-        wanted = {name: lambda activation: activation for name in whole}
-        wanted["blocks.*.attn.hook_pattern"] = lambda pattern: pattern[:, :, 0]
-        steps, n_prefix = range(self.config.n_steps), self.config.n_prefix
+    def trace(self, image: np.ndarray, off: tuple[Cell, ...] = (), target: int | None = None) -> dict[str, np.ndarray]:
+        """Everything that one run on an image [3 h w] shows, with these heads off; see `one_image.trace`."""
         with self.alone() as model:
-            _, cache = model.run_with_cache(torch.from_numpy(image)[None], names_filter=wanted)
-            states = [cache["hook_embed"] + cache["hook_pos_embed"]]
-            states += [cache[f"blocks.{t}.hook_resid_post"] for t in steps]
-            rows = torch.stack([cache[f"blocks.{t}.attn.hook_pattern"][0] for t in steps])
-            logits = [model.read_out(state)[0] for state in states] if self.config.n_classes else []
-        refuse_nonfinite(states)
-        side = self.config.image_size // self.config.patch_size
-        traced = {
-            "attention": rows[:, :, n_prefix:].unflatten(-1, (side, side)),
-            "to_cls": rows[:, :, 0],
-            "norm": torch.stack([state[0].norm(dim=-1) for state in states]),
-        }
-        if logits:
-            traced["probability"] = torch.stack(logits).softmax(-1)
+            traced = one_image.trace(model, torch.from_numpy(image), off, target)
+        refuse_nonfinite(traced["norm"][1:])
         return {name: values.numpy() for name, values in traced.items()}
+
+    @st.cache_data(max_entries=64, show_spinner=False, hash_funcs=BY_WEIGHTS)
+    def flips(self, image: np.ndarray, off: tuple[Cell, ...] = ()) -> np.ndarray:
+        """Class probabilities of the last state with each head off that is on, or on that is off, and with a random
+        change as large: [2 step head class]; see `one_image.flipped`.
+        """
+        found = []
+        with self.alone() as model:
+            state = model.embed(torch.from_numpy(image)[None])
+        for step in steps_with_bar(self.config.n_steps, "switching every head off"):
+            with self.alone() as model:  # a step at a time, so that others get between
+                found.append(one_image.flipped(model, state, step, off))
+                state = one_image.after_step(model, state, step, off)
+        return torch.stack(found, 1).numpy()
+
+    @st.cache_data(max_entries=64, show_spinner=False, hash_funcs=BY_WEIGHTS)
+    def transplant(self, image: np.ndarray, donor: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Class probabilities of the last state when some tokens, bool [set pos], of the state that enters a step are
+        those of the donor's: [step set class].
+        """
+        found = []
+        with self.alone() as model:
+            states = model.embed(torch.from_numpy(np.stack([image, donor])))
+        for step in steps_with_bar(self.config.n_steps, "putting states in"):
+            with self.alone() as model:
+                found.append(one_image.transplanted(model, states[:1], states[1:], step, torch.from_numpy(tokens)))
+                states = model.run_steps(states, step, step + 1)
+        return torch.stack(found).numpy()
 
     @st.cache_data(max_entries=256, show_spinner=False, hash_funcs=BY_WEIGHTS)
     def without_head(self, image: np.ndarray, step: int, head: int) -> np.ndarray:
@@ -101,7 +116,7 @@ class Model:
         """Top-1 read out of every state [state], on images spread evenly over the validation split; and how many."""
         images = self.images()
         part = torch.utils.data.Subset(images, stream.evenly(len(images), N_SCORED))
-        where = torch.tensor(datasets.match_classes(datasets.describe(images).classes, self.classes))
+        where = torch.tensor(datasets.match_classes(datasets.describe(images).classes, self.names))
         correct, done = np.zeros(self.config.n_steps + 1), 0
         bar = st.progress(0.0, "measuring accuracy after each step")
         for batch in stream.Stream(part, 50):
@@ -124,6 +139,21 @@ class Model:
             raise NotAsked(f"{spec} is opened when you ask for it")
         return opened(spec, self.config)
 
+    def flops(self) -> int:
+        """Of a run on one image."""
+        return flops.of_forward(self.config)
+
+    def label_of(self, images: Any, label: int) -> int | None:
+        """The model's class of a label of the data, None where it has none."""
+        name = images.classes[label]
+        return self.names.index(name) if name in self.names else None
+
+    def factors(self) -> dict[str, list[str]]:
+        """What each class is made of, by the name of the factor; empty but for the embedded data's classes."""
+        if tuple(self.names) != shapes.CLASSES:
+            return {}
+        return {name: [words.split()[place] for words in self.names] for place, name in enumerate(shapes.FACTORS)}
+
     def images_at_hand(self) -> Any:
         """The same, or None with a word where they are elsewhere, as those of a run that came from elsewhere, and with
         a button where the checkpoint alone says what would be opened.
@@ -138,6 +168,18 @@ class Model:
         return None
 
 
+def steps_with_bar(n: int, what: str) -> Iterator[int]:
+    """0 .. n - 1, with a bar once it takes long; a visitor who goes on in the meantime ends it there."""
+    begun, bar = time.monotonic(), None
+    for step in range(n):
+        yield step
+        if bar or time.monotonic() - begun > SHORT:
+            bar = bar or st.progress(0.0)
+            bar.progress((step + 1) / n, what)
+    if bar:
+        bar.empty()
+
+
 def answers_of(model: BViT, images: torch.Tensor) -> torch.Tensor:
     """The class read out of every state: [state image]."""
     z, answers = model.embed(images), []
@@ -147,9 +189,9 @@ def answers_of(model: BViT, images: torch.Tensor) -> torch.Tensor:
     return torch.stack([*answers, model.read_out(z).argmax(-1)])
 
 
-def refuse_nonfinite(states: list[torch.Tensor]) -> None:
-    """Stop with the first step after which the stream is no number."""
-    bad = [t for t, state in enumerate(states[1:]) if not state.isfinite().all()]
+def refuse_nonfinite(norms: torch.Tensor) -> None:
+    """Stop with the first step after which the stream is no number, by its tokens' norms [step pos]."""
+    bad = [t for t, norm in enumerate(norms) if not norm.isfinite().all()]
     if bad:
         raise InputError(
             f"activations are not finite from step {bad[0] + 1} (blocks.{bad[0]}) on; the checkpoint diverged, "
@@ -160,16 +202,17 @@ def refuse_nonfinite(states: list[torch.Tensor]) -> None:
 # Loading
 
 
-def load(run: Path) -> Model:
+def load(run: Path, weights: str = "ema") -> Model:
+    """A run's model; with weights "init" as it was before training."""
     path = run / CHECKPOINT.file
     if not path.exists():
         raise InputError(f"{run} holds no ckpt.pt; train one with: {CHECKPOINT.made_by(run)}")
-    return _load(str(run), results.stamp(path))
+    return _load(str(run), results.stamp(path), weights)
 
 
 @st.cache_resource(max_entries=4, show_spinner="loading the model")
-def _load(run: str, changed: tuple[int, ...]) -> Model:
-    return Model(models.load(run))
+def _load(run: str, changed: tuple[int, ...], weights: str) -> Model:
+    return Model(models.load(run, weights))
 
 
 # Data. A checkpoint names what it was trained on, and may be a stranger's: the name alone makes the server do nothing.
@@ -248,9 +291,11 @@ def refuse_large(content: bytes, name: str) -> None:
     except Image.DecompressionBombError as error:
         raise UnreadableImage(name, brief(error)) from None
     except Exception:  # a damaged file raises anything inside a decoder
-        raise UnreadableImage(name, f"it is none of {', '.join(FORMATS)}") from None
+        raise UnreadableImage(name, f"it is none of {', '.join(FORMATS)}; save it as one of these") from None
     if width * height > MOST_PIXELS:
-        raise UnreadableImage(name, f"it has {width} x {height} pixels, more than {MOST_PIXELS // 10**6} million")
+        raise UnreadableImage(
+            name, f"it has {width} x {height} pixels, more than {MOST_PIXELS // 10**6} million; make it smaller"
+        )
 
 
 def pixels(config: ViTConfig, image: np.ndarray) -> np.ndarray:
@@ -279,10 +324,15 @@ def pictures(run: Path, result: xr.Dataset) -> dict[int, str]:
 
 def is_of(images: Any, indices: Sequence[int], said: Mapping[str, Any]) -> bool:
     """Whether a result is of these very images: all of them, or those at `indices`."""
-    if (origin.relative(images.spec), images.split) != (said.get("data"), said.get("split")):
+    if not is_of_data(images, said):
         return False
     part = torch.utils.data.Subset(images, indices)
     return said.get("data_fingerprint") in (images.fingerprint, datasets.describe(part).fingerprint)
+
+
+def is_of_data(images: Any, said: Mapping[str, Any]) -> bool:
+    """Whether a result says that it is of this data, or of a part of it."""
+    return (origin.relative(images.spec), images.split) == (said.get("data"), said.get("split"))
 
 
 @st.cache_data(max_entries=4, show_spinner="drawing the images")

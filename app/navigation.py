@@ -9,6 +9,9 @@ from app.text import text
 
 def choose_run(runs: list[str]) -> None:
     """The run's folder, from a link or the list; and what it holds."""
+    asked = st.query_params.get("run", runs[0])
+    if asked not in runs:
+        st.warning(f"The link names the run {text(asked)}, which is not here; this is another one.")
     about = f"folders of {text(results.root())}/ that hold a checkpoint or a result"
     st.selectbox("Run", runs, key="run", help=about, **page.LINKED)
     run = results.chosen()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -48,16 +48,30 @@ def show(
 ) -> None:
     """A figure in its own colours, and under it the files it is had as (PNG: the camera in its corner)."""
     config = looks.CONFIG | {"toImageButtonOptions": {"filename": name.replace(" ", "_"), "scale": 2}}
-    st.plotly_chart(looks.without_links(figure), key=f"chart {name}", theme=None, config=config, **options)
+    drawn = looks.on_dark(figure) if st.context.theme.type == "dark" else figure
+    st.plotly_chart(looks.without_links(drawn), key=f"chart {name}", theme=None, config=config, **options)
     with st.container(horizontal=True):
         save(figure, name, caption)
         if table is not None:
             save_table(table, name)
 
 
+def story_of(column: Any, index: int) -> None:
+    """A way from an image of the run's own data to its story."""
+    run = st.session_state["run"]
+    column.page_link("views/story.py", label="story", query_params={"run": run, "image": str(index)})
+
+
 def save(figure: go.Figure, name: str, caption: str = "") -> None:
     """A button that saves a figure as a page that needs nothing from outside."""
-    download("Save as HTML", lambda: looks.as_html(figure, name, caption), f"{name}.html", "text/html")
+    caption = f"{caption}; " if caption else ""
+    title, run = name.capitalize(), st.session_state.get("run", "")
+    download(
+        "Save as HTML",
+        lambda: looks.as_html(figure, f"{title}: {run}", f"{caption}of the run {run}"),
+        f"{name}.html",
+        "text/html",
+    )
 
 
 def save_table(table: Callable[[], pd.DataFrame], name: str, label: str = "Table as CSV") -> None:
@@ -91,6 +105,13 @@ def keep_within(key: str, allowed: Sequence[int], default: int) -> None:
     """Before a widget for numbers is drawn: another run may have fewer of them, which Streamlit takes for an error."""
     if st.session_state.get(key, default) not in allowed:
         st.session_state[key] = default
+
+
+def keep_known(key: str, allowed: Collection[Any]) -> None:
+    """Before a widget of several choices is drawn: those that another run does not have are left out."""
+    chosen = st.session_state.get(key, [])
+    if not set(chosen) <= set(allowed):
+        st.session_state[key] = [one for one in chosen if one in allowed]
 
 
 def segments(column: Any, label: str, options: Sequence[Any], key: str, *, help: str | None = None) -> Any:

@@ -12,6 +12,7 @@ from etils import epy
 
 import analyses.results
 from analyses import style
+from app import words
 from app.contents import CHECKPOINT, RESULTS, Result
 from app.text import text
 from models.errors import InputError
@@ -75,7 +76,9 @@ def read(path: Path) -> xr.Dataset:
 def _read(path: str, changed: tuple[int, ...]) -> xr.Dataset | str:
     """A result, or what is wrong with it, which is remembered too: finding it out may take seconds."""
     try:
-        return analyses.results.read(path)
+        result = analyses.results.read(path)
+        names = result.attrs.get("classes")
+        return result.assign_attrs(classes=list(map(words.of, names))) if isinstance(names, list) else result
     except ValueError as error:
         return str(error)
 

@@ -18,9 +18,12 @@ from analyses import (
     ablation,
     attribution,
     dictionary,
+    dynamics,
+    factors,
     intervention,
     lens,
     neurons,
+    outliers,
     patching,
     pointing_game,
     prune,
@@ -45,7 +48,11 @@ FIGURES: dict[str, tuple[str, Callable[[xr.Dataset], Figure | None]]] = {
     "lens": ("demo/lens", lens.figure),
     "dictionary": ("demo/dictionary", dictionary.figure),
     "dictionary_examples": ("demo/dictionary", dictionary.FIGURES["examples"]),
+    "outliers": ("demo/outliers", outliers.figure),
+    "factors": ("demo/factors", factors.figure),
+    "factors_codes": ("demo/factors", factors.codes),
     "intervention": ("demo/intervention", intervention.figure),
+    "dynamics": ("demo/dynamics", dynamics.figure),
 }
 
 
@@ -58,8 +65,8 @@ def save(figure: Figure, name: str) -> None:
     print(f"wrote docs/{name}.png")
 
 
-def dashboard(name: str, path: str) -> None:
-    """A picture of a page of the dashboard, taken by a headless browser."""
+def dashboard(name: str, path: str, until: str = ".js-plotly-plot") -> None:
+    """A picture of a page of the dashboard, taken by a headless browser once an element is there."""
     from playwright.sync_api import sync_playwright
 
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -73,7 +80,7 @@ def dashboard(name: str, path: str) -> None:
             page = driver.chromium.launch(executable_path=browser, args=["--no-sandbox"]).new_page()
             page.set_viewport_size({"width": 1400, "height": 1000})
             page.goto(f"http://localhost:{PORT}/{path}")
-            page.wait_for_selector(".js-plotly-plot", timeout=120_000)
+            page.wait_for_selector(until, timeout=120_000)
             page.wait_for_timeout(4000)
             page.screenshot(path=HERE / f"{name}.png")
         print(f"wrote docs/{name}.png")
@@ -97,7 +104,7 @@ def main() -> None:
         save(draw(result(of)), name)
     controls = {kind: result(f"pruned/prune_{kind}") for kind in ("shared", "random")}
     save(prune.figure(result("pruned/prune"), controls), "prune")
-    dashboard("dashboard_steps", "steps?run=demo&image=7&step=1")
+    dashboard("story", "?run=demo&image=419&step=5&head=2", ".story .film canvas")
 
 
 if __name__ == "__main__":

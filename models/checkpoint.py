@@ -25,12 +25,11 @@ from torch import Tensor
 from models import masks, run_folder
 from models.config import ViTConfig
 from models.errors import InputError, brief
-from models.origin import Origin
+from models.origin import Origin, State, state_sha256
 from models.vit import BViT
 
 FORMAT, VERSION = "bvit-toolkit", 1
 Weights = Literal["ema", "raw", "init"]
-State = dict[str, Tensor]
 
 
 def fresh(config: ViTConfig, seed: int) -> BViT:
@@ -43,14 +42,6 @@ def fresh(config: ViTConfig, seed: int) -> BViT:
             return BViT(config)
         finally:
             torch.set_default_dtype(default)
-
-
-def state_sha256(state: State) -> str:
-    """Hash of names and float32 values."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        digest.update(name.encode() + state[name].detach().cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def save(
@@ -149,21 +140,8 @@ def _refuse_other_blocks(config: ViTConfig, state: State, path: Path) -> None:
 
 
 def filled(config: ViTConfig, state: State, path: Path) -> BViT:
-    """A model with the given weights in float32, made without drawing any of its own; their shapes are compared before
-    any is read.
-    """
-    with torch.device("meta"):
-        model = BViT(config)
-    expected, stored = ({name: tuple(value.shape) for name, value in of.items()} for of in (model.state_dict(), state))
-    for name in sorted(expected.keys() | stored.keys()):
-        if expected.get(name) != stored.get(name):
-            found, wanted = (shapes.get(name, "none") for shapes in (stored, expected))
-            raise InputError(
-                f"{path}: the weights do not fit the config stored beside them ({name} is {found}, it should be "
-                f"{wanted})"
-            )
-    model.load_state_dict({name: value.to(torch.float32, copy=True) for name, value in state.items()}, assign=True)
-    return model
+    """A model with the given weights, see `models.hub.Shareable.filled`."""
+    return BViT.filled(config, state, path)
 
 
 def _untrained(config: ViTConfig, seed: int, expected: str, path: Path) -> BViT:

@@ -9,7 +9,7 @@ them.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +19,6 @@ from torch import Tensor
 from models.config import ViTConfig
 from models.errors import InputError
 from models.hooks import MATRICES
-
-if TYPE_CHECKING:
-    from models.vit import BViT
 
 WEIGHTS = {name: f"{part}.{name}.weight" for part, name in MATRICES}  # matrix -> its parameter's name in the block
 Masks = Bool[Tensor, "step weight"]  # one row a step: the matrices of WEIGHTS, flattened in this order
@@ -49,7 +46,10 @@ def joined(matrices: dict[str, Tensor]) -> Tensor:
     return torch.cat([matrices[name if name in matrices else WEIGHTS[name]].flatten(-2) for name in WEIGHTS], -1)
 
 
-def put_on(model: BViT, masks: Masks) -> BViT:
+# `model` is a `BViT`, which this file cannot name: a model that is shared takes its masks along (`models.hub`)
+
+
+def put_on(model: Any, masks: Masks) -> Any:
     """Let every step of `model` run under its own mask (in place, and returned); the masks move with the model."""
     expected = (model.config.n_steps, sum(sizes(model.config).values()))
     if tuple(masks.shape) != expected:
@@ -62,7 +62,7 @@ def put_on(model: BViT, masks: Masks) -> BViT:
     return model
 
 
-def taken_from(model: BViT) -> Masks | None:
+def taken_from(model: Any) -> Masks | None:
     """The masks [step weight] a model runs under, or None."""
     if not model.blocks[0].is_masked:
         return None

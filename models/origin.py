@@ -1,5 +1,6 @@
 """Where a model comes from, and by what a result was made: all that provenance says, without an absolute path."""
 
+import hashlib
 import platform
 import re
 import sys
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+State = dict[str, Tensor]
 PACKAGES = ("torch", "timm", "transformer_lens", "numpy")
 
 
@@ -24,6 +27,14 @@ class Origin:
     data: str | None = None  # the spec it was trained on
     metrics: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+
+
+def state_sha256(state: State) -> str:
+    """Hash of names and float32 values."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode() + state[name].detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def provenance(seed: int, **more: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from etils import epy
 from torch import nn
 
-from models import masks, run_folder
+from models import hub, masks, run_folder
 from models.checkpoint import Weights, filled, fresh, load_file, state_sha256
 from models.config import ViTConfig, presets
 from models.errors import InputError
@@ -19,7 +19,6 @@ from models.origin import Origin
 from models.vit import BViT
 
 with epy.lazy_imports():  # seconds each, and only some sources need them
-    import huggingface_hub
     import timm
 
     from models import timm_bridge
@@ -49,10 +48,28 @@ def _loaded(source: str | Path | nn.Module, weights: Weights) -> BViT:
         module, held = timm_bridge.create(name, Path(file) if file else None, weights)
         return _of_timm(module, str(source), "init" if weights == "init" else held)
     if kind == "hf":
-        return load_file(hub_file(rest), weights, run=named_run(rest))
+        return _of_hub(rest, weights)
     if str(source) in presets() and not Path(source).exists():
         return _of_preset(str(source))
+    if (Path(source) / hub.WEIGHTS).is_file() and not run_folder.checkpoint(Path(source)).exists():
+        return _of_hub(str(source), weights)
     return load_file(file_of(Path(source)), weights)
+
+
+def _of_hub(repo: str, weights: Weights) -> BViT:
+    """A model of the hub, or of a folder laid out as one: its ``ckpt.pt`` where it has one, which holds the raw weights
+    and rebuilds the untrained ones, else its safetensors.
+    """
+    try:
+        path, run = hub.fetched(repo, "ckpt.pt", {}), Path(repo) if Path(repo).is_dir() else named_run(repo)
+    except InputError:
+        model = BViT._from_pretrained(model_id=repo)  # whose refusals are ours, unlike from_pretrained's
+        if weights == "init" or (weights == "raw" and model.origin.weights != "raw"):
+            raise InputError(
+                f"hf:{repo} holds the {model.origin.weights} weights alone; {weights} needs its ckpt.pt"
+            ) from None
+        return model
+    return load_file(path, weights, run=run)
 
 
 def _of_preset(name: str) -> BViT:
@@ -107,13 +124,3 @@ def file_of(source: Path) -> Path:
             f"{missing}; train one with python -m models.train, or name a run folder, a ckpt.pt, timm:NAME or hf:REPO"
         )
     return path
-
-
-def hub_file(repo: str) -> Path:
-    """``ckpt.pt`` of a repository on the Hugging Face hub."""
-    try:
-        return Path(huggingface_hub.hf_hub_download(repo, "ckpt.pt"))
-    except Exception as error:  # the hub's errors have no common class
-        raise InputError(
-            f"hf:{repo}: its ckpt.pt cannot be fetched ({type(error).__name__}); download it and name the file"
-        ) from None

@@ -21,6 +21,7 @@ from models.cache import StepCache
 from models.config import ViTConfig
 from models.errors import InputError
 from models.hooks import NormHooks, Shared, Step
+from models.hub import Shareable
 from models.origin import Origin
 from models.watching import Names, Watched, step_of
 
@@ -41,7 +42,7 @@ class PatchEmbed(nn.Module):
         return rearrange(self.proj(images), "batch d row column -> batch (row column) d")
 
 
-class BViT(Watched):
+class BViT(Watched, Shareable):
     """A Vision Transformer that runs in steps (bViT, arXiv 2605.10661), or its stacked baseline.
 
     ``model(images, n_steps=k)`` reads out after k steps; beyond T it needs one block. Tokens are

@@ -291,6 +291,21 @@ def test_inputs_of_heads_see_no_adapter_and_say_so(images) -> None:
 # Hook functions and inputs
 
 
+@pytest.mark.parametrize(
+    ("name", "axis"),
+    [("hook_attn_scores", 1), ("hook_pattern", 1), ("hook_q", 2), ("hook_k", 2), ("hook_v", 2), ("hook_z", 2)],
+)
+def test_a_function_for_one_head_changes_that_head_alone(model, images, name, axis) -> None:
+    kept = {}
+    with torch.no_grad():
+        _, before = model.run_with_cache(images, names_filter=f"blocks.1.attn.{name}")
+        with model.hooks([(f"blocks.1.attn.{name}", head(1, zero))]):
+            model.run_with_hooks(images, fwd_hooks=[(f"blocks.1.attn.{name}", lambda x, hook: kept.update(after=x))])
+    after, expected = kept["after"].unbind(axis), list(before[f"blocks.1.attn.{name}"].unbind(axis))
+    expected[1] = torch.zeros_like(expected[1])
+    assert all(torch.equal(a, b) for a, b in zip(after, expected, strict=True))
+
+
 def test_the_mean_of_one_image_needs_a_reference(model, images) -> None:
     with pytest.raises(InputError, match="batch of one image"):
         model.run_with_hooks(images[:1], fwd_hooks=[("blocks.0.hook_mlp_out", mean)])

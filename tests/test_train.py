@@ -378,6 +378,18 @@ def test_loading_processes_that_inherit_nothing_give_the_weights_of_forked_ones(
     assert same(state(tmp_path / "fresh"), state(tmp_path / "forked"))
 
 
+def test_the_average_of_the_weights_warms_up() -> None:
+    """Update k keeps 1 - k^(-2/3) of it, at most the recipe's share: soon after the start it is near the weights."""
+    model, recipe = torch.nn.Linear(1, 1, bias=False), replace(RECIPES["plain"], ema_decay=0.6)
+    average, expected = recipes.ema(model, recipe), 0.0
+    for update in range(1, 9):
+        torch.nn.init.constant_(model.weight, update**2)
+        average.update(model, step=update)
+        kept = min(1 - update ** (-2 / 3), 0.6)
+        expected = kept * expected + (1 - kept) * update**2
+        assert average.module.weight.item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_mixing_pairs_the_same_images_on_any_number_of_processes() -> None:
     """Of a batch shared by two, each half mixed apart is the batch mixed as a whole."""
     recipe, images, labels = RECIPES["small"], torch.randn(8, 3, 8, 8), torch.arange(8)

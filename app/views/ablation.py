@@ -32,7 +32,7 @@ st.markdown(
 places = st.columns(2)
 for place, kind, title in zip(places, (analysis.ABLATED, analysis.RANDOM), ("Without it", "Random"), strict=True):
     with place:
-        st.subheader(title)
+        st.header(title)
         figure = analysis.interactive(result, metric, scope, kind)
         page.show(figure, f"ablation {kind}", table=lambda: analysis.frame(result))
 st.code(analysis.table(result), language=None)

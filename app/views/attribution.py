@@ -34,11 +34,11 @@ if "kept_difference" in result:
 
 left, right = st.columns(2)
 with left:
-    st.subheader("Heads and FFNs")
+    st.header("Heads and FFNs")
     page.show(analysis.interactive(result, how), "attribution nodes", table=lambda: analysis.frame(result))
 untrained = style.models(result).get("untrained")
 with right:
-    st.subheader("Untrained")
+    st.header("Untrained")
     if untrained is None:
         st.caption("The untrained model could not be rebuilt.")
     else:
@@ -46,24 +46,24 @@ with right:
 if "edge" in result:
     left, right = st.columns(2)
     with left:
-        st.subheader("From step to step")
+        st.header("From step to step")
         page.show(
             analysis.edge_map(result, how).interactive(), "attribution edges", table=lambda: analysis.edges(result)
         )
     with right:
-        st.subheader("What is used of the heads' composition")
+        st.header("What is used of the heads' composition")
         page.show(composition.use_map(result, how).interactive(), "composition use")
 if "kept_difference" in result:
     left, right = st.columns(2)
     with left:
-        st.subheader("Circuits")
+        st.header("Circuits")
         page.show(analysis.circuit_curves(result).interactive(), "attribution circuits")
     with right:
-        st.subheader("Against exact patches")
+        st.header("Against exact patches")
         kind = page.segments(st, "Of", ["node", "edge"], "kind")
         page.show(analysis.exact_curves(result, kind).interactive(), f"attribution exact {kind}")
 if composition.is_possible(result).any():
-    st.subheader("Who could write into whom, by the weights")
+    st.header("Who could write into whom, by the weights")
     slot = page.segments(st, "Read through", list(SLOTS), "slot")
     page.show(
         composition.score_map(result, slot).interactive(),

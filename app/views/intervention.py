@@ -19,7 +19,7 @@ if result.attrs["note"]:
 names = analysis.kinds(result)
 page.keep_within("what", names, names[0])
 what = st.selectbox("Intervention", names, key="what", **page.LINKED)
-st.subheader(analysis.TITLES[what].capitalize())
+st.header(analysis.TITLES[what].capitalize())
 st.caption(
     "Solid: the intervention, with its 95 % interval; dashed, in the same colour: a random change as large; dotted: "
     "the untrained model, mean over the settings."

@@ -40,7 +40,7 @@ def show_numbers() -> None:
 def show_image() -> None:
     """What every patch of one image says after a step; the model is not run."""
     classes, last = list(result.attrs["classes"]), result.sizes["state"] - 1
-    st.subheader("One image, patch by patch")
+    st.header("One image, patch by patch")
     left, right = st.columns(2)
     place = page.number(left, "Image", result.sizes["place"], "lens_image", shown="image %d")
     state = page.number(right, "State after step", last + 1, "lens_state", last)
@@ -49,7 +49,7 @@ def show_image() -> None:
         lens: classes[int(result["thumbnail_answer"].sel(lens=lens, state=state).values[place])]
         for lens in result["lens"].values
     }
-    left.image(result["thumbnail"].values[place], text(classes[label]), width=190)
+    left.image(result["thumbnail"].values[place], text(classes[label]), width=190, alt=classes[label])
     left.markdown("\n".join(f"- {analysis.LENSES[lens]}: **{text(answer)}**" for lens, answer in answers.items()))
     with right:
         page.show(analysis.patches(result, place, state), "lens patches", classes[label])
@@ -58,31 +58,31 @@ def show_image() -> None:
 show_numbers()
 left, right = st.columns(2)
 with left:
-    st.subheader("Through every lens")
+    st.header("Through every lens")
     metric = st.selectbox(
         "Measure", analysis.METRICS, key="lens_measure", format_func=analysis.METRICS.get, **page.LINKED
     )
     page.show(analysis.interactive(result, metric), "lens", table=lambda: analysis.frame(result))
 with right:
-    st.subheader("When does the answer stand?")
+    st.header("When does the answer stand?")
     st.caption("Logit lens; dotted: if every state answered as often as it does, but regardless of the others.")
     page.show(analysis.depth_curves(result).interactive(), "lens depth")
 
 left, right = st.columns(2)
 with left:
-    st.subheader("What do the patches say?")
+    st.header("What do the patches say?")
     page.show(analysis.patch_curves(result).interactive(), "lens shares")
 agreement = analysis.agreement_curves(result)
 if agreement is not None:
     with right:
-        st.subheader("Do they agree with the mask?")
+        st.header("Do they agree with the mask?")
         page.show(agreement.interactive(), "lens agreement")
 if "thumbnail" in result:
     show_image()
 else:
     st.info(results.without_pixels(result, "its images are"))
 
-st.subheader("What adds to the answer?")
+st.header("What adds to the answer?")
 st.caption("Every head and FFN of every step; with the embedding and the bias, the parts sum to the logit exactly.")
 to = page.segments(st, "What a part adds", list(analysis.TO), "adds", help="margin: to the class less to the others")
 models = style.models(result)

@@ -40,7 +40,7 @@ st.markdown(
 def show_step(cell: xr.Dataset) -> None:
     """The picture made for one step, and the real images that activate the neuron most there."""
     label, activation = style.step_label(int(cell["step"])), float(cell["activation"])
-    st.image(cell["picture"].values, f"{label}: {activation:.2f}", width="stretch")
+    st.image(cell["picture"].values, f"{label}: {activation:.2f}", width="stretch", alt=f"picture by {label}")
     top = zip(cell["top"].values.tolist(), cell["top_activation"].values.tolist(), strict=True)
     real = [(index, reached) for index, reached in top if index in thumbnails][:REAL]
     if real:
@@ -74,5 +74,5 @@ with transfer:
 with overlaps:
     st.caption(f"Jaccard overlap of the top {n_top} real images of this neuron at two steps.")
     page.show(analysis.overlaps(result, neuron=neuron), f"neuron {neuron} overlap")
-st.subheader("Which neurons change over the steps?")
+st.header("Which neurons change over the steps?")
 st.table({what: ", ".join(map(str, units)) for what, units in analysis.spread_of(result, 8).items()})

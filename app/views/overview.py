@@ -10,7 +10,7 @@ run = results.chosen()
 st.title("A Vision Transformer that runs in steps")
 st.markdown(
     "bViT (arXiv 2605.10661) applies **one** transformer block T times. The weights are the same at every step, so "
-    "head 3 at step 2 and head 3 at step 9 are the same head: what changes is only what it is shown. Everything here "
+    "head 0 at step 2 and head 0 at step 9 are the same head: what changes is only what it is shown. Everything here "
     "counts steps from 1 and names the hook point beside it: `step 6 (blocks.5)`."
 )
 
@@ -23,7 +23,7 @@ def arrow(n_blocks: int, n_steps: int) -> str:
 
 
 def show_accuracy() -> None:
-    st.subheader("Accuracy after each step")
+    st.header("Accuracy after each step")
     if not (model.origin.data and model.config.n_classes):
         st.info("This model names no data of its own or has no head, so there is no accuracy to show.")
         return
@@ -38,7 +38,7 @@ def show_accuracy() -> None:
 
 
 def show_training() -> None:
-    st.subheader("Training")
+    st.header("Training")
     records = results.log(run)
     if records:
         page.show(steps.training(records), "training")

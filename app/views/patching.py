@@ -26,7 +26,7 @@ def said(words: dict[str, str]) -> str:
 
 def show_examples(result: xr.Dataset, factor: str, direction: str, site: str) -> None:
     """The pairs of a factor: both pictures, and every patch alone, step by step."""
-    st.subheader("Patch by patch")
+    st.header("Patch by patch")
     places = [i for i, of in enumerate(result["pair_factor"].values) if of == factor]
     pair = places[page.number(st, "Pair", len(places), "patch_pair", shown="pair %d")]
     left, right = st.columns([1, 4])
@@ -35,7 +35,7 @@ def show_examples(result: xr.Dataset, factor: str, direction: str, site: str) ->
         for run, name in enumerate(("clean", "corrupt")):
             picture, label = result["thumbnail"].isel(pair=pair, run=run).values, int(result["pair_label"][pair, run])
             number = f" ({index})" if run == 0 else ""
-            left.image(picture, f"{name}: {text(classes[label])}{number}", width="stretch")
+            left.image(picture, f"{name}: {text(classes[label])}{number}", width="stretch", alt=classes[label])
     else:
         left.info(results.without_pixels(result, "its images are"))
     with right:
@@ -56,16 +56,16 @@ st.markdown(
 )
 left, right = st.columns([3, 2])
 with left:
-    st.subheader(f"The {analysis.SITES[site]}, over the steps")
+    st.header(f"The {analysis.SITES[site]}, over the steps")
     figure = analysis.interactive(result, factor, direction, site)
     page.show(figure, "patching", table=lambda: analysis.frame(result))
 with right:
-    st.subheader("Every head")
+    st.header("Every head")
     page.show(analysis.heads(result, factor, direction), "patching heads")
 if "token_effect" in result:
     show_examples(result, factor, direction, site)
 if "shift_accuracy" in result:
-    st.subheader("Steps that change places")
+    st.header("Steps that change places")
     st.markdown(
         f"Step t (down) gets what stood at step s (across), from the same image or from one of another class; of "
         f"{int(result['n_shifted'])} images. The diagonal is the untouched model; chance is "

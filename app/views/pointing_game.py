@@ -1,9 +1,6 @@
 """Which heads point at the object, and at which step?"""
 
-import io
-
 import streamlit as st
-from matplotlib.figure import Figure
 
 from analyses import pointing_game as analysis
 from analyses import style
@@ -51,14 +48,6 @@ def follow_click() -> None:
         st.session_state["cell_step"], st.session_state["cell_head"] = int(point["x"]) - 1, int(point["y"])
 
 
-def panel(place: int, step: int, head: int) -> tuple[bytes, str]:
-    """One stored image under the head's attention, as PNG; and the share of the attention inside the object."""
-    figure, content = Figure(figsize=(1.9, 1.9), dpi=110), io.BytesIO()
-    inside = analysis.draw_example(figure.add_axes((0, 0, 1, 1)), result, place, step, head)
-    figure.savefig(content, format="png")
-    return content.getvalue(), inside
-
-
 def show_images(step: int, head: int) -> None:
     st.caption(
         f"{pointer.capitalize()} over the image, the object outlined, the cross at the maximum; below each the share "
@@ -70,23 +59,25 @@ def show_images(step: int, head: int) -> None:
         places = [i for i, shown_as in enumerate(result["shown_as"].values) if shown_as == kind][:8]
         for column, place in zip(st.columns(8), places, strict=False):
             index, label = (int(result[name].values[result["shown"].values[place]]) for name in ("index", "label"))
-            picture, inside = panel(place, step, head)
-            column.image(picture, f"{index}: {text(classes[label])}, {inside}")
+            picture, inside = analysis.pixels_of_example(result, place, step, head)
+            said = f"{index}: {text(classes[label])}, {inside}"
+            column.image(picture, said, alt=f"attention over image {index}, {classes[label]}")
+            page.story_of(column, index)
 
 
 left, right = st.columns([3, 2])
 with left:
-    st.subheader("Every head at every step")
+    st.header("Every head at every step")
     figure = analysis.interactive(result, **cell)
     page.show(figure, MAP, table=lambda: analysis.frame(result), on_select=follow_click, selection_mode="points")
 with right:
-    st.subheader("Over the steps")
+    st.header("Over the steps")
     page.show(analysis.curves(result, **cell), "pointing game curves")
 
 left, right = st.columns(2)
 step = page.number(left, "Step", result.sizes["step"], "cell_step", best["step"], shown="blocks.%d")
 head = page.number(right, "Head", result.sizes["head"], "cell_head", best["head"], shown="head %d")
-st.subheader(f"{style.step_label(step)}, {analysis.head_label(result, head)}")
+st.header(f"{style.step_label(step)}, {analysis.head_label(result, head)}")
 here, at = result.sel(step=step, head=head), dict(step=step, head=head)
 ratio, low, high = (100 * float(here[name].sel(cell)) for name in ("hit_ratio", "hit_low", "hit_high"))
 columns = st.columns(5)

@@ -83,23 +83,23 @@ def pairs() -> pd.DataFrame:
 show_numbers()
 left, right = st.columns(2)
 with left:
-    st.subheader(f"What two steps share after round {number}")
+    st.header(f"What two steps share after round {number}")
     figure = analysis.interactive(result, round=place, weight=weight, name=shared)
     page.show(figure, "prune overlap", table=pairs)
 with right:
-    st.subheader("Accuracy over the rounds")
+    st.header("Accuracy over the rounds")
     figure = analysis.curves(result, controls, round=place)
     page.show(figure, "prune accuracy", table=lambda: analysis.frame(result))
     more = "" if controls else " Controls: `python -m probes.prune --control random`."
     st.caption("Every round is trained from the initialisation under its masks." + more)
 left, right = st.columns(2)
 with left:
-    st.subheader("How many steps keep a weight")
+    st.header("How many steps keep a weight")
     page.show(analysis.shares(result, weight=weight), "prune usage")
 with right:
-    st.subheader("Weights that a step keeps alone")
+    st.header("Weights that a step keeps alone")
     page.show(analysis.specialization_curves(result, weight=weight), "prune specialization")
 if swap is not None:
     with st.columns(2)[0]:
-        st.subheader("Step t under the mask of step s")
+        st.header("Step t under the mask of step s")
         st.pyplot(analysis.swap_figure(swap))

@@ -44,7 +44,7 @@ def in_words() -> str:
 
 
 def show_accuracy() -> None:
-    st.subheader("How much rank do the FFN's weights need?")
+    st.header("How much rank do the FFN's weights need?")
     if "svd_accuracy" not in result:
         st.info(f"This result holds no accuracy: {text(result.attrs['no_accuracy'])}.")
         return
@@ -64,14 +64,14 @@ if result.attrs["note"]:
 st.markdown(in_words())
 left, right = st.columns([3, 2])
 with left:
-    st.subheader("Over the steps")
+    st.header("Over the steps")
     figure = analysis.interactive(result, centred=centred, measure=dimension)
     page.show(figure, "rank", table=lambda: analysis.frame(result))
 with right:
-    st.subheader("Do the steps share their subspace?")
+    st.header("Do the steps share their subspace?")
     page.show(analysis.overlaps(result, site), "rank overlap")
 show_accuracy()
-st.subheader("Does what the steps use fit into the width?")
+st.header("Does what the steps use fit into the width?")
 st.caption(
     "The sum is what T steps with separate subspaces would need; the union is what they use together. A stacked model "
     "has one set of weights a block. Energy is not importance: accuracy may need more dimensions than hold 95 % of the "

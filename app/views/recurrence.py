@@ -31,11 +31,11 @@ page.metric(columns[3], "leaving when sure", f"{steps:.1f} steps", f"{100 * reac
 
 left, right = st.columns(2)
 with left:
-    st.subheader("Over the steps")
+    st.header("Over the steps")
     name = st.selectbox("Curve", list(analysis.CURVES), key="curve", label_visibility="collapsed", **page.LINKED)
     page.show(analysis.interactive(result, name), "recurrence", table=lambda: analysis.frame(result))
 with right:
-    st.subheader("Leaving when sure")
+    st.header("Leaving when sure")
     st.caption(
         "Each image leaves at the first step whose confidence (or 1 - entropy / log classes) passes a threshold; "
         "dotted: the same step for all."
@@ -43,8 +43,8 @@ with right:
     page.show(analysis.exits(result), "recurrence exits")
 left, right = st.columns(2)
 with left:
-    st.subheader("When is the answer final?")
+    st.header("When is the answer final?")
     page.show(analysis.settling(result), "recurrence settled")
 with right:
-    st.subheader("Every class")
+    st.header("Every class")
     page.show(analysis.per_class(result), "recurrence classes")

@@ -1,53 +1,15 @@
 """What does each head see at each step, and what would the model answer if it stopped there?"""
 
-from dataclasses import dataclass
-
 import numpy as np
 import streamlit as st
 
 from analyses import steps, style
-from app import live, page, results
+from app import image, live, page, results
 from app.text import text
 
 
-@dataclass(frozen=True)
-class Shown:
-    """An image [3 h w] with its name and, where it is one of the data set, its label and the mask of its object."""
-
-    image: np.ndarray
-    name: str
-    label: int | None = None
-    mask: np.ndarray | None = None
-
-    @property
-    def picture(self) -> np.ndarray:
-        return live.pixels(model.config, self.image)
-
-
-def chosen_image() -> Shown | None:
-    """The visitor's own picture, else the one of the validation split that the link or the sidebar names."""
-    upload = st.sidebar.file_uploader("Your own picture", ["png", "jpg", "jpeg", "webp", "bmp"], key="upload")
-    if upload is not None:
-        return Shown(live.from_upload(model.config, upload.getvalue(), upload.name), upload.name)
-    images = model.images_at_hand()
-    if images is None:
-        st.info("Upload a picture in the sidebar: photographs of any size will do.")
-        return None
-    page.keep_within("image", range(len(images)), 0)
-    look = dict(key="image", **page.linked_number("image"))
-    index = st.sidebar.number_input("Image of the validation split", 0, len(images) - 1, 0, **look)
-    st.sidebar.button("Another one", on_click=choose_at_random, args=(len(images),))
-    image, label, mask = images[index]
-    outline = None if mask is None else (mask.numpy() == label + 1).astype(float)
-    return Shown(image.numpy(), f"image {index}: {images.classes[label]}", int(label), outline)
-
-
-def choose_at_random(n: int) -> None:
-    st.session_state["image"] = int(np.random.default_rng().integers(n))
-
-
 @st.fragment
-def at_step(shown: Shown, traced: dict[str, np.ndarray]) -> None:
+def at_step(shown: image.Shown, traced: dict[str, np.ndarray]) -> None:
     """Everything that moves with the slider; the model is not run again."""
     step = page.number(st, "Step", model.config.n_steps, "step", shown="blocks.%d")
     with page.one_sentence():
@@ -59,7 +21,7 @@ def at_step(shown: Shown, traced: dict[str, np.ndarray]) -> None:
             show_norms(traced, step)
 
 
-def show_attention(shown: Shown, traced: dict[str, np.ndarray], step: int) -> None:
+def show_attention(shown: image.Shown, traced: dict[str, np.ndarray], step: int) -> None:
     st.markdown(f"**What CLS attends to at {style.step_label(step)}**, one panel a head")
     figure = steps.attention(shown.picture, traced["attention"][step], shown.mask)
     page.show(figure, "attention", f"{shown.name}, {style.step_label(step)}")
@@ -70,7 +32,7 @@ def show_attention(shown: Shown, traced: dict[str, np.ndarray], step: int) -> No
     )
 
 
-def show_answer(shown: Shown, traced: dict[str, np.ndarray], step: int) -> None:
+def show_answer(shown: image.Shown, traced: dict[str, np.ndarray], step: int) -> None:
     st.markdown("**The answer as it forms** (logit lens)")
     if "probability" not in traced:
         st.info("This model has no classifier, so there is no answer to read out.")
@@ -99,13 +61,12 @@ def show_norms(traced: dict[str, np.ndarray], step: int) -> None:
 
 st.title("One image, step by step")
 model = live.load(results.chosen())
-shown = chosen_image()
-if shown is not None:
-    traced = model.trace(shown.image)
-    left, right = st.columns([1, 4])
-    left.image(shown.picture, width=190)
-    right.subheader(text(shown.name))
-    if "probability" in traced:
-        last = traced["probability"][-1]
-        right.markdown(f"The model answers **{text(model.classes[int(last.argmax())])}** ({100 * last.max():.1f} %).")
-    at_step(shown, traced)
+shown = image.chosen(model)
+traced = model.trace(shown.image)
+left, right = st.columns([1, 4])
+left.image(shown.picture, "what the model sees", width=190, alt=shown.name)
+right.header(text(shown.name))
+if "probability" in traced:
+    last = traced["probability"][-1]
+    right.markdown(f"The model answers **{text(model.classes[int(last.argmax())])}** ({100 * last.max():.1f} %).")
+at_step(shown, traced)

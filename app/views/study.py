@@ -33,7 +33,7 @@ def show(folder: Path) -> None:
     places = st.columns(2)
     for i, (title, figure) in enumerate(figures.items()):
         with places[i % 2]:
-            st.subheader(title)
+            st.header(title)
             page.show(figure, title, f"{folder}/study.csv", table=lambda: frame)
     st.code(analysis.table(frame, predicted), language=None)
 

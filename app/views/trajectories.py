@@ -41,7 +41,7 @@ def show_paths() -> None:
     st.iframe(f"/{door.ASSETS}/{door.serve(analysis.page(figure, script, door.PLOTLY), '.html')}", height=680)
     left, right = st.columns([1, 3])
     if place in pictures:
-        left.image(pictures[place], f"image {text(names[follow])}", width=160)
+        left.image(pictures[place], f"image {text(names[follow])}", width=160, alt=names[follow])
     with right.container(horizontal=True, horizontal_alignment="right"):
         page.download("Save as HTML", lambda: analysis.page(figure, pictures), "trajectories.html", "text/html")
         page.save_table(positions, "trajectories positions", "Positions as CSV")
@@ -52,7 +52,7 @@ def show_paths() -> None:
 
 def show_neighbours() -> None:
     """How far to trust the picture: after the last step, of the nearest images in the full space."""
-    st.subheader("Are the nearest images of the same class?")
+    st.header("Are the nearest images of the same class?")
     last, columns = result.isel(state=-1), st.columns(4)
     same, chance = float(last["purity"].sel(space="states")), result.attrs["purity_chance"]
     title, about = f"same label among {result.attrs['neighbors']} nearest", "in the full space, after the last step"

@@ -22,9 +22,12 @@ from probes import (
     attribution,
     cost,
     dictionary,
+    dynamics,
+    factors,
     intervention,
     lens,
     neurons,
+    outliers,
     patching,
     pointing_game,
     probe,
@@ -84,6 +87,11 @@ def measure_all(run: Path) -> None:
         "intervention": intervention.measure(model, images, images=20, max_steps=4, **common),
         "lens": lens.measure(model, images, updates=3, jacobian_images=2, **common),
         "dictionary": dictionary.measure(model, images, updates=3, k=2, effects=2, **common),
+        "dynamics": dynamics.measure(
+            model, images, sample=8, max_steps=6, jacobian_images=1, state_images=1, probes=2, iterations=4, **common
+        ),
+        "factors": factors.measure(model, images, **common),
+        "outliers": outliers.measure(model, images, **common),
         "cost": cost.measure(model, images, rounds=1, batch_size=2),
         "transfer": transfer.measure(model, images, seeds=2, epochs=1, train_batch=20, _train=images, **common),
     }

@@ -5,10 +5,12 @@ Skipped where there is no Chromium.
 
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import torch
+from PIL import Image
 
 from app.contents import PAGES
 from models import load, open_data
@@ -63,15 +65,77 @@ def link(page) -> dict[str, str]:
 
 def test_the_menu_names_every_page_and_opens_it(visit):
     """Three of them: that each draws is tested without a browser."""
-    page = visit()
+    page = visit("overview")
     settled(page)
     for entry in PAGES:
         page.get_by_test_id("stSidebarNav").get_by_text(entry.title, exact=True).wait_for()
     titles = {page.locator("h1").first.inner_text()}
-    for entry in PAGES[1::6]:
+    for entry in PAGES[2::6]:
         turn_to(page, entry.title)
         titles.add(page.locator("h1").first.inner_text())
-    assert len(titles) == 1 + len(PAGES[1::6])
+    assert len(titles) == 1 + len(PAGES[2::6])
+
+
+def test_the_story_follows_keys_and_clicks_and_can_be_taken_along(visit, browser, tmp_path):
+    page = visit("?image=2&step=1&head=1")
+    frames = page.locator(".story .film canvas")
+    frames.first.wait_for()
+    settled(page, has_chart=False)
+    assert frames.count() == 2 * 3  # of one head at 3 steps, and what the patches answer there
+    for key, expected in (("ArrowRight", ("2", "1")), ("ArrowRight", ("0", "1")), ("ArrowUp", ("0", "0"))):
+        page.keyboard.press(key)
+        assert (link(page)["step"], link(page)["head"]) == expected
+    assert quickest_step(page) < 50
+    page.get_by_role("button", name="All heads, one step").click()
+    assert link(page)["film"] == "heads" and frames.count() == 2 + 3
+    page.keyboard.press(" ")
+    page.wait_for_function("location.search.includes('step=2')")
+    page.keyboard.press(" ")
+    page.locator('.story [data-place="1 1"]').click()
+    page.locator('.story .off[data-place="1 1"][aria-pressed=true]').wait_for()
+    page.locator(".story .said").get_by_text("With head 1 at step 2 off").wait_for()
+    settled(page, has_chart=False)
+    at = link(page)
+    assert at["off"] == "blocks.1 head 1" and at["step"] == "1"
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Frame as PNG").click()
+    with Image.open(download.value.path()) as frame:
+        assert frame.format == "PNG" and len(frame.convert("RGB").getcolors(2**24)) > 50
+    with page.expect_download() as download:
+        page.get_by_text("Save the story as HTML").click()
+    download.value.save_as(tmp_path / "story.html")
+    page.reload()
+    page.locator('.story .off[data-place="1 1"]').wait_for()
+    assert link(page) == at
+    page.keyboard.press("n")
+    page.wait_for_function("new URLSearchParams(location.search).get('image') !== '2'")
+    plays_alone(browser, tmp_path / "story.html")
+
+
+def quickest_step(page) -> float:
+    """Milliseconds in which the browser draws another step, at best."""
+    return page.evaluate(
+        """() => Math.min(...Array.from({length: 9}, () => {
+            const begun = performance.now(), event = new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true});
+            document.dispatchEvent(event);
+            return performance.now() - begun;
+        }))"""
+    )
+
+
+def plays_alone(browser, path: Path) -> None:
+    """A saved story moves without a server, asks nobody and complains of nothing."""
+    page, said = browser.new_page(), []
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("console", lambda message: said.append(message.text))
+    page.on("request", lambda request: said.append(request.url) if request.url.startswith("http") else None)
+    page.goto(path.as_uri())
+    page.locator(".story .film canvas").first.wait_for()
+    page.get_by_role("button", name="2", exact=True).click()
+    page.keyboard.press("ArrowRight")
+    page.get_by_text("The answer after step 3").wait_for()
+    assert page.title().startswith("image 2: ") and not said
+    page.close()
 
 
 def test_a_view_is_a_link_that_survives_a_change_of_page_and_a_reload(visit):
@@ -143,13 +207,13 @@ def test_a_click_on_a_cell_shows_that_cell_and_makes_it_the_link(visit):
         page.mouse.move(x, y)
         page.wait_for_selector(".hoverlayer .hovertext")
         page.mouse.click(x, y)
-        page.locator("h3").get_by_text(f"step {step + 1} (blocks.{step}), head {head}").wait_for()
+        page.locator("h2").get_by_text(f"step {step + 1} (blocks.{step}), head {head}").wait_for()
         settled(page)
     at = link(page)
     page.reload()
     settled(page)
     assert link(page) == at
-    page.locator("h3").get_by_text("step 3 (blocks.2), head 0").wait_for()
+    page.locator("h2").get_by_text("step 3 (blocks.2), head 0").wait_for()
 
 
 def cell_on_screen(page, step: int, head: int) -> tuple[float, float]:

@@ -10,7 +10,10 @@ from .visits import MAIN, is_whole, turned_to
 # Links
 
 LINKS = {
+    "story": dict(image=7, off="blocks.1 head 0"),
     "steps": dict(image=7, step=1, head=1),
+    "transplant": dict(image=7, donor=3, unrelated=5),
+    "compare": {"with": "tiny untrained", "image": 7, "step": 1},
     "pointing_game": dict(map="gradient", radius=15, target="any", average="macro", cell_step=1, cell_head=1),
     "rank": dict(site="CLS state", dimension="stable rank", centred="false"),
     "trajectories": dict(picture="PCA", colour="step", follow="7: cross checks"),
@@ -21,7 +24,14 @@ LINKS = {
 }
 
 
-MEANS = {"CLS state": "cls", "stable rank": "stable_rank", "false": False, "PCA": "pca", "7: cross checks": 7}
+MEANS = {
+    "blocks.1 head 0": ["blocks.1 head 0"],
+    "CLS state": "cls",
+    "stable rank": "stable_rank",
+    "false": False,
+    "PCA": "pca",
+    "7: cross checks": 7,
+}
 
 
 def values(app: AppTest, keys: Sequence[str]) -> dict[str, object]:

@@ -38,7 +38,7 @@ def images(model) -> np.ndarray:
 @pytest.fixture
 def uncached():
     """Caches that know nothing of earlier tests."""
-    methods = (live.Model.trace, live.Model.without_head, live.Model.accuracy)
+    methods = (live.Model.trace, live.Model.flips, live.Model.without_head, live.Model.accuracy)
     for method in methods:
         method.clear()
 
@@ -121,8 +121,13 @@ def test_everything_that_runs_the_model_waits_for_its_turn(model, images, uncach
 
     for name in ("run_with_cache", "run_with_hooks", "embed", "run_steps", "read_out"):
         monkeypatch.setattr(BViT, name, watched(name))
-    work = (lambda i: model.trace(images[i]), lambda i: model.without_head(images[i], 0, 0), lambda i: model.accuracy())
-    in_two_threads(lambda i: work[i % 3](i), 12)
+    work = (
+        lambda i: model.trace(images[i]),
+        lambda i: model.without_head(images[i], 0, 0),
+        lambda i: model.flips(images[i]),
+        lambda i: model.accuracy(),
+    )
+    in_two_threads(lambda i: work[i % 4](i), 12)
     assert len(most) > 12 and max(most) == 1
 
 

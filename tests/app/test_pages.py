@@ -34,7 +34,7 @@ def test_a_page_shows_a_whole_run_without_a_complaint(view, tiny_runs, opened):
     app = opened(tiny_runs, view)
     assert is_whole(app) and app.title[0].value
     assert not [warning.value for warning in app.warning if "masks are noise" not in warning.value]
-    assert app.get("plotly_chart") or view == "other"
+    assert app.get("plotly_chart") or view in ("story", "other")
 
 
 def test_the_sidebar_says_what_is_here_and_what_makes_the_rest(runs, opened):
@@ -52,7 +52,7 @@ def test_the_sidebar_says_what_is_here_and_what_makes_the_rest(runs, opened):
 
 
 def test_the_overview_counts_parameters_and_scores_every_state(tiny_runs, opened):
-    app = opened(tiny_runs)
+    app = opened(tiny_runs, "overview")
     model = load(tiny_runs / "tiny")
     assert f"{sum(p.numel() for p in model.parameters()) / 1e6:.3f} M" in [metric.value for metric in app.metric]
     data = open_data("shapes-easy", like=model)
@@ -104,7 +104,7 @@ def test_a_run_whose_images_are_elsewhere_is_shown_from_its_results(runs, opened
             assert "folder:nowhere is opened when you ask" in words(app)
             app.button(key="open data").click().run()
             assert "not here (folder:nowhere" in words(app)
-    assert len(curve(opened(runs), "read out")) == 4
+    assert len(curve(opened(runs, "overview"), "read out")) == 4
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint"], ids=["empty", "text"])
@@ -126,7 +126,7 @@ def test_results_without_a_checkpoint_are_shown_and_the_rest_names_the_training_
 def test_a_half_written_line_of_the_log_is_left_out(runs, opened):
     with open(runs / "tiny" / "train.jsonl", "a") as log:
         log.write('{"update": 3, "about": {"ima": 1}')
-    assert is_whole(opened(runs))
+    assert is_whole(opened(runs, "overview"))
 
 
 def test_no_runs_at_all_names_the_training_command(tmp_path, opened, monkeypatch):

@@ -1,5 +1,7 @@
 """Batches in order, over processes and workers, past unreadable images."""
 
+import multiprocessing
+
 import numpy as np
 import pytest
 import torch
@@ -43,6 +45,15 @@ def test_batches_are_the_items_in_order(workers):
             assert torch.equal(image, expected[0]) and label == expected[1] and torch.equal(mask, expected[2])
             seen.append(int(i))
     assert seen == list(range(50))
+
+
+def test_a_spawned_loading_process_gives_the_same_batches(photos, monkeypatch):
+    """As on macOS and Windows: all that it gets of the data is what can be pickled."""
+    monkeypatch.setattr(
+        multiprocessing.context._default_context, "_actual_context", multiprocessing.get_context("spawn")
+    )
+    for spawned, own in zip(Stream(photos, 50, workers=1), Stream(photos, 50), strict=True):
+        assert torch.equal(spawned.images, own.images) and list(spawned.index) == list(own.index)
 
 
 @pytest.mark.parametrize(("world", "batch_size", "n"), [(1, 7, 50), (2, 7, 50), (3, 4, 23), (4, 50, 10)])

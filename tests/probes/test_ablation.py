@@ -18,32 +18,12 @@ from models.errors import InputError
 from probes import ablation as probe
 from probes.methods import parts
 from probes.walk import Pass
-
-CONFIG = ViTConfig.preset("bvit_easy", n_steps=3, d_model=16, n_heads=2, n_classes=20)
-SHAPES = {
-    "bvit": {},
-    "stacked": {"n_blocks": 3},
-    "between": {"n_blocks": 2, "step_embedding": "learned", "n_registers": 2},
-    "layer scale": {"layer_scale": 0.5, "norm": "rms", "pool": "mean"},
-}
+from tests.probes.small import CONFIG, SHAPES, made
 
 
 @pytest.fixture(scope="module")
 def data():
     return Subset(open_data("shapes-easy", like=CONFIG), range(0, 46, 2))
-
-
-def made(data, **changes: object):
-    """A model whose parts all matter."""
-    torch.manual_seed(0)
-    model = fresh(dataclasses.replace(CONFIG, classes=tuple(data.dataset.classes), **changes), 0).eval()
-    with torch.no_grad():
-        model.head.weight.normal_()
-        for block in model.core:
-            block.attn.qkv.weight.mul_(6)
-            block.attn.proj.weight.mul_(6)
-            block.mlp.fc2.weight.mul_(6)
-    return model
 
 
 @pytest.fixture(scope="module")

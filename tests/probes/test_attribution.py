@@ -18,34 +18,13 @@ from models.checkpoint import fresh
 from models.errors import InputError
 from probes import attribution as probe
 from probes.methods.circuits import Circuits
+from tests.probes.small import CONFIG, SHAPES, made
 from tests.reference.slow_circuits import of_circuit
-
-CONFIG = ViTConfig.preset("bvit_easy", n_steps=3, d_model=16, n_heads=2, n_classes=20)
-SHAPES = {
-    "bvit": {},
-    "stacked": {"n_blocks": 3},
-    "between": {"n_blocks": 2, "step_embedding": "learned", "n_registers": 2},
-    "layer scale": {"layer_scale": 0.5, "norm": "rms", "pool": "mean"},
-}
 
 
 @pytest.fixture(scope="module")
 def data():
     return Subset(open_data("shapes-easy", like=CONFIG), range(0, 36, 2))
-
-
-def made(data, **changes: object):
-    """A model whose parts all matter."""
-    model = fresh(dataclasses.replace(CONFIG, classes=tuple(data.dataset.classes), **changes), 0).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        model.head.weight.normal_(generator=generator)
-        for block in model.core:
-            block.attn.qkv.weight.mul_(6)
-            block.attn.proj.weight.mul_(6)
-            block.mlp.fc2.weight.mul_(6)
-            block.attn.proj.bias.normal_(generator=generator)
-    return model
 
 
 @pytest.fixture(scope="module")

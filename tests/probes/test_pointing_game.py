@@ -127,6 +127,16 @@ def test_ties_are_averaged_and_ignored_pixels_left_out() -> None:
     assert planted(mask, label, torch.tensor([[0.0, 0, 0, 1]])).isnan().all()
 
 
+def test_entropy_and_shares_of_tokens_by_hand() -> None:
+    table = pointing.score_table(torch.ones(1, 16, 16, dtype=torch.long), torch.tensor([0]), 8)
+    patches = torch.tensor([[0.25, 0.25, 0.25, 0.25], [0.5, 0.25, 0.25, 0], [1, 0, 0, 0]])
+    keys = torch.tensor([0.3, 0.05, 0.15, 0, 0, 0, 0.5]).expand(1, 1, 3, 7)  # CLS, two registers, four patches
+    companions = pointing.companions(patches[None, None], keys, 3, table)
+    named = dict(zip(pointing.COMPANIONS, companions[:, 0, 0].tolist(), strict=True))
+    assert named["entropy"] == pytest.approx([1, 0.75, 0])  # of 2 bits
+    assert named["to_cls"] == pytest.approx([0.3] * 3) and named["to_registers"] == pytest.approx([0.2] * 3)
+
+
 def test_ignored_pixels_count_for_nothing() -> None:
     """16 x 16 pixels, four patches: half of the first is the target, the second half ignored, the last all ignored."""
     mask = torch.zeros(1, 16, 16, dtype=torch.long)

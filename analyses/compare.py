@@ -1,0 +1,64 @@
+"""Figures of two models on one image: attention on one colour scale, its difference, and both answers as they form."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from analyses import looks, style
+from analyses.style import as_percent
+
+
+def attention(maps: Mapping[str, np.ndarray], *, columns: int = 6) -> go.Figure:
+    """Attention of CLS of every head [head row column] of two models at one step, all on one colour scale, each model's
+    mean over heads in front; beneath, the difference of the means where both have the same patches.
+    """
+    (first, a), (second, b) = maps.items()
+    highest = 100 * max(float(a.max()), float(b.max()))
+    rows = [(first, a), (second, b)]
+    across = min(columns, 1 + max(len(a), len(b)))
+    has_difference = a.shape[1:] == b.shape[1:]
+    titles = []
+    for name, of in rows:
+        titles += [f"{name}: mean", *[f"head {h}" for h in range(len(of))]][:across]
+        titles += [""] * (across - 1 - len(of))
+    titles += [f"{second} − {first}"] if has_difference else []
+    drawn = make_subplots(2 + has_difference, across, subplot_titles=titles, vertical_spacing=0.09)
+    for row, (_, of) in enumerate(rows):
+        for column, values in enumerate([of.mean(0), *of][:across]):
+            drawn.add_trace(cells(100 * values, "coloraxis"), row=row + 1, col=column + 1)
+    if has_difference:
+        difference = 100 * (b.mean(0) - a.mean(0))
+        limit = max(float(np.abs(difference).max()), 1e-6)
+        drawn.add_trace(cells(difference, "coloraxis2"), row=3, col=1)
+        bar = dict(title="points", y=0.14, len=0.3, x=1.02)
+        drawn.update_layout(coloraxis2=dict(colorscale=style.CHANGE, cmin=-limit, cmax=limit, colorbar=bar))
+    drawn.update_xaxes(visible=False, constrain="domain")
+    drawn.update_yaxes(visible=False, autorange="reversed", scaleanchor="x", constrain="domain")
+    drawn.update_annotations(font_size=12)
+    bar = dict(title="attention (%)", y=0.7, len=0.55, x=1.02)
+    shared = dict(colorscale=looks.GLOW, cmin=0, cmax=highest, colorbar=bar)
+    return drawn.update_layout(coloraxis=shared, height=170 * (2 + has_difference) + 40, **looks.WHITE)
+
+
+def cells(values: np.ndarray, axis: str) -> go.Heatmap:
+    said = "patch %{y}, %{x}: %{z:.2f}<extra></extra>"
+    return go.Heatmap(z=values, coloraxis=axis, hovertemplate=said)
+
+
+def answers(
+    probability: Mapping[str, np.ndarray], classes: Mapping[str, Sequence[str]], names: Sequence[str], chance: float
+) -> looks.Curves:
+    """The answer as it forms: probability [state class] of each of these classes, solid in the first model, dashed in
+    the second.
+    """
+    lines = []
+    for (model, of), dash in zip(probability.items(), ("solid", "dash"), strict=True):
+        for name, colour in zip(names, style.SEQUENCE, strict=False):
+            if name in classes[model]:
+                values = as_percent(of[:, list(classes[model]).index(name)])
+                look = dict(label=f"{model}: {name}", colour=colour, dash=dash, mark="o" if dash == "solid" else "")
+                lines.append(looks.Line(np.arange(len(values)), values, **look))
+    axes = dict(x="read out after step (0 is the embedding)", y="probability (%)")
+    return looks.Curves(lines, **axes, levels={"chance": 100 * chance}, low=0, high=102)

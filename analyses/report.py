@@ -1,0 +1,332 @@
+"""Every figure and table of the paper that the results of some runs allow, in one page that can be sent.
+
+    python -m analyses.report runs/demo runs/demo-vit --out report
+
+Writes ``report.html`` (self-contained: no network, no script), ``figures/`` (PDF and PNG) and ``tables/`` (CSV). Runs
+stand side by side; the paper's statement stands beside what was measured; where a result is missing, damaged or of
+another checkpoint than the run's, the command that makes it stands in its place. A folder with a ``study.csv`` is a
+study, one with a ``prune.nc`` a pruning; both belong to figures of their own.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tyro
+from etils import epy
+from tyro.conf import Positional
+
+with epy.lazy_imports():
+    import matplotlib
+    import pandas as pd
+
+    from analyses import draw, paper, results, study, style, webpage
+
+DPI = 150
+DIFFER = (
+    "The paper trains on ImageNet-1K and points on ImageNet-S. What is measured here is measured on the data named "
+    "with each run: the paper's statements can be held against it, its numbers cannot."
+)
+NOT_AT_HAND = "Its text on this figure was not at hand; the figure follows its caption, and nothing is claimed of it."
+RESERVED = "study", "capacity"  # what a study's lines are called among results
+
+
+@dataclass
+class Run:
+    """A folder with what could be read of it; `refused` says of a result's name why it is not shown."""
+
+    folder: Path
+    name: str
+    results: dict[str, Any] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_study(self) -> bool:
+        return (self.folder / "study.csv").is_file()
+
+    @property
+    def is_pruning(self) -> bool:
+        """Whether it holds a pruning and nothing else."""
+        return all(name.split("_")[0] == "prune" for name in self.results | self.refused) and "prune" in self.results
+
+    def lacks(self, item: paper.Item) -> bool:
+        """Whether a result is missing that one would look for here."""
+        is_here = item.needs in self.results
+        return not is_here and (item.needs in self.refused or not (item.makes_run or self.is_study or self.is_pruning))
+
+    def made_by(self, command: str) -> str:
+        """A command with the folder in it, as a shell takes it."""
+        return command.format(run=shlex.quote(str(self.folder)))
+
+
+# Reading
+
+
+def read(folder: Path, name: str) -> Run:
+    """Every result of a run's folder that is its own. Raises ValueError for what is no folder."""
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}; name the folder of a run or a study")
+    run, identities = Run(folder, name), {}
+    checkpoint = folder / "ckpt.pt"
+    if checkpoint.is_file():
+        identities = {"checkpoint_sha256": results.sha256(checkpoint), "init_sha256": results.init_sha256(checkpoint)}
+    for path in sorted(folder.glob("*.nc")):
+        try:
+            result = results.read(path)
+            identity = "init_sha256" if path.stem.split("_")[0] == "prune" else "checkpoint_sha256"
+            other = results.other_model(result, identities.get(identity, ""), identity)
+            if other:
+                raise ValueError(f"{path} is of another model: {other}")
+            run.results[path.stem] = result
+        except ValueError as error:
+            run.refused[path.stem] = str(error)
+    if run.is_study:
+        read_study(run)
+    return run
+
+
+def read_study(run: Run) -> None:
+    try:
+        frame = study.read(run.folder)
+        run.results |= dict(zip(RESERVED, (frame, study.capacities(run.folder, frame)), strict=True))
+    except Exception as error:  # a table of anybody's may hold anything
+        run.refused["study"] = f"{run.folder / 'study.csv'} cannot be read ({type(error).__name__}: {error})"
+
+
+def named(folders: tuple[Path, ...]) -> list[Run]:
+    """The runs under names of their own: their folder's, with its parent's where two are alike."""
+    names = [folder.resolve().name for folder in folders]
+    full = [name if names.count(name) == 1 else str(folder) for name, folder in zip(names, folders, strict=True)]
+    if len(set(full)) < len(full):
+        raise ValueError("a run is named twice; name each once")
+    return [read(folder, name) for folder, name in zip(folders, full, strict=True)]
+
+
+def about(run: Run) -> dict[str, str]:
+    """A line of the table of runs, as far as its results say."""
+    sets = [result for name, result in run.results.items() if name not in RESERVED]
+    said: Mapping[str, Any] = next((one.attrs for one in sets if one.attrs.get("n_images")), {})
+    try:
+        config = json.loads(said.get("config", "{}"))
+        shape = "".join(f"{sign} {config[name]}, " for sign, name in SHAPE.items() if name in config).strip(", ")
+    except (ValueError, TypeError):
+        shape = ""
+    data = f"{said.get('data', '')} {said.get('split', '')}, {said['n_images']} images" if said else ""
+    return {
+        "run": run.name,
+        "model": shape or ("a study" if run.is_study else ""),
+        "data": data,
+        "checkpoint": str(said.get("checkpoint_sha256", ""))[:8],
+        "results": ", ".join(name for name in run.results if name != "capacity"),
+    }
+
+
+SHAPE = {"steps": "n_steps", "blocks": "n_blocks", "width": "d_model", "heads": "n_heads", "px": "image_size"}
+
+
+# Files
+
+
+@dataclass
+class Folder:
+    """Where a report is written: every file whole or not at all, nothing else touched."""
+
+    out: Path
+
+    def write(self, name: str, content: bytes) -> str:
+        path = self.out / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return name
+
+    def picture(self, figure: Any, name: str, said: str) -> tuple[webpage.Picture, list[str]]:
+        """A figure as PDF and PNG, and for the page; the files' names."""
+        content = {}
+        for kind in ("png", "pdf"):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, dpi=DPI)
+            figure.set_layout_engine("none")  # everything has its place, which it keeps
+            content[kind] = buffer.getvalue()
+        files = [self.write(f"figures/{name}.{kind}", made) for kind, made in content.items()]
+        return webpage.embedded(content["png"], DPI, said), files
+
+    def table(self, frame: pd.DataFrame, name: str) -> list[str]:
+        return [self.write(f"tables/{name}.csv", frame.to_csv(index=False).encode())]
+
+
+def plain(name: str) -> str:
+    """A name that any file system takes."""
+    return re.sub(r"[^\w.-]+", "_", name).strip("._") or "run"
+
+
+# Sections
+
+
+def section_of(item: paper.Item, runs: list[Run], folder: Folder) -> webpage.Section:
+    """One figure or table of the paper, of all runs."""
+    section = webpage.Section(plain(item.name), item.number, item.title, item.states or NOT_AT_HAND)
+    there = [run for run in runs if item.needs in run.results]
+    for name, figure in item.together.items() if there else ():
+        of = {run.name: run.results[item.needs] for run in there}
+        draw_part(section, folder, "", name, lambda figure=figure, of=of: figure(of))
+    frames = []
+    for run in there:
+        part = webpage.Part(run.name if len(runs) > 1 else "", data_of(run.results[item.needs]))
+        section.parts.append(part)
+        with_care(part, lambda part=part, run=run: add_words(part, item, run, frames))
+        for name, figure in item.apart.items():
+            draw_part(section, folder, run.name, name, lambda figure=figure, run=run: figure(run.results))
+    if frames:
+        section.files += folder.table(pd.concat(frames, ignore_index=True), item.name)
+    section.parts += missing(item, runs, there)
+    return section
+
+
+def add_words(part: webpage.Part, item: paper.Item, run: Run, frames: list[pd.DataFrame]) -> None:
+    """The sentence, the table and the lines for the CSV of one run."""
+    part.text = f"{item.says(run.results)}\n{part.text}".strip()
+    if item.table is not None:
+        part.table = item.table(run.results)
+    if item.frame is not None:
+        frames.append(item.frame(run.results).assign(run=run.name))
+
+
+def data_of(result: Any) -> str:
+    """Which weights and images a result is of."""
+    return "" if isinstance(result, pd.DataFrame) else f"Measured: {style.caption(result)}."
+
+
+def draw_part(section: webpage.Section, folder: Folder, run: str, name: str, figure: Callable[[], Any]) -> None:
+    """Draws one figure into a section; of one run, or of all of them where `run` is empty."""
+    part = webpage.Part(is_of_all=not run)
+    of = ", ".join(word for word in (name, run) if word)
+    said = f"{section.number}: {section.title}{of and f' ({of})'}"
+
+    def add() -> None:
+        drawn = figure()
+        if drawn is not None:
+            file = "_".join(plain(word) for word in (section.anchor, name, run) if word)
+            picture, files = folder.picture(drawn, file, said)
+            part.pictures.append(picture)
+            section.files.extend(files)
+
+    with_care(part, add)
+    section.parts.append(part)
+
+
+def with_care(part: webpage.Part, add: Callable[[], None]) -> None:
+    """What a result of anybody's may lead to is a sentence in the report, not its end."""
+    try:
+        add()
+    except Exception as error:
+        part.missing = f"This could not be made of the result ({type(error).__name__}: {str(error)[:200]})."
+
+
+def missing(item: paper.Item, runs: list[Run], there: list[Run]) -> Iterator[webpage.Part]:
+    """What is not there, with the command that makes it."""
+    lacking = [run for run in runs if run.lacks(item)]
+    for run in lacking:
+        said = run.refused.get(item.needs, f"{run.name} has no {item.needs}.nc")
+        yield webpage.Part(missing=f"{said}. To measure:", command=run.made_by(item.command))
+    if not there and not lacking:
+        yield webpage.Part(missing="None of these runs holds it. To make it:", command=item.command)
+
+
+def further(runs: list[Run], folder: Folder) -> Iterator[webpage.Section]:
+    """Results of questions that the paper does not ask, each through its own analysis."""
+    of_paper = {item.needs for item in paper.ITEMS} | {*RESERVED}
+    every = {name for run in runs for name in run.results if not name.startswith("prune_")}
+    for name in sorted(every - of_paper):
+        there = {run.name: run.results[name] for run in runs if name in run.results}
+        yield beyond(name, there, folder)
+
+
+def beyond(name: str, there: Mapping[str, Any], folder: Folder) -> webpage.Section:
+    """One kind of result of all runs: its figure of them together, the others and its table of each."""
+    analysis = draw.of(name)
+    section = webpage.Section(f"beyond-{plain(name)}", "Beyond the paper", name.replace("_", " "))
+    for title, figure in analysis.FIGURES.items():
+        if figure is analysis.figure:
+            draw_part(section, folder, "", title, lambda figure=figure: figure(there))
+            continue
+        for run, result in there.items():
+            draw_part(section, folder, run, title, lambda figure=figure, result=result: figure(result))
+    for run, result in there.items():
+        part = webpage.Part(run, data_of(result))
+        with_care(part, lambda part=part, result=result: setattr(part, "table", analysis.table(result)))
+        section.parts.append(part)
+    return section
+
+
+# The command
+
+
+def write(folders: tuple[Path, ...], out: Path) -> Path:
+    """Writes the report of some runs into `out` and gives the page's path. Raises ValueError in one sentence."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out is {out}, a file; name a folder")
+    runs, folder, sections = named(folders), Folder(out), []
+    with matplotlib.rc_context({"text.parse_math": False, "pdf.fonttype": 42}):
+        for item in paper.ITEMS:
+            print(f"\r{item.number:12}", end="", file=sys.stderr, flush=True)
+            sections.append(section_of(item, runs, folder))
+        sections += further(runs, folder)
+    print("\r", end="", file=sys.stderr)
+    notes = [said for run in runs for said in notes_of(run)]
+    title = f"bViT: {', '.join(run.name for run in runs)}"
+    page = webpage.written(title, [INTRODUCTION, DIFFER], [about(run) for run in runs], notes, sections)
+    folder.write("report.html", page.encode())
+    return out / "report.html"
+
+
+INTRODUCTION = (
+    "The figures and tables of “bViT: Investigating Single-Block Recurrence in Vision Transformers for Image "
+    "Recognition” (arXiv 2605.10661), made anew from results of this toolkit and numbered as in the paper. Steps are "
+    "counted from 1, hook points (blocks.0) from 0."
+)
+
+
+def notes_of(run: Run) -> Iterator[str]:
+    """What a reader must know of a run's results before believing them."""
+    for name, said in run.refused.items():
+        yield f"Not shown: {said}." if name in said or str(run.folder) in said else f"Not shown: {name}: {said}."
+    if run.results and not (run.is_study or (run.folder / "ckpt.pt").is_file()):
+        yield f"{run.name} holds no ckpt.pt: whose its results are is what they say themselves."
+    for name, result in run.results.items():
+        if name not in RESERVED and result.attrs.get("weights") == "init" and not name.startswith("prune"):
+            yield f"{run.name}: {name} was measured with the untrained weights."
+
+
+def report(runs: Positional[tuple[Path, ...]], *, out: Path | None = None) -> None:
+    """One page with every figure and table of the paper that the results of these runs allow.
+
+    Args:
+        runs: folders of runs (of probes' results), of a pruning, of a study.
+        out: folder of report.html, figures/ and tables/; by default report/ in the first run's folder.
+    """
+    try:
+        if not runs:
+            raise ValueError("no run is named; name the folder of one, such as runs/demo")
+        path = write(runs, out or runs[0] / "report")
+    except (ValueError, OSError) as error:
+        print(f"python -m analyses.report: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB), figures/ and tables/ beside it")
+
+
+if __name__ == "__main__":
+    tyro.cli(report, prog="python -m analyses.report")

@@ -1,0 +1,95 @@
+"""Figures of a transplant: what one image's run answers when a part of another's state is put in at a step."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from analyses import looks, style
+from analyses.style import as_percent
+
+
+def flips_at(flips: np.ndarray) -> str:
+    """At which of the steps [step] it flips, in words."""
+    steps = (np.flatnonzero(flips) + 1).tolist()
+    runs = [[step, step] for step in steps[:1]]
+    for step in steps[1:]:
+        if step == runs[-1][1] + 1:
+            runs[-1][1] = step
+        else:
+            runs.append([step, step])
+    if not runs:
+        return "at no step"
+    return "at steps " + ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in runs)
+
+
+def curves(
+    moved: Mapping[str, np.ndarray], unrelated: Mapping[str, np.ndarray], answer: str, n_classes: int
+) -> looks.Curves:
+    """Probability of an answer, that of the donor, when a part [step] is put in at each step; dashed, the same part of
+    an unrelated image.
+    """
+    lines, steps = [], np.arange(len(next(iter(moved.values())))) + 1
+    for (part, values), colour in zip(moved.items(), style.SEQUENCE, strict=False):
+        lines.append(looks.Line(steps, as_percent(values), label=part, colour=colour, mark="o"))
+        if part in unrelated:
+            label = f"{part}, of an unrelated image"
+            lines.append(looks.Line(steps, as_percent(unrelated[part]), label=label, colour=colour, dash="dash"))
+    title = f"probability of {answer} (%)"
+    return looks.Curves(lines, x="step", y=title, levels={"chance": 100 / n_classes}, low=0, high=102)
+
+
+def effect(found: np.ndarray, before: np.ndarray, donor: np.ndarray) -> np.ndarray:
+    """How far the difference of the two answers' logits moves towards the donor's run: 0 where nothing changed, 1 where
+    it is as in that run; from class probabilities found [... class], and those of both runs [class].
+    """
+    was, wanted = int(before.argmax()), int(donor.argmax())
+
+    def apart(probability: np.ndarray) -> np.ndarray:
+        logs = np.log(np.maximum(probability.astype(np.float64), 1e-30))
+        return logs[..., wanted] - logs[..., was]
+
+    return (apart(found) - apart(before)) / (apart(donor) - apart(before))
+
+
+def grid(effects: np.ndarray, flips: np.ndarray, n_prefix: int, side: int) -> go.Figure:
+    """A map a step: the effect of every patch put in alone [step token], a cross where the answer flips [step token];
+    above each, the effect of CLS alone.
+    """
+    limit = 100 * max(float(np.abs(effects[:, n_prefix:]).max()), 0.01)
+    across = min(6, len(effects))
+    down = -(-len(effects) // across)
+    titles = [f"step {t + 1} · CLS {100 * one[0]:z.0f} %" for t, one in enumerate(effects)]
+    drawn = make_subplots(down, across, subplot_titles=titles, horizontal_spacing=0.02, vertical_spacing=0.14)
+    for t, values in enumerate(effects):
+        place = dict(row=t // across + 1, col=t % across + 1)
+        patches = 100 * values[n_prefix:].reshape(side, side)
+        said = "patch %{y}, %{x}: %{z:.1f} %<extra></extra>"
+        drawn.add_trace(go.Heatmap(z=patches, coloraxis="coloraxis", hovertemplate=said), **place)
+        rows, columns = np.nonzero(flips[t, n_prefix:].reshape(side, side))
+        mark = dict(symbol="x", size=8, color="white", line=dict(color="black", width=1))
+        look = dict(mode="markers", marker=mark, showlegend=False, hoverinfo="skip")
+        drawn.add_trace(go.Scatter(x=columns, y=rows, **look), **place)
+    drawn.update_xaxes(visible=False, range=[-0.5, side - 0.5])
+    drawn.update_yaxes(visible=False, range=[side - 0.5, -0.5]).update_annotations(font_size=12)
+    bar = dict(colorscale=style.CHANGE, cmin=-limit, cmax=limit, colorbar=dict(title="effect (%)"))
+    return drawn.update_layout(coloraxis=bar, height=60 + 170 * down, **looks.WHITE)
+
+
+def chooser(picture: np.ndarray, chosen: list[int], side: int) -> go.Figure:
+    """A picture whose patches can be chosen by a box or clicks; those that are, are framed."""
+    size = len(picture)
+    patch = size / side
+    rows, columns = np.indices((side, side))
+    x, y = (patch * (place.ravel() + 0.5) - 0.5 for place in (columns, rows))
+    drawn = go.Figure(go.Image(z=picture, hoverinfo="skip"))
+    names = [f"patch {row}, {column}" for row, column in zip(rows.ravel(), columns.ravel(), strict=True)]
+    look = dict(symbol="square-open", size=max(6, 300 // side - 6), color="white")
+    shown = [1.0 if place in chosen else 0.0 for place in range(side * side)]
+    texts = dict(text=names, hovertemplate="%{text}<extra></extra>", showlegend=False)
+    drawn.add_scatter(x=x, y=y, mode="markers", marker=dict(opacity=shown, **look), **texts)
+    drawn.update_xaxes(visible=False, range=[-0.5, size - 0.5])
+    drawn.update_yaxes(visible=False, range=[size - 0.5, -0.5], scaleanchor="x")
+    margin = dict(l=0, r=0, t=0, b=0)
+    return drawn.update_layout(height=320, margin=margin, dragmode="select", template="plotly_white")

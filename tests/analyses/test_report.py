@@ -1,0 +1,215 @@
+"""One page of everything: what it shows, what it refuses, and that nothing of a file is believed or executed.
+
+Run with: pytest tests/analyses/test_report.py
+"""
+
+import html
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+
+from analyses import paper, report, results, study
+from models import checkpoint
+
+from .conftest import RUNS, shipped
+
+EVIL = "<img src=x onerror=alert(1)>"
+NUMBERS = [*(f"Fig {n}" for n in (2, 3, 4, 5, 6, 7, 8, 9, "10-12", 13, 14)), "Table 1", "Appendix A", "Appendix G"]
+
+
+class Page(HTMLParser):
+    """The tags of a page and its text."""
+
+    def __init__(self, content: str):
+        super().__init__()
+        self.tags, self.words = [], []
+        self.feed(content)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def a_run(folder: Path, **attrs: object) -> Path:
+    """A run of a recurrence and of a result that no analysis knows, of the checkpoint beside them."""
+    folder.mkdir(parents=True)
+    (folder / "ckpt.pt").write_bytes(b"weights")
+    said = {"checkpoint_sha256": results.sha256(folder / "ckpt.pt")} | attrs
+    shipped("demo/recurrence").assign_attrs(said).to_netcdf(folder / "recurrence.nc", engine="h5netcdf")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("runs")
+    found = {
+        "good": a_run(root / f"{EVIL.replace('/', '')} $x^2", source=EVIL, data=f"{EVIL}$_{{", classes=[EVIL] * 20),
+        "other": a_run(root / "with space", checkpoint_sha256="0" * 64),
+        "damaged": a_run(root / "damaged"),
+    }
+    own = xr.Dataset({EVIL: ("step", np.arange(3.0))}, {"step": range(3)}, {"checkpoint_sha256": "1" * 64})
+    own.to_netcdf(found["other"] / "mine.nc", engine="h5netcdf")
+    file = found["damaged"] / "recurrence.nc"
+    file.write_bytes(file.read_bytes()[:5000])
+    return found
+
+
+@pytest.fixture(scope="module")
+def made(runs, tmp_path_factory) -> Path:
+    return report.write(tuple(runs.values()), tmp_path_factory.mktemp("out") / "new").parent
+
+
+@pytest.fixture(scope="module")
+def page(made) -> Page:
+    return Page((made / "report.html").read_text(encoding="utf-8"))
+
+
+# What it shows
+
+
+def test_every_figure_of_the_paper_is_there_or_the_command_that_makes_it(page, runs) -> None:
+    assert sorted(item.number for item in paper.ITEMS) == sorted(NUMBERS)
+    for item in paper.ITEMS:
+        assert f"{item.number}: {item.title}" in page.text
+        if item.needs != "recurrence" and not item.makes_run:
+            assert f"python -m probes.{item.needs} '{runs['good']}'" in page.text  # quoted, as a shell wants it
+        assert not item.states or item.states in page.text
+    assert "python -m models.study studies/core.yaml --out runs/study" in page.text
+    assert "peaks near step 12" in page.text and report.DIFFER in page.text
+
+
+def test_numbers_stand_beside_their_chance_level_and_interval(page) -> None:
+    accuracy = shipped("demo/recurrence")["accuracy"].values
+    assert accuracy.argmax() == 12
+    assert f"highest after 12: {100 * accuracy[12]:.1f} % (95 % interval 95.8 to 96.8)" in page.text
+    assert "chance 5.0 %, best constant answer 6.0 %, untrained 4.9 %" in page.text
+
+
+@pytest.mark.parametrize(
+    "item", [item for item in paper.ITEMS if item.needs not in ("study", "prune")], ids=lambda i: i.name
+)
+def test_what_is_said_of_the_shipped_model_has_something_beside_it(item) -> None:
+    said = item.says({item.needs: shipped(f"demo/{item.needs}")})
+    assert any(word in said for word in ("chance", "random", "untrained", "constant", "even attention", "sum above 1"))
+
+
+def test_what_is_said_is_what_the_results_hold() -> None:
+    of = {"pointing_game": shipped("demo/pointing_game")}
+    ratio = of["pointing_game"]["hit_ratio"].sel(radius=0, target="class", average="micro").mean("head").values
+    assert f"{100 * ratio.max():.1f} % of the images at step {ratio.argmax() + 1}" in paper.says_pointing(of)
+    masks = {"prune": shipped("pruned/prune")}
+    assert "2.5 % are its alone (random masks of the same densities 14.2 %)" in paper.says_specialization(masks)
+    trained = {"study": study.read(RUNS / "study")}
+    assert "2: 79.4 (n = 1)" in paper.says_steps(trained) and "chance 5.0 %" in paper.says_steps(trained)
+    assert "recovery 0.88 (n = 2 and 1: no interval)" in paper.says_comparison(trained)
+
+
+def test_files_lie_beside_the_page(made) -> None:
+    assert sorted(path.name for path in (made / "figures").iterdir()) == ["fig-8.pdf", "fig-8.png"]
+    assert (made / "figures" / "fig-8.pdf").read_bytes()[:5] == b"%PDF-"
+    assert (made / "figures" / "fig-8.png").read_bytes()[:4] == b"\x89PNG"
+    table = pd.read_csv(made / "tables" / "fig-8.csv")
+    trained = table[table["model"] == "trained"]
+    np.testing.assert_allclose(trained["accuracy"], shipped("demo/recurrence")["accuracy"].values)
+    assert set(table["run"]) == {next(path for path in table["run"])}
+    assert not [*made.rglob("*.tmp")] and (made / "report.html").stat().st_size < 2e6
+
+
+def test_several_runs_stand_side_by_side(runs, tmp_path) -> None:
+    both = (runs["good"], a_run(tmp_path / "B"))
+    item = next(item for item in paper.ITEMS if item.number == "Fig 8")
+    section = report.section_of(item, report.named(both), report.Folder(tmp_path / "out"))
+    assert [part.title for part in section.parts] == ["", runs["good"].name, "B"]
+    assert [len(part.pictures) for part in section.parts] == [1, 0, 0]
+    assert set(pd.read_csv(tmp_path / "out" / "tables" / "fig-8.csv")["run"]) == {runs["good"].name, "B"}
+
+
+# What it refuses
+
+
+def test_a_result_of_another_checkpoint_never_passes_as_this_ones(page, runs) -> None:
+    assert "is of another model: it was measured on the checkpoint 00000000" in page.text
+    assert f"python -m probes.recurrence '{runs['other']}'" in page.text
+    assert page.text.count("it is highest after") == 1  # of the good run alone
+    assert "mine.nc is of another model" in page.text and "Beyond the paper" not in page.text
+
+
+def test_a_damaged_result_is_a_sentence(page) -> None:
+    assert "damaged/recurrence.nc is not a readable result" in page.text
+
+
+def test_a_pruning_is_known_by_its_initialisation(tmp_path) -> None:
+    for run in ("demo", "pruned"):
+        path = RUNS / run / "ckpt.pt"
+        assert results.init_sha256(path) == checkpoint.read(path)["init_sha256"]
+    shutil.copy(RUNS / "pruned" / "prune_random.nc", tmp_path / "prune_random.nc")
+    shutil.copy(RUNS / "pruned" / "ckpt.pt", tmp_path / "ckpt.pt")
+    assert list(report.read(tmp_path, "mine").results) == ["prune_random"]
+    shutil.copy(RUNS / "demo" / "ckpt.pt", tmp_path / "ckpt.pt")
+    refused = report.read(tmp_path, "mine")
+    assert not refused.results and "another model" in refused.refused["prune_random"]
+    (tmp_path / "ckpt.pt").write_bytes(b"no archive")
+    assert results.init_sha256(tmp_path / "ckpt.pt") == ""
+
+
+def test_what_a_result_leads_to_is_a_sentence_and_not_the_end(tmp_path) -> None:
+    run = a_run(tmp_path / "run")
+    damaged = results.read(run / "recurrence.nc").drop_vars(["accuracy", "control_accuracy"])
+    damaged.to_netcdf(run / "recurrence.nc", engine="h5netcdf")
+    item = next(item for item in paper.ITEMS if item.number == "Fig 8")
+    section = report.section_of(item, report.named((run,)), report.Folder(tmp_path))
+    assert all("could not be made of the result" in part.missing for part in section.parts)
+
+
+def test_text_of_files_is_text(page, made) -> None:
+    assert EVIL in page.text  # as it is written, not as a picture
+    allowed = {"html", "head", "meta", "title", "style", "body", "header", "h1", "h2", "h3", "p", "strong", "div"}
+    allowed |= {"table", "thead", "tbody", "tr", "th", "td", "nav", "ul", "li", "a", "main", "section", "figure"}
+    assert {tag for tag, _ in page.tags} <= allowed | {"img", "pre"}
+    for tag, attributes in page.tags:
+        assert not any(name.startswith("on") for name in attributes)
+        assert attributes.get("src", "data:image/webp;base64,").startswith("data:image/webp;base64,")
+        assert attributes.get("href", "#").startswith("#")
+        assert tag != "img" or attributes["alt"]
+    policy = next(attributes["content"] for _, attributes in page.tags if "http-equiv" in attributes)
+    assert policy.startswith("default-src 'none'; img-src data:;")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nowhere"], "there is no folder nowhere"),
+        (["{runs}/demo", "{runs}/demo"], "a run is named twice"),
+        (["{runs}/demo", "--out", "{runs}/demo/ckpt.pt"], "ckpt.pt, a file; name a folder"),
+    ],
+)
+def test_bad_input_is_one_sentence(words, said, capsys) -> None:
+    words = [word.format(runs=RUNS) for word in words]
+    out = Path(words[words.index("--out") + 1]) if "--out" in words else None
+    folders = tuple(Path(word) for word in (words[: words.index("--out")] if out else words))
+    with pytest.raises(SystemExit) as end:
+        report.report(folders, out=out)
+    heard = capsys.readouterr().err.strip().splitlines()
+    assert end.value.code == 2 and len(heard) == 1 and said in heard[0]
+
+
+# What is shipped
+
+
+def test_the_shipped_report_says_what_the_shipped_results_say() -> None:
+    path = RUNS.parent / "docs" / "report.html"
+    content = path.read_text(encoding="utf-8")
+    assert path.stat().st_size < 3e6
+    for item in paper.ITEMS:
+        run = {"study": "study", "prune": "pruned"}.get(item.needs, "demo")
+        of = {item.needs: study.read(RUNS / run) if run == "study" else shipped(f"{run}/{item.needs}")}
+        if item.number != "Appendix G":  # whose controls lie in results of their own
+            assert html.escape(item.says(of), quote=True).replace("&#x27;", "&#39;") in content, item.number
