@@ -34,6 +34,7 @@ with epy.lazy_imports():
 
 KINDS = ("shared", "separate", "larger", "rotated", "pca")
 N_CHOSEN = 500  # images that concepts are matched on
+NOTHING = 1e-6  # variance of a row, of scaled states: where it is less, there is nothing to explain (CLS in z_0)
 N_SHOWN = 48  # images whose pixels the result keeps
 OF_IMAGES = ("top", "top_patch", "top_activation", "thumbnail", "shown")
 OF_FEATURES = ("match", "match_value", "match_state", "best_feature", "importance", "tested", "rate", "rotated_rate")
@@ -137,7 +138,7 @@ def numbers(
     told: dict[str, list[int]] = {}
     for i, (token, factor, _) in enumerate(names):
         told.setdefault(f"{token} {factor}", []).append(i)
-    explained = 1 - drawn["error"] / drawn["total"].where(lambda total: total > 0)
+    explained = 1 - drawn["error"] / drawn["total"].where(drawn["total"] > NOTHING)
     over_states = explained.mean("state")
     variables = {
         **means.with_interval("explained", explained),

@@ -64,8 +64,11 @@ class Dictionary:
         return Dictionary(turn @ self.encoder, self.bias, self.decoder @ turn.T, self.offset @ turn.T, self.threshold)
 
     def calibrated(self, batches: Sequence[Tensor], k: float) -> Dictionary:
-        """With the threshold at which k features fire on average, on batches of rows [place row width]."""
-        each = torch.stack([kth_largest(rising(vars(self), rows), k) for rows in batches])
+        """With the threshold at which k features fire on average, on batches of rows [place row width]: between two
+        activations, so that rounding moves none across.
+        """
+        every = [rising(vars(self), rows) for rows in batches]
+        each = torch.stack([(kth_largest(of, k) + kth_largest(of, k, 1)) / 2 for of in every])
         return Dictionary(self.encoder, self.bias, self.decoder, self.offset, each.mean())
 
 
@@ -95,10 +98,10 @@ def rising(weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
     return torch.baddbmm(weights["bias"][:, None], grouped, weights["encoder"]).relu()
 
 
-def kth_largest(activations: Tensor, k: float) -> Tensor:
-    """What k activations of each row [group row feature] reach on average."""
+def kth_largest(activations: Tensor, k: float, more: int = 0) -> Tensor:
+    """What k activations of each row [group row feature] reach on average, and so many more in all."""
     flat = activations.detach().flatten()
-    n_kept = max(1, round(k * flat.numel() / activations.shape[-1]))
+    n_kept = max(1, round(k * flat.numel() / activations.shape[-1])) + more
     return flat.kthvalue(flat.numel() - min(n_kept, flat.numel()) + 1).values
 
 
