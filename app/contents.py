@@ -75,6 +75,7 @@ LENS = of_probe("lens", "recovered")
 DYNAMICS = of_probe("dynamics", "increment_cka")
 FACTORS = of_probe("factors", "selectivity")
 OUTLIERS = of_probe("outliers", "accuracy_change")
+DICTIONARY = of_probe("dictionary", "explained_by_all")
 COST = of_probe("cost", "seconds_of_round")
 TRANSFER = Result(
     "transfer.nc", "python -m probes.transfer {run} --data folder:PHOTOGRAPHS", "trainable_parameters", start="ckpt.pt"
@@ -103,6 +104,7 @@ PAGES = (
     Page("dynamics", "Dynamics", ":material/route:", (DYNAMICS,)),
     Page("factors", "Factors", ":material/biotech:", (FACTORS,)),
     Page("outliers", "Outlier tokens", ":material/grain:", (OUTLIERS,)),
+    Page("dictionary", "Dictionary", ":material/dictionary:", (DICTIONARY,)),
     Page("cost", "Cost", ":material/payments:", (COST,)),
     Page("transfer", "Transfer", ":material/moving:", (TRANSFER,)),
     Page("study", "Comparison", ":material/balance:"),

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from analyses import (
     ablation,
     attribution,
+    dictionary,
     dynamics,
     factors,
     intervention,
@@ -45,6 +46,8 @@ FIGURES: dict[str, tuple[str, Callable[[xr.Dataset], Figure | None]]] = {
     "attribution": ("demo/attribution", attribution.figure),
     "patching": ("demo/patching", patching.figure),
     "lens": ("demo/lens", lens.figure),
+    "dictionary": ("demo/dictionary", dictionary.figure),
+    "dictionary_examples": ("demo/dictionary", dictionary.FIGURES["examples"]),
     "outliers": ("demo/outliers", outliers.figure),
     "factors": ("demo/factors", factors.figure),
     "factors_codes": ("demo/factors", factors.codes),

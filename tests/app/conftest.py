@@ -21,6 +21,7 @@ from probes import (
     ablation,
     attribution,
     cost,
+    dictionary,
     dynamics,
     factors,
     intervention,
@@ -85,6 +86,7 @@ def measure_all(run: Path) -> None:
         "patching": patching.measure(model, images, pairs=3, maps=1, shifts=2, _right=False, **common),
         "intervention": intervention.measure(model, images, images=20, max_steps=4, **common),
         "lens": lens.measure(model, images, updates=3, jacobian_images=2, **common),
+        "dictionary": dictionary.measure(model, images, updates=3, k=2, effects=2, **common),
         "dynamics": dynamics.measure(
             model, images, sample=8, max_steps=6, jacobian_images=1, state_images=1, probes=2, iterations=4, **common
         ),

@@ -21,6 +21,7 @@ LINKS = {
     "intervention": dict(what="reinject"),
     "factors": dict(factor="shape", token="object"),
     "outliers": dict(outlier_metric="share", outlier_state=1),
+    "dictionary": dict(dictionary_token="patch", feature=3),
     "prune": dict(round=1, weight="fc1", shared="overlap"),
 }
 

@@ -30,6 +30,7 @@ OPTIONS = {
     "dynamics": dict(sample=17, max_steps=6, jacobian_images=2, state_images=2, probes=2, iterations=4),
     "factors": dict(fit_images=14),
     "outliers": dict(neurons=3),
+    "dictionary": dict(updates=3, k=2, effects=2),
     "cost": dict(rounds=1),
     "transfer": dict(seeds=1, epochs=1, train_limit=24, train_batch=12, rank=2),
     "prune": dict(data="shapes-easy:96", fields=("n_steps=2", "d_model=8", "n_heads=2"), val_limit=20),
