@@ -300,12 +300,12 @@ def places(top: features.Top, images: probe.Pass, config: models.ViTConfig) -> d
 def pictures(result: xr.Dataset, images: probe.Pass, config: models.ViTConfig) -> dict[str, Any]:
     """Pixels of the first images of the features that a figure shows, each image once."""
     rows = [result["top"].sel(token=token).values[feature, :, 0] for token, feature, _ in single.shown(result)]
-    numbers = list(dict.fromkeys(number for of in rows for number in of[single.states_shown(result)] if number >= 0))
-    numbers = numbers[:N_SHOWN]
-    positions = np.searchsorted(images.about.indices, numbers)
+    shown = list(dict.fromkeys(number for of in rows for number in of[single.states_shown(result)] if number >= 0))
+    shown = shown[:N_SHOWN]
+    positions = np.searchsorted(images.about.indices, shown)
     return {
         "thumbnail": (("shown", "y", "x", "channel"), pixels.shown(images.data, positions, config)),
-        "shown": ("shown", numbers),
+        "shown": ("shown", shown),
     }
 
 
