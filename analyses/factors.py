@@ -111,19 +111,13 @@ def cells(result: xr.Dataset, factor: str, token: str) -> list[str]:
     state, untrained = best(result, factor, token), style.untrained(result, "score")
     return [
         chance,
-        with_interval(result, "score", dict(at, state=state)),
+        style.with_interval(result, "score", dict(at, state=state)),
         str(state),
-        with_interval(result, "half", at, 1, 0),
+        style.with_interval(result, "half", at, scale=1, digits=0),
         f"{100 * float(result['shuffled'].sel(dict(at, state=state))):.1f}",
-        with_interval(result, "shared", at, 100, 0),
+        style.with_interval(result, "shared", at, digits=0),
         "-" if untrained is None else f"{100 * float(untrained.sel(at).max()):.1f}",
     ]
-
-
-def with_interval(numbers: xr.Dataset, name: str, at: dict, scale: float = 100, digits: int = 1) -> str:
-    """A number and its interval."""
-    value, low, high = (scale * float(numbers[f"{name}{end}"].sel(at)) for end in ("", "_low", "_high"))
-    return "-" if np.isnan(value) else f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def frame(result: xr.Dataset) -> pd.DataFrame:

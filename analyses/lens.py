@@ -120,7 +120,8 @@ def map_lines(result: xr.Dataset) -> list[str]:
     lines = ["share of what the tuned lens gains on the logit lens (KL, states 1 .. T - 1; trained, untrained):"]
     for lens in result["lens"].values:
         if lens not in ("logit", "tuned"):
-            each = [with_interval(numbers, "recovered", dict(lens=lens)) for numbers in style.models(result).values()]
+            of_models = style.models(result).values()
+            each = [style.with_interval(of, "recovered", dict(lens=lens), unit=" %") for of in of_models]
             lines.append(style.row(f"  {LENSES[lens]}", each, 26, 26))
     return lines
 
@@ -136,8 +137,8 @@ def patch_lines(result: xr.Dataset) -> list[str]:
         if "patch_agreement" in numbers:
             rows |= {"agreement with the mask": ("patch_agreement", {}), "surest one on the object": ("patch_hit", {})}
         for title, (name, at) in rows.items():
-            how = (1, "", 2) if name == "patch_agreement" else ()
-            each = [with_interval(numbers, name, dict(at, state=state), *how) for state in shown]
+            how = dict(scale=1, digits=2) if name == "patch_agreement" else dict(unit=" %")
+            each = [style.with_interval(numbers, name, dict(at, state=state), **how) for state in shown]
             lines.append(style.row(f"  {title}{said}", each, 24, 40))
     if "patch_agreement" in result:
         lines.append(
@@ -146,14 +147,6 @@ def patch_lines(result: xr.Dataset) -> list[str]:
             f"{100 * float(result['random_hit']):.1f} %"
         )
     return lines
-
-
-def with_interval(
-    numbers: xr.Dataset, name: str, at: dict, scale: float = 100, unit: str = " %", digits: int = 1
-) -> str:
-    """A mean and its interval."""
-    value, low, high = (f"{scale * float(numbers[f'{name}{end}'].sel(at)):.{digits}f}" for end in ("", "_low", "_high"))
-    return f"{value}{unit} ({low} to {high})"
 
 
 def depth_lines(result: xr.Dataset) -> list[str]:

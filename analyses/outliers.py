@@ -66,11 +66,11 @@ def state_lines(result: xr.Dataset) -> list[str]:
     lines = [line("patches", titles)]
     for state in style.some(result["state"].values.tolist()):
         at = dict(condition="untouched", state=state)
-        on_object = with_interval(result, "on_object", dict(state=state), 100, 1) if "on_object" in result else "-"
+        on_object = style.with_interval(result, "on_object", dict(state=state)) if "on_object" in result else "-"
         cells = [
             f"{float(result['median'].sel(state=state)):.1f}",
-            with_interval(result, "largest", at),
-            with_interval(result, "share", dict(at, times=limit), 100),
+            style.with_interval(result, "largest", at, scale=1, digits=2),
+            style.with_interval(result, "share", dict(at, times=limit), digits=2),
             "-" if untrained is None else f"{float(untrained['largest'].sel(at)):.2f}",
             on_object,
         ]
@@ -92,10 +92,10 @@ def condition_lines(result: xr.Dataset) -> list[str]:
         at = dict(condition=condition, state=state)
         cells = [
             f"{100 * float(result['accuracy'].sel(condition=condition)):.1f}",
-            with_interval(result, "accuracy_change", dict(condition=condition), 100, 1),
+            style.with_interval(result, "accuracy_change", dict(condition=condition)),
             f"{100 * float(result['share'].sel(dict(at, times=limit))):.2f}",
             with_number(result["registers"].sel(at)),
-            with_interval(result, "largest", at),
+            style.with_interval(result, "largest", at, scale=1, digits=2),
         ]
         lines.append(line(f"  {CONDITIONS[condition]}", cells, 30))
     chance = 100 * result.attrs["chance"]
@@ -135,12 +135,6 @@ def line(title: str, cells: list[str], first: int = 22) -> str:
 
 def with_number(value: xr.DataArray, how: str = ".2f") -> str:
     return "-" if np.isnan(float(value)) else f"{float(value):{how}}"
-
-
-def with_interval(numbers: xr.Dataset, name: str, at: dict, scale: float = 1, digits: int = 2) -> str:
-    """A number and its interval."""
-    value, low, high = (scale * float(numbers[f"{name}{end}"].sel(at)) for end in ("", "_low", "_high"))
-    return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def frame(result: xr.Dataset) -> pd.DataFrame:

@@ -108,6 +108,14 @@ def row(title: str, cells: Iterable[Any], width: int = 9, first: int = 22) -> st
     return f"{title:{first}}" + "".join(f"{cell:>{width}}" for cell in cells)
 
 
+def with_interval(
+    numbers: xr.Dataset, name: str, at: dict[str, Any], *, scale: float = 100, digits: int = 1, unit: str = ""
+) -> str:
+    """A variable and its interval (`_low`, `_high`) at a place, in per cent if not said otherwise."""
+    value, low, high = (scale * float(numbers[f"{name}{end}"].sel(at)) for end in ("", "_low", "_high"))
+    return "-" if np.isnan(value) else f"{value:.{digits}f}{unit} ({low:.{digits}f} to {high:.{digits}f})"
+
+
 def tidy(result: xr.Dataset, *names: str) -> pd.DataFrame:
     """Variables as a table, one line a cell and model."""
     frames = []

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import jinja2
 from PIL import Image
 
-LARGE = 150_000  # bytes of a picture without loss, beyond which a little of it does not show
+LARGE = 50_000  # bytes of a picture without loss, beyond which a little of it does not show
+WIDEST = 1600  # pixels of a picture: a third more than the page is wide
 
 
 @dataclass
@@ -53,12 +54,14 @@ class Section:
 
 
 def embedded(png: bytes, dpi: int, said: str) -> Picture:
-    """A picture for the page: WebP, without loss where that is small."""
+    """A picture for the page, no finer than it can show: WebP, without loss where that is small."""
     picture = Image.open(io.BytesIO(png)).convert("RGB")
+    width = picture.width * 96 // dpi
+    picture.thumbnail((WIDEST, picture.height))
     content = webp(picture, lossless=True, quality=70)
     if len(content) > LARGE:
         content = min(content, webp(picture, quality=60), key=len)
-    return Picture(f"data:image/webp;base64,{base64.b64encode(content).decode()}", picture.width * 96 // dpi, said)
+    return Picture(f"data:image/webp;base64,{base64.b64encode(content).decode()}", width, said)
 
 
 def webp(picture: Image.Image, **options: object) -> bytes:

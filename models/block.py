@@ -55,7 +55,7 @@ class Attention(nn.Module):
     def __init__(self, config: ViTConfig):
         super().__init__()
         self.n_heads, self.is_rotary = config.n_heads, config.position == "rotary"
-        self.side = config.image_size // config.patch_size
+        self.side = config.side
         self.qkv = nn.Linear(config.d_model, 3 * config.d_model)
         self.proj = nn.Linear(config.d_model, config.d_model)
         if config.qk_norm:

@@ -195,8 +195,13 @@ class ViTConfig:
         return False
 
     @property
+    def side(self) -> int:
+        """Patches along one side of an image."""
+        return self.image_size // self.patch_size
+
+    @property
     def n_patches(self) -> int:
-        return (self.image_size // self.patch_size) ** 2
+        return self.side**2
 
     @property
     def n_prefix(self) -> int:

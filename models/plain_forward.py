@@ -113,7 +113,7 @@ def rotated(x: Tensor, config: ViTConfig) -> Tensor:
     """DINOv3's rotary positions of one head [batch pos d_head]: channels i and i + d/2 turn by an angle of the patch's
     row (first quarter) or column (second), in [-1, 1] over the image, with periods 100^(i / quarter).
     """
-    side, half = config.image_size // config.patch_size, x.shape[-1] // 2
+    side, half = config.side, x.shape[-1] // 2
     quarter, out = half // 2, x.clone()
     for index in range(side * side):
         token = x.shape[1] - side * side + index

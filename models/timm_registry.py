@@ -91,7 +91,7 @@ class TimmBViT(BViT):
                 states.append(self.norm(z, self.ln_final) if norm else z)
         prefix, patches = [z[:, : config.n_prefix] for z in states], [z[:, config.n_prefix :] for z in states]
         if output_fmt == "NCHW":
-            side = config.image_size // config.patch_size
+            side = config.side
             patches = [z.unflatten(1, (side, side)).permute(0, 3, 1, 2).contiguous() for z in patches]
         if output_dict:
             named = {"image_intermediates": patches}

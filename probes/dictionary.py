@@ -97,7 +97,7 @@ def measure(
         n_fitted=len(fitting),
         n_chosen=len(choosing),
         n_switched=min(switching.N_SWITCHED, len(measuring)),
-        side=model.config.image_size // model.config.patch_size,
+        side=model.config.side,
         note="" if n >= 100 else f"only {n} images: read the intervals",
     )
 
@@ -160,7 +160,7 @@ def numbers(
             never = seen[f"count {kind} {token}"].values == 0  # [state feature]
             dead[i, j] = never.mean(1)
             dead_everywhere[i, j] = never.mean() if len(trained.every[kind, token].decoder) > 1 else never.all(0).mean()
-    n_rows = np.array([1, config.n_tokens - config.n_prefix])[:, None, None] * n
+    n_rows = np.array([1, config.n_patches])[:, None, None] * n
     for kind, prefix in (("shared", ""), ("rotated", "rotated_")):
         for what, name in (("count", "rate"), ("amount", "profile")):
             of = np.stack([seen[f"{what} {kind} {token}"].values.T for token in activations.TOKENS]) / n_rows
@@ -216,7 +216,7 @@ def read(
                     sums.setdefault(("amount", kind, token), []).append(of.sum((0, 1), dtype=torch.float64))
                 highest[token].append(codes["shared"].max(1))
                 telling.add(token, state, {"dictionary": codes["shared"], "rotated": codes["rotated"]})
-    n_patches = trained.model.config.n_tokens - trained.model.config.n_prefix
+    n_patches = trained.model.config.n_patches
     for token in activations.TOKENS:
         top.add(token, batch, highest[token], 1 if token == "cls" else n_patches)
     dims = ("token", "state")
@@ -284,7 +284,7 @@ def places(top: features.Top, images: probe.Pass, config: models.ViTConfig) -> d
     value, image, patch = [], [], []
     for token in activations.TOKENS:
         activation, place = top.gathered(images, token)
-        n_rows = 1 if token == "cls" else config.n_tokens - config.n_prefix
+        n_rows = 1 if token == "cls" else config.n_patches
         fires = activation > 0
         value.append(np.where(fires, activation, np.nan))
         image.append(np.where(fires, images.indices(place // n_rows), -1))
@@ -300,12 +300,12 @@ def places(top: features.Top, images: probe.Pass, config: models.ViTConfig) -> d
 def pictures(result: xr.Dataset, images: probe.Pass, config: models.ViTConfig) -> dict[str, Any]:
     """Pixels of the first images of the features that a figure shows, each image once."""
     rows = [result["top"].sel(token=token).values[feature, :, 0] for token, feature, _ in single.shown(result)]
-    numbers = list(dict.fromkeys(number for of in rows for number in of[single.states_shown(result)] if number >= 0))
-    numbers = numbers[:N_SHOWN]
-    positions = np.searchsorted(images.about.indices, numbers)
+    shown = list(dict.fromkeys(number for of in rows for number in of[single.states_shown(result)] if number >= 0))
+    shown = shown[:N_SHOWN]
+    positions = np.searchsorted(images.about.indices, shown)
     return {
         "thumbnail": (("shown", "y", "x", "channel"), pixels.shown(images.data, positions, config)),
-        "shown": ("shown", numbers),
+        "shown": ("shown", shown),
     }
 
 

@@ -36,7 +36,7 @@ with epy.lazy_imports():
     from analyses import dynamics as analysis
     from analyses import phases
     from models.data import stream
-    from probes.methods import jacobians, means, motion, orbits, similarity
+    from probes.methods import jacobians, means, motion, orbits, reading, similarity
 
 KINDS = {"cka": "state", "increment_cka": "increment"}
 ENDS = ("", "_low", "_high")
@@ -203,11 +203,11 @@ def streamed(rows: motion.Rows, images: probe.Pass) -> tuple[xr.Dataset, dict[st
 
     with torch.no_grad():
         first = next(iter(stream.Stream(torch.utils.data.Subset(images.data, range(min(8, len(images)))), 8)))
-        of_first = both(list(motion.states_of(rows.model, first.images)), first)
+        of_first = both(list(reading.states_of(rows.model, first.images)), first)
         grams = {name: similarity.Grams.about(of.double().mean(0)) for name, of in of_first.items()}
 
         def read(batch: stream.Batch) -> probe.Reading:
-            states = list(motion.states_of(rows.model, batch.images))
+            states = list(reading.states_of(rows.model, batch.images))
             probe.refuse_nonfinite(torch.stack([z.sum() for z in states[1:]]))
             for name, of in both(states, batch).items():
                 grams[name].add(of)
@@ -287,14 +287,14 @@ def read_sample(
     model = rows.model
     n_steps = model.config.n_steps
     with torch.inference_mode():
-        states = list(motion.states_of(model, batch.images))
+        states = list(reading.states_of(model, batch.images))
         noise = orbits.noises(walk.indices(batch.index), (n_steps, *states[0].shape[1:]), walk.seed)
         left = orbits.recovery(model, states, noise.to(states[0]), perturbation)
         values = {
             "stable_rank": (("step",), torch.stack([motion.stable_rank(b - a) for a, b in itertools.pairwise(states)])),
             "recovery": (("form", "step", "state"), left),
         }
-        reading = {"rows": (("image", "set", "d"), rows.stacked(states, batch.images))}
+        per_image = {"rows": (("image", "set", "d"), rows.stacked(states, batch.images))}
         if last > n_steps:
             ahead = orbits.run_on(model, states[-1], n_steps, last, longest(n_steps, last))
             period = orbits.periods(ahead["returned"], TOLERANCE)
@@ -306,8 +306,8 @@ def read_sample(
                 "periodic": (("form",), (period > 1).double()),
                 "overflowed": ((), (~ahead["growth"].isfinite()).double()),
             }
-            reading["period"] = ("image", "form"), period.T
-    return reading | means.sums(values, walk.photographs(batch.index), walk.seed)
+            per_image["period"] = ("image", "form"), period.T
+    return per_image | means.sums(values, walk.photographs(batch.index), walk.seed)
 
 
 def finite(values: torch.Tensor) -> torch.Tensor:
@@ -333,7 +333,7 @@ def of_cls_jacobians(model: models.BViT, images: probe.Pass) -> dict[str, Any]:
     def read(batch: stream.Batch) -> probe.Reading:
         index = images.indices(batch.index)
         with torch.no_grad():
-            entering = itertools.islice(motion.states_of(model, batch.images), model.config.n_steps)
+            entering = itertools.islice(reading.states_of(model, batch.images), model.config.n_steps)
             values, eigenvalues = jacobians.spectra(model, entering, index, images.seed)
         of_images = {"eigenvalue": (("image", "step", "rank", "part"), eigenvalues)}
         return of_images | means.sums(values, images.photographs(batch.index), images.seed)
@@ -350,16 +350,16 @@ def of_state_jacobians(model: models.BViT, images: probe.Pass, probes: int, iter
     def read(batch: stream.Batch) -> probe.Reading:
         index = images.indices(batch.index)
         with torch.no_grad():
-            entering = itertools.islice(motion.states_of(model, batch.images), model.config.n_steps)
+            entering = itertools.islice(reading.states_of(model, batch.images), model.config.n_steps)
             values = jacobians.volumes(model, entering, index, **how)
         return means.sums(values, images.photographs(batch.index), images.seed)
 
     seen = images.over(read)
     variables, config = averaged(seen), model.config
-    error = np.sqrt(variables["state_error"].values / len(seen["position"]))
+    error = np.sqrt(variables["state_squared_error"].values / len(seen["position"]))
     null = analysis.random_log_det(variables["state_size"].values, config.n_tokens * config.d_model)
     for end in ("", "_low", "_high"):
-        del variables[f"state_error{end}"]
+        del variables[f"state_squared_error{end}"]
     return variables | {"state_log_det_error": ("step", error), "null_state_log_det": ("step", null)}
 
 

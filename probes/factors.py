@@ -78,7 +78,7 @@ def tokens_of(images: probe.Pass) -> list[str]:
 def features(model: models.BViT, batch: stream.Batch, names: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """Every kind of token in every state [token state image d], and whether an image has it [token image]."""
     config, device = model.config, model.pos_embed.device
-    everywhere = torch.ones(len(batch.images), config.n_tokens - config.n_prefix, device=device)
+    everywhere = torch.ones(len(batch.images), config.n_patches, device=device)
     kinds = {"CLS": everywhere, "patches": everywhere}
     if batch.masks is not None:
         centre = slice(config.patch_size // 2, None, config.patch_size)

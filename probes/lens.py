@@ -248,7 +248,7 @@ def examples(
     shown = np.array(stream.evenly(len(position), N_SHOWN))
     items = [walk.data[int(i)] for i in position[shown]]
     labels = of_model[torch.tensor([int(item[1]) for item in items])].to(model.pos_embed.device)
-    side, said, sure, rows = config.image_size // config.patch_size, [], [], []
+    side, said, sure, rows = config.side, [], [], []
     with torch.inference_mode():
         for z in reading.states_of(model, torch.stack([item[0] for item in items])):
             logits = readout.of_tokens(z[:, config.n_prefix :])

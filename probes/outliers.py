@@ -71,7 +71,7 @@ def measure(
     result = xr.Dataset(
         {name: of for mean in means.drawn(seen).items() for name, of in means.with_interval(*mean).items()}
     )
-    side, n = config.image_size // config.patch_size, len(seen["position"])
+    side, n = config.side, len(seen["position"])
     return (
         result.assign(
             place=(("state", "row", "column"), seen["place"].values.reshape(-1, side, side) / n),
@@ -192,7 +192,7 @@ def read(
     walk: probe.Pass,
 ) -> probe.Reading:
     """What one batch leaves: norms and answers under every condition, and who writes the largest patch."""
-    labels, n_patches = of_model[batch.labels].to(model.pos_embed.device), model.config.n_tokens - model.config.n_prefix
+    labels, n_patches = of_model[batch.labels].to(model.pos_embed.device), model.config.n_patches
     with torch.inference_mode():
         states, written = of_steps(model, batch, neurons, walk)
         of = [of_states(*condition, limits, labels) for condition in conditions(model, other, states, batch, neurons)]
@@ -252,7 +252,7 @@ def of_steps(
     walk: probe.Pass,
 ) -> tuple[list[torch.Tensor], means.Values]:
     """All states, and who writes the largest patch after each step, beside a random patch and random neurons."""
-    config, device, n_patches = model.config, model.pos_embed.device, model.config.n_tokens - model.config.n_prefix
+    config, device, n_patches = model.config, model.pos_embed.device, model.config.n_patches
     drawn = [np.random.default_rng([walk.seed, int(i)]).integers(n_patches) for i in batch.index]
     random, parts, written = torch.tensor(drawn, device=device), [], []
     states = [model.embed(batch.images.to(device))]

@@ -175,7 +175,7 @@ def examples(
     items = [images.data[int(i)] for i in position[shown]]
     pictures = torch.stack([item[0] for item in items]).to(model.pos_embed.device)
     maps = look(pictures, torch.tensor([item[1] for item in items]))[..., config.n_prefix :].cpu().numpy()
-    side = config.image_size // config.patch_size
+    side = config.side
     scaled = np.round(255 * maps / np.maximum(maps.max(-1, keepdims=True), 1e-12)).astype(np.uint8)
     scaled = scaled.reshape(*maps.shape[:3], side, side)
     return {

@@ -137,7 +137,7 @@ def test_what_is_damaged_is_one_sentence(damage, said, repository) -> None:
 
 def test_the_card_says_what_was_trained_on_what_and_how_well(repository) -> None:
     card = ModelCard.load(repository / "README.md")
-    assert card.data.pipeline_tag == "image-classification" and card.data.library_name == "bvit-toolkit"
+    assert card.data.pipeline_tag == "image-classification" and card.data.to_dict()["library_name"] == "bvit-toolkit"
     parameters = sum(value.numel() for value in fresh(CONFIG, 0).parameters())
     for said in ("1 block(s) applied 2 times", "`shapes:100`", "top1 0.9634", "MIT", f"{parameters:,} parameters"):
         assert said in card.text

@@ -77,7 +77,7 @@ st.markdown(
     "collects the answer) later."
 )
 model = live.load(results.chosen())
-side = model.config.image_size // model.config.patch_size
+side = model.config.side
 receiver = image.chosen(model)
 left, middle, right = st.columns(3)
 donor = image.donor(model, middle, "Image that the state is from", "donor")

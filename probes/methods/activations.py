@@ -92,7 +92,7 @@ class Scale:
 def moments_of(model: BViT, images: Pass) -> dict[str, Moments]:
     """Moments of every site over a sample of images; every process walks over all of it, so that all have the same."""
     found: dict[str, Moments] = {}
-    n_patches = model.config.n_tokens - model.config.n_prefix
+    n_patches = model.config.n_patches
     for batch in Stream(images.sample(N_SCALED).data, AT_ONCE):
         every = torch.arange(n_patches).expand(len(batch.images), -1)
         for site, rows in rows_of(model, batch.images, every).items():
@@ -113,7 +113,7 @@ class Buffer:
 
     def filled(self, images: Tensor, number: int) -> dict[str, Tensor]:
         """What the buffer holds of its images when it is filled for the n-th time, scaled."""
-        n_patches = self.model.config.n_tokens - self.model.config.n_prefix
+        n_patches = self.model.config.n_patches
         draw = torch.rand(len(images), n_patches, generator=generator(self.images.seed, 0, number))
         places = draw.argsort(1)[:, :PATCHES]
         parts = [

@@ -49,8 +49,8 @@ class Dictionary:
     def codes(self, rows: Tensor, place: int, features: Any = slice(None)) -> Tensor:
         """Activations of features, of rows [... width]: [... feature], zero where a feature does not fire."""
         g = self.group(place)
-        rising = rows @ self.encoder[g][:, features] + self.bias[g][features]
-        return rising * (rising > self.threshold)
+        activation = rows @ self.encoder[g][:, features] + self.bias[g][features]
+        return activation * (activation > self.threshold)
 
     def decoded(self, codes: Tensor, place: int) -> Tensor:
         """[... width]"""

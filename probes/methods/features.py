@@ -62,7 +62,7 @@ def chosen(coded: Mapping[str, Coded], images: Pass, known: Mapping[str, Known])
         reading: dict[str, tuple] = {}
         for key in KEYS:
             dims, name = ("state", f"{key[1]} feature", f"{key[1]} concept"), " ".join(key)
-            n_rows = 1 if key[1] == "cls" else model.config.n_tokens - model.config.n_prefix
+            n_rows = 1 if key[1] == "cls" else model.config.n_patches
             reading[f"both {name}"] = dims, torch.stack(both[key]).double()
             reading[f"fires {name}"] = dims[:2], torch.stack(fires[key]).double()
             reading[f"holds {name}"] = dims[2:], held[key].expand(-1, n_rows, -1).sum((0, 1)).double()

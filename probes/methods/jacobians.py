@@ -1,9 +1,9 @@
 """Derivatives of one step: of the CLS row exactly, of the whole state by products alone.
 
 The Jacobian J of a whole state [pos d_model] is too large to hold. J'J is known by its products with vectors (two
-backward passes each), and Lanczos turns a few of them into its largest eigenvalue, with which
-power iteration on the same products cannot keep up, and into v' log(J'J) v of a random v: half the mean over such v is
-log|det J| (stochastic Lanczos quadrature, Ubaru, Chen and Saad, 2017).
+backward passes each), and Lanczos turns a few of them into its largest eigenvalue, in fewer products than power
+iteration needs, and into v' log(J'J) v of a random v: half the mean over such v is log|det J| (stochastic Lanczos
+quadrature, Ubaru, Chen and Saad, 2017).
 """
 
 from __future__ import annotations
@@ -54,16 +54,17 @@ def spectra(model: BViT, states: Iterable[Tensor], index: np.ndarray, seed: int)
         drawn = [np.random.default_rng([seed, t, int(i)]).standard_normal(jacobian.shape[1:]) for i in index]
         pairs.append((jacobian, as_large(jacobian, torch.from_numpy(np.stack(drawn)))))
     values: Values = {}
+    eigenvalues = {}
     for name, of in zip(("", "null_"), map(torch.stack, zip(*pairs, strict=True)), strict=True):
         singular, eigen = torch.linalg.svdvals(of), torch.linalg.eigvals(of)  # [step image rank]
+        eigenvalues[name] = eigen
         values |= {
             f"{name}singular": (("step", "rank"), singular.movedim(1, -1)),
             f"{name}log_det": (("step",), singular.log().sum(-1)),
             f"{name}radius": (("step",), eigen.abs().amax(-1)),
             f"{name}expanding": (("step",), (eigen.abs() > 1).double().mean(-1)),
         }
-        eigenvalues = eigenvalues if name else torch.view_as_real(eigen).movedim(1, 0)
-    return values, eigenvalues
+    return values, torch.view_as_real(eigenvalues[""]).movedim(1, 0)
 
 
 # Of the whole state
@@ -160,9 +161,9 @@ def volumes(
     of = {name: torch.stack([each[name] for each in every]).cpu() for name in every[0]}  # [step (probe) image]
     values = {
         "norm": of["norm"],
-        "size": (of["size"] / state[0].numel()).sqrt(),
+        "size": (of["size"] / (model.config.n_tokens * model.config.d_model)).sqrt(),
         "log_det": of["log_det"].mean(1),
-        "error": of["log_det"].var(1) / probes,
+        "squared_error": of["log_det"].var(1) / probes,
         "half_way": of["half_way"].mean(1),
     }
     return {f"state_{name}": (("step",), value) for name, value in values.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,17 +10,9 @@ from torch.nn import functional
 
 from models.vit import BViT
 from probes.methods.means import Values
+from probes.methods.reading import states_of
 
 TOKENS = ("cls", "patches")
-
-
-def states_of(model: BViT, images: Tensor) -> Iterator[Tensor]:
-    """z_0 .. z_T: [batch pos d_model] each."""
-    z = model.embed(images.to(model.pos_embed.device))
-    yield z
-    for t in range(model.config.n_steps):
-        z = model.run_steps(z, t, t + 1)
-        yield z
 
 
 @dataclass(frozen=True)

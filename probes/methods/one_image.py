@@ -36,7 +36,7 @@ def trace(
     probability of a class, by default of the answer.
     """
     steps, n_prefix = range(model.config.n_steps), model.config.n_prefix
-    side = model.config.image_size // model.config.patch_size
+    side = model.config.side
     wanted = dict.fromkeys(("hook_embed", "hook_pos_embed", "blocks.*.hook_resid_post"), lambda activation: activation)
     wanted["blocks.*.attn.hook_pattern"] = lambda pattern: pattern[:, :, 0]
     with model.hooks(switched_off(off)):
@@ -53,10 +53,10 @@ def trace(
         readout = reading.Readout(model)
         traced["probability"] = torch.cat([model.read_out(state) for state in states]).softmax(-1)
         target = int(traced["probability"][-1].argmax()) if target is None else target
-        patches = torch.cat([readout.of_tokens(state[:, n_prefix:]) for state in states]).softmax(-1)
-        patches = patches.unflatten(1, (side, side))
-        traced["patch_certainty"], traced["patch_answer"] = patches.max(-1)
-        traced["patch_target"] = patches[..., target]
+        said = torch.cat([readout.of_tokens(state[:, n_prefix:]) for state in states]).softmax(-1)
+        said = said.unflatten(1, (side, side))
+        traced["patch_certainty"], traced["patch_answer"] = said.max(-1)
+        traced["patch_target"] = said[..., target]
     return traced
 
 

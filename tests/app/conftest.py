@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from streamlit.testing.v1 import AppTest
 from torch.utils.data import Subset
 
@@ -53,10 +54,19 @@ e,steps,bvit_easy,n_steps=4,0,0.004,4,1,64,20,57300,400000,0.5
 
 @pytest.fixture(scope="session")
 def tiny_runs(tmp_path_factory) -> Path:
-    """A folder of runs that holds one, `tiny`: an untrained model of 3 steps and 2 heads, its log, and every probe's
-    result on 40 images.
-    """
-    run = tmp_path_factory.mktemp("runs") / "tiny"
+    """A folder of runs that holds one, `tiny`, made once for all workers."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    with FileLock(f"{shared}.lock"):
+        if not shared.exists():
+            made = tmp_path_factory.mktemp("made")
+            make_tiny(made / "runs" / "tiny")
+            made.rename(shared)
+    return shared / "runs"
+
+
+def make_tiny(run: Path) -> None:
+    """An untrained model of 3 steps and 2 heads, its log, and every probe's result on 40 images; beside it a study."""
     classes = tuple(open_data("shapes-easy").classes)
     config = ViTConfig.preset("bvit_easy", n_steps=3, d_model=32, n_heads=2, n_classes=len(classes), classes=classes)
     model = fresh(config, 0)
@@ -69,7 +79,6 @@ def tiny_runs(tmp_path_factory) -> Path:
     prune_twice(run, config)
     (run.parent / "study").mkdir()
     (run.parent / "study" / "study.csv").write_text(STUDY)
-    return run.parent
 
 
 def measure_all(run: Path) -> None:

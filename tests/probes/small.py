@@ -1,4 +1,4 @@
-"""Small models all of whose parts matter, which the tests of causes share."""
+"""Small models all of whose parts matter, which the tests of probes share."""
 
 import dataclasses
 
@@ -27,4 +27,14 @@ def made(data, **changes: object):
             block.attn.proj.weight.mul_(6)
             block.mlp.fc2.weight.mul_(6)
             block.attn.proj.bias.normal_(generator=generator)
+    return model
+
+
+def moved(data, by: float = 0.2, **changes: object):
+    """A model of these classes every weight of which has moved from its start."""
+    torch.manual_seed(0)
+    model = fresh(dataclasses.replace(CONFIG, classes=tuple(data.dataset.classes), **changes), 0).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(by * torch.randn_like(parameter))
     return model

@@ -11,7 +11,7 @@ from torch.utils.data import Subset
 
 from analyses import dictionary as analysis
 from analyses import features as single
-from models import ViTConfig, load, open_data
+from models import load, open_data
 from models.checkpoint import fresh
 from models.errors import InputError
 from models.loop import generator
@@ -19,14 +19,8 @@ from probes import dictionary as probe
 from probes.methods import activations, coding, concepts, switching
 from probes.methods.dictionaries import Dictionary
 from probes.walk import Pass, split
+from tests.probes.small import CONFIG, SHAPES, moved
 
-CONFIG = ViTConfig.preset("bvit_easy", n_steps=3, d_model=16, n_heads=2, n_classes=20)
-SHAPES = {
-    "bvit": {},
-    "stacked": {"n_blocks": 3},
-    "between": {"n_blocks": 2, "step_embedding": "learned", "n_registers": 2},
-    "mean": {"layer_scale": 0.5, "norm": "rms", "pool": "mean"},
-}
 QUICK = dict(updates=20, k=3, effects=2, n_top=3, batch_size=9)
 CHOSEN = dict(expansion=4, k=3, updates=20, separate=True)  # as `measure` calls them
 
@@ -36,19 +30,9 @@ def data():
     return Subset(open_data("shapes-easy", like=CONFIG), range(0, 80, 2))
 
 
-def made(data, **changes: object):
-    """A model whose parts all matter."""
-    torch.manual_seed(0)
-    model = fresh(dataclasses.replace(CONFIG, classes=tuple(data.dataset.classes), **changes), 0).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return model
-
-
 @pytest.fixture(scope="module")
 def model(data):
-    return made(data)
+    return moved(data)
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +173,7 @@ def test_f1_is_sklearn_s_for_the_feature_chosen_on_other_images(result, trained,
 @pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("token", ["cls", "patch"])
 def test_a_feature_switched_off_is_what_plain_hooks_leave(changes, token, data) -> None:
-    model = made(data, **changes)
+    model = moved(data, **changes)
     trained = coding.train(model, Pass(data), CHOSEN | dict(separate=False))
     coded, images = trained.coded["dictionary"], opened([data[i] for i in range(3)])[0]
     dictionary, scale = coded.dictionaries[token], coded.scales[token]
@@ -247,7 +231,7 @@ def test_effects_are_those_of_the_features_of_most_weight(result) -> None:
 @pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
 def test_a_transcoder_stands_in_the_place_of_the_ffn(changes, data) -> None:
     """A dictionary whose threshold is 0 is a ReLU layer: put in the FFN's place by hooks, or by hand in the block."""
-    model, images = made(data, **changes), opened([data[i] for i in range(4)])[0]
+    model, images = moved(data, **changes), opened([data[i] for i in range(4)])[0]
     draw = generator(2)
     layer = Dictionary(
         torch.randn(1, 16, 40, generator=draw),

@@ -11,21 +11,15 @@ from torch.utils.data import Subset
 
 from analyses import dynamics as analysis
 from analyses import results, style
-from models import ViTConfig, load, open_data
+from models import load, open_data
 from models.checkpoint import fresh, save, state_sha256
 from models.errors import InputError
 from probes import dynamics as probe
 from probes.methods import jacobians, motion
 from probes.walk import Pass, limited
+from tests.probes.small import CONFIG, SHAPES, moved
 from tests.probes.test_similarity import written_out
 
-CONFIG = ViTConfig.preset("bvit_easy", n_steps=3, d_model=16, n_heads=2, n_classes=20)
-SHAPES = {
-    "bvit": {},
-    "stacked": {"n_blocks": 3},
-    "between": {"n_blocks": 2, "step_embedding": "learned", "n_registers": 2},
-    "mean": {"layer_scale": 0.5, "norm": "rms", "pool": "mean"},
-}
 QUICK = dict(sample=12, max_steps=8, jacobian_images=2, state_images=2, probes=3, iterations=6, batch_size=9)
 
 
@@ -34,19 +28,9 @@ def data():
     return Subset(open_data("shapes-easy", like=CONFIG), range(0, 46, 2))
 
 
-def made(data, **changes: object):
-    """A model whose parts all matter."""
-    torch.manual_seed(0)
-    model = fresh(dataclasses.replace(CONFIG, classes=tuple(data.dataset.classes), **changes), 0).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
-
-
 @pytest.fixture(scope="module")
 def model(data):
-    return made(data)
+    return moved(data, 0.1)
 
 
 def opened(data) -> torch.Tensor:
@@ -91,28 +75,28 @@ def entering(model, images: torch.Tensor) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
 def test_the_jacobian_of_the_cls_row_is_autograd_s(data, changes) -> None:
-    model, images = made(data, **changes), opened(data)[:2]
+    model, images = moved(data, 0.1, **changes), opened(data)[:2]
     for t, state in enumerate(entering(model, images)):
         measured = jacobians.of_cls(model, state, t)
         for i in range(2):
 
-            def moved(cls: torch.Tensor, i=i, state=state, t=t) -> torch.Tensor:
+            def after(cls: torch.Tensor, i=i, state=state, t=t) -> torch.Tensor:
                 return model.run_steps(torch.cat([cls[None, None], state[i : i + 1, 1:]], 1), t, t + 1)[0, 0]
 
-            expected = torch.autograd.functional.jacobian(moved, state[i, 0])
+            expected = torch.autograd.functional.jacobian(after, state[i, 0])
             assert torch.allclose(measured[i], expected, atol=1e-5)
 
 
 def full(model, state: torch.Tensor, t: int) -> torch.Tensor:
     """The Jacobian of a whole state [1 pos d_model] written out."""
     n = state.numel()
-    moved = torch.autograd.functional.jacobian(lambda z: model.run_steps(z, t, t + 1), state, vectorize=False)
-    return moved.reshape(n, n)
+    jacobian = torch.autograd.functional.jacobian(lambda z: model.run_steps(z, t, t + 1), state, vectorize=False)
+    return jacobian.reshape(n, n)
 
 
 @pytest.mark.parametrize("changes", [SHAPES["bvit"], SHAPES["between"]], ids=["bvit", "between"])
 def test_products_and_lanczos_agree_with_the_whole_jacobian_written_out(data, changes) -> None:
-    model = made(data, **changes)
+    model = moved(data, 0.1, **changes)
     state = entering(model, opened(data)[:1])[1]
     exact, n = full(model, state, 1).double(), state.numel()
     v = torch.randn_like(state)
@@ -300,7 +284,7 @@ def test_two_models_are_compared_step_by_layer(runs, data, command) -> None:
 
 
 def test_a_stacked_vit_ends_with_its_layers(data) -> None:
-    model = made(data, n_blocks=3)
+    model = moved(data, 0.1, n_blocks=3)
     result = probe.measure(model, data, **{name: of for name, of in QUICK.items() if name != "max_steps"})
     assert "returned" not in result and "recovery" in result and result.attrs["max_steps"] == 3
     assert "after 3 steps" not in analysis.table(result) and analysis.curve(result, "returned") is None
@@ -331,7 +315,7 @@ def test_what_cannot_be_measured_is_one_sentence(model, data, runs) -> None:
         with pytest.raises(InputError, match=said):
             probe.measure(model, data, **options)
     with pytest.raises(InputError, match="its mean is"):
-        probe.measure(made(data, mean=(0.1, 0.2, 0.3)), data, beside=str(runs / "vit"))
+        probe.measure(moved(data, 0.1, mean=(0.1, 0.2, 0.3)), data, beside=str(runs / "vit"))
 
 
 def test_jacobians_can_be_left_out(model, data) -> None:

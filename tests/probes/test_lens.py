@@ -13,22 +13,17 @@ from torch import nn
 from torch.utils.data import Subset
 
 from analyses import lens as analysis
-from models import ViTConfig, load, open_data
+from models import load, open_data
 from models.checkpoint import fresh
 from models.errors import InputError, Stopped
 from probes import lens as probe
 from probes.methods import contributions, lenses, means, pointing, saying
 from probes.methods.reading import Readout, states_of
 from probes.walk import Pass, split
+from tests.probes import small
+from tests.probes.small import CONFIG, moved
 
-CONFIG = ViTConfig.preset("bvit_easy", n_steps=3, d_model=16, n_heads=2, n_classes=20)
-SHAPES = {
-    "bvit": {},
-    "stacked": {"n_blocks": 3},
-    "between": {"n_blocks": 2, "step_embedding": "learned", "n_registers": 2},
-    "mean": {"layer_scale": 0.5, "norm": "rms", "pool": "mean"},
-    "distilled": {"pool": "distilled", "n_registers": 1},
-}
+SHAPES = small.SHAPES | {"distilled": {"pool": "distilled", "n_registers": 1}}
 QUICK = dict(updates=3, jacobian_images=2, batch_size=9)
 
 
@@ -37,19 +32,9 @@ def data():
     return Subset(open_data("shapes-easy", like=CONFIG), range(0, 46, 2))
 
 
-def made(data, **changes: object):
-    """A model whose parts all matter."""
-    torch.manual_seed(0)
-    model = fresh(dataclasses.replace(CONFIG, classes=tuple(data.dataset.classes), **changes), 0).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return model
-
-
 @pytest.fixture(scope="module")
 def model(data):
-    return made(data)
+    return moved(data)
 
 
 def opened(data) -> torch.Tensor:
@@ -98,7 +83,7 @@ def test_the_jacobian_of_linear_steps_is_their_power_and_its_lens_is_exact(data)
 @pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
 def test_the_jacobian_is_autograd_s_own_through_all_tokens(data, changes) -> None:
     """Against torch.func on one image at a time, of the rows that are read by a common shift of them."""
-    model, images = made(data, **changes), opened(data)[:2]
+    model, images = moved(data, **changes), opened(data)[:2]
     readout = Readout(model)
     measured = lenses.jacobian_sum(readout, images)
     expected = torch.zeros_like(measured)
@@ -195,7 +180,7 @@ def test_a_fit_that_was_stopped_ends_as_one_left_alone(model, data, tmp_path, mo
 
 @pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
 def test_parts_sum_to_the_logit_and_each_is_what_plain_torch_finds(data, changes) -> None:
-    model, images = made(data, **changes), opened(data)[:4]
+    model, images = moved(data, **changes), opened(data)[:4]
     readout, labels, kept = Readout(model), torch.tensor([3, 0, 7, 19]), {}
 
     def keep(value: torch.Tensor, hook: object) -> None:
@@ -293,7 +278,7 @@ def test_means_and_intervals_are_a_bootstrap_s_and_leave_nan_out() -> None:
 
 @pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
 def test_the_logit_lens_ends_in_the_model_s_own_answers(data, changes) -> None:
-    model = made(data, **changes)
+    model = moved(data, **changes)
     result = probe.measure(model, data, **QUICK)
     images = torch.stack([data.dataset[int(i)][0] for i in result["index"]])
     with torch.no_grad():

@@ -9,13 +9,13 @@ from torch.nn import functional
 from torch.utils.data import Dataset, Subset
 
 from analyses import outliers as analysis
-from models import ViTConfig, checkpoint, open_data
+from models import checkpoint, open_data
 from models.checkpoint import fresh
 from models.errors import InputError
 from probes import outliers as probe
 from probes.methods import registers
+from tests.probes.small import CONFIG, moved
 
-CONFIG = ViTConfig.preset("bvit_easy", n_steps=3, d_model=16, n_heads=2, n_classes=20)
 SHAPES = {
     "bvit": {},
     "stacked": {"n_blocks": 3},
@@ -27,16 +27,6 @@ SHAPES = {
 @pytest.fixture(scope="module")
 def data():
     return Subset(open_data("shapes-easy", like=CONFIG), range(24))
-
-
-def made(data, **changes: object):
-    """A model whose parts all matter."""
-    torch.manual_seed(0)
-    model = fresh(dataclasses.replace(CONFIG, classes=tuple(data.dataset.classes), **changes), 0).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return model
 
 
 def opened(data) -> torch.Tensor:
@@ -121,7 +111,7 @@ def by_hand(model, z: torch.Tensor, t: int, change=None) -> dict[str, torch.Tens
 
 @pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
 def test_parts_are_those_of_a_step_written_out_and_sum_to_the_difference_of_norms(data, changes) -> None:
-    model, t = made(data, **changes), 1
+    model, t = moved(data, **changes), 1
     result, images = probe.measure(model, data, batch_size=5, neurons=4), opened(data)
     _, measuring = probe.probe.split(probe.probe.as_pass(data), len(data))
     first, kept = model.config.n_prefix, {name: [] for name in ("excess", "FFN", "neuron")}
@@ -155,7 +145,7 @@ def block_gamma(model, t: int) -> torch.Tensor | None:
 @pytest.mark.parametrize("has_register", [True, False])
 @pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
 def test_a_register_at_test_time_is_that_of_steps_written_out(data, changes, has_register: bool) -> None:
-    model, images = made(data, **changes), opened(data)[:3]
+    model, images = moved(data, **changes), opened(data)[:3]
     last_block = model.config.n_blocks - 1
     neurons = registers.Neurons(torch.tensor([0, 0, last_block]), torch.tensor([3, 7, 11]))
     p, patches = model.config.n_prefix, slice(model.config.n_prefix + has_register, None)
@@ -179,10 +169,10 @@ def test_a_register_at_test_time_is_that_of_steps_written_out(data, changes, has
 
 
 def test_a_model_with_registers_stands_beside_on_the_same_images(data, tmp_path) -> None:
-    model, other = made(data), made(data, n_registers=2)
+    model, other = moved(data), moved(data, n_registers=2)
     sha256 = checkpoint.state_sha256(other.state_dict())
     checkpoint.save(tmp_path / "ckpt.pt", other, data="shapes-easy", init_sha256=sha256, provenance={"seed": 0})
-    result = probe.measure(model, data, registered=str(tmp_path / "ckpt.pt"), control=made(data), batch_size=7)
+    result = probe.measure(model, data, registered=str(tmp_path / "ckpt.pt"), control=moved(data), batch_size=7)
     alone = probe.measure(other, data)
     for name in ("largest", "share", "registers", "accuracy"):
         beside = result[name].sel(condition="trained registers")
@@ -192,11 +182,11 @@ def test_a_model_with_registers_stands_beside_on_the_same_images(data, tmp_path)
     with pytest.raises(InputError, match="has no registers"):
         probe.measure(model, data, registered=str(tmp_path / "none.pt"))
     with pytest.raises(InputError, match="differs in patch_size"):
-        probe.measure(made(data, patch_size=4), data, registered=str(tmp_path / "ckpt.pt"))
+        probe.measure(moved(data, patch_size=4), data, registered=str(tmp_path / "ckpt.pt"))
 
 
 def test_batches_do_not_change_the_result(data) -> None:
-    one, other = (probe.measure(made(data), data, batch_size=size) for size in (12, 5))
+    one, other = (probe.measure(moved(data), data, batch_size=size) for size in (12, 5))
     for name in one.data_vars:
         assert np.allclose(one[name], other[name], atol=1e-5, equal_nan=True), name
 
@@ -217,13 +207,13 @@ def test_what_cannot_be_measured_is_one_sentence(data) -> None:
     with pytest.raises(InputError, match="tells no classes apart"):
         probe.measure(fresh(dataclasses.replace(CONFIG, n_classes=0), 0), data)
     with pytest.raises(InputError, match="--times is 1"):
-        probe.measure(made(data), data, times=1.0)
+        probe.measure(moved(data), data, times=1.0)
     with pytest.raises(InputError, match="--neurons is 0"):
-        probe.measure(made(data), data, neurons=0)
+        probe.measure(moved(data), data, neurons=0)
 
 
 def test_the_table_keeps_its_lines_short(data) -> None:
-    result = probe.measure(made(data), data, control=made(data, norm="rms"), batch_size=12)
+    result = probe.measure(moved(data), data, control=moved(data, norm="rms"), batch_size=12)
     table = analysis.table(result)
     assert "untrained" in table and "random patch" in table and all(len(line) <= 125 for line in table.splitlines())
     assert len(analysis.neuron_frame(result)) == 2 * result["written"].size
