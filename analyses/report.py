@@ -280,6 +280,10 @@ def write(folders: tuple[Path, ...], out: Path) -> Path:
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out is {out}, a file; name a folder")
     runs, folder, sections = named(folders), Folder(out), []
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out: {out} cannot be made a folder ({error.strerror}); name another") from None
     with matplotlib.rc_context({"text.parse_math": False, "pdf.fonttype": 42}):
         for item in paper.ITEMS:
             print(f"\r{item.number:12}", end="", file=sys.stderr, flush=True)

@@ -23,7 +23,7 @@ from beartype.door import is_bearable
 from torch import Tensor
 
 from models import masks, run_folder
-from models.config import ViTConfig
+from models.config import ViTConfig, is_text
 from models.errors import InputError, brief
 from models.origin import Origin, State, state_sha256
 from models.vit import BViT
@@ -227,6 +227,8 @@ def read(path: Path) -> dict[str, Any]:
             f"{path} is a checkpoint without {', '.join(sorted(missing))}; write it with models.checkpoint.save"
         )
     wrong = [name for name, kind in KINDS.items() if name in content and not is_a(content[name], kind)]
+    if not wrong and not is_text(content["data"] or ""):
+        wrong = ["data"]
     if wrong or not is_seed(content["provenance"].get("seed", 0)):
         raise InputError(f"{path} is damaged: its {(wrong or ['seed'])[0]} is not what a checkpoint holds")
     _refuse_other_tensors(path, content)

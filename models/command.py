@@ -20,7 +20,10 @@ import tyro
 
 from models.errors import InputError, Stopped
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
+NO_ROOM = (  # what a disk or a name that somebody typed may lack
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS),
+    *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP),
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def run(function: Callable[..., object], prog: str, presets: Presets | None = No
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
-        where = f" at {error.filename}" if error.filename else ""
+        where = f" at {str(error.filename)[:200]}" if error.filename else ""
         _stop(f"{prog}: {error.strerror}{where}; what was already written is intact, free or choose another place", 2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

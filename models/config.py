@@ -56,6 +56,11 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def is_text(value: str) -> bool:
+    """Whether a text can be printed and written: no half of a pair of surrogates, no end of a C string."""
+    return "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
 @dataclass(frozen=True)
 class ViTConfig:
     """Everything that decides a model's parameters and its arithmetic."""
@@ -85,6 +90,7 @@ class ViTConfig:
     qk_norm: bool = False  # queries and keys are normalised, each head on its own
 
     def __post_init__(self) -> None:
+        self._refuse_endless()
         for name in ("classes", "mean", "std"):
             value = getattr(self, name)
             if isinstance(value, list | tuple):
@@ -94,6 +100,16 @@ class ViTConfig:
         if self.d_mlp is None:
             object.__setattr__(self, "d_mlp", 4 * self.d_model)
         self._refuse_out_of_range()
+
+    def _refuse_endless(self) -> None:
+        """Whole numbers of any length, and letters that no file can hold, come from damaged or hostile files alone."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            for item in value if isinstance(value, list | tuple) else (value,):
+                if is_whole(item) and abs(item) >= 2**63:
+                    raise InputError(f"ViTConfig: {field.name} holds a number of {item.bit_length()} bits")
+                if isinstance(item, str) and not is_text(item):
+                    raise InputError(f"ViTConfig: {field.name} holds {item!r}, which is no text")
 
     def _refuse_other_types(self) -> None:
         """Every field holds what its annotation says; a whole number will do where a fraction may stand."""

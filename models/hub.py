@@ -17,7 +17,7 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, hf_hub_download
 
 from models import masks, run_folder
-from models.config import ViTConfig
+from models.config import ViTConfig, is_text
 from models.errors import InputError, brief
 from models.origin import Origin, State, relative, state_sha256
 
@@ -49,6 +49,9 @@ class Shareable(ModelHubMixin, library_name="bvit-toolkit", paper_url=PAPER):
                     f"{path}: the weights do not fit the config stored beside them ({name} is {found}, it should be "
                     f"{wanted})"
                 )
+        odd = next((name for name, value in state.items() if not value.is_floating_point()), None)
+        if odd is not None:
+            raise InputError(f"{path}: its {odd} is {str(state[odd].dtype).removeprefix('torch.')}, no fractions")
         weights = {name: value.to(torch.float32, copy=True) for name, value in state.items()}
         model.load_state_dict(weights, assign=True)  # type: ignore[attr-defined]
         return model
@@ -69,7 +72,13 @@ class Shareable(ModelHubMixin, library_name="bvit-toolkit", paper_url=PAPER):
             "metrics": self.origin.metrics,
             "provenance": self.origin.provenance,
         }
-        config = json.dumps(self.trained.to_dict() | {OURS: about}, indent=1)
+        try:
+            config = json.dumps(self.trained.to_dict() | {OURS: about}, indent=1)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"{self.origin.source}: its metrics or provenance are no plain values ({brief(error)}); set "
+                "model.origin without them"
+            ) from None
         with run_folder.atomic(save_directory / WEIGHTS) as temporary:
             temporary.write_bytes(safetensors.torch.save(tensors, {"format": "pt"}))
         with run_folder.atomic(save_directory / CONFIG) as temporary:
@@ -84,7 +93,13 @@ class Shareable(ModelHubMixin, library_name="bvit-toolkit", paper_url=PAPER):
     # In
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, config: Any = None, **where: Any) -> Self:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **where: Any) -> Self:
+        """The model in a folder or a repository, in eval mode; `where` is what `huggingface_hub` takes: revision,
+        cache_dir, force_download, local_files_only, token.
+
+        The mixin's own reads config.json before anybody can refuse it. Raises `InputError`.
+        """
+        model_id = str(pretrained_model_name_or_path)
         weights, about = (fetched(model_id, name, where) for name in (WEIGHTS, CONFIG))
         config, said = read_config(about)
         try:
@@ -114,7 +129,7 @@ def fetched(repo: str, name: str, where: dict[str, Any]) -> Path:
     """A file of a repository, or of a folder that looks like one."""
     if Path(repo).is_dir():
         if not (Path(repo) / name).is_file():
-            raise InputError(f"{repo} holds no {name}; write it with model.save_pretrained")
+            raise InputError(f"{Path(repo)} holds no {name}; write it with model.save_pretrained")
         return Path(repo) / name
     try:
         options = {key: value for key, value in where.items() if key in OPTIONS}
@@ -135,6 +150,7 @@ def read_config(path: Path) -> tuple[ViTConfig, dict[str, Any]]:
         content = json.loads(path.read_text(encoding="utf-8"))
         said = content.pop(OURS)
         sound = all(isinstance(said[name], kind) for name, kind in kinds.items() if name in said)
+        sound &= all(is_text(value) for value in said.values() if isinstance(value, str))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         sound = False
     if not sound:

@@ -132,6 +132,14 @@ def made_folder(run: Path) -> None:
         raise InputError(f"{run} cannot be made a run folder ({error.strerror}); choose another --out") from None
 
 
+def refuse_unwritable(folder: Path, option: str = "--out") -> None:
+    """`InputError` where a folder cannot be written to, or is not there and cannot be made; nothing is made."""
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        why = "cannot be written to" if there.is_dir() else "is no folder"
+        raise InputError(f"{option}: {there} {why}; choose another place")
+
+
 def claim(run: Path, *, resume: bool, force: bool, is_ours: bool = True) -> None:
     """Refuse a folder that already holds a run, unless it is to be continued or started over.
 

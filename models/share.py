@@ -6,6 +6,7 @@ python -m models.share runs/demo --out shared --push me/bvit   # and uploaded, w
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -35,6 +36,9 @@ def share(run: Positional[Path], *, out: Path, push: str | None = None) -> None:
     require(
         (not (out.exists() and (not out.is_dir() or any(out.iterdir()))), f"{out} is not empty; choose another --out")
     )
+    run_folder.refuse_unwritable(out)
+    if push is not None:
+        refuse_name(push)
     laid_out(run, out)
     print(f"wrote {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
     if push is not None:
@@ -53,9 +57,9 @@ def laid_out(run: Path, out: Path) -> None:
         run / "report" / "report.html",
     ]
     for path in copied:
-        if path.is_file() and not path.is_symlink():
+        if is_own(path, run):
             shutil.copyfile(path, out / path.name)
-    figures = sorted((run / "report" / "figures").glob("fig-*.png"))
+    figures = sorted(path for path in (run / "report" / "figures").glob("fig-*.png") if is_own(path, run))
     for path in figures:
         (out / "figures").mkdir(exist_ok=True)
         shutil.copyfile(path, out / "figures" / path.name)
@@ -63,6 +67,22 @@ def laid_out(run: Path, out: Path) -> None:
     card = out / "README.md"
     text = card.read_text(encoding="utf-8") + "\n" + (FIGURES.format(shown) if figures else NO_FIGURES)
     card.write_text(text, encoding="utf-8")
+
+
+def is_own(path: Path, run: Path) -> bool:
+    """Whether it is a file of the run's, under a name that a card can hold, and no link: what lies elsewhere is not
+    given away.
+    """
+    is_plain = re.fullmatch(r"[\w.,=+-]+", path.name) is not None
+    return is_plain and path.is_file() and not run_folder.is_outside(path, run)
+
+
+def refuse_name(repo: str) -> None:
+    """A repository that the hub would not take by its name."""
+    try:
+        huggingface_hub.utils.validate_repo_id(repo)
+    except ValueError as error:
+        raise InputError(f"--push: {brief(error)}") from None
 
 
 def uploaded(folder: Path, repo: str) -> None:

@@ -63,7 +63,7 @@ def _of_hub(repo: str, weights: Weights) -> BViT:
     try:
         path, run = hub.fetched(repo, "ckpt.pt", {}), Path(repo) if Path(repo).is_dir() else named_run(repo)
     except InputError:
-        model = BViT._from_pretrained(model_id=repo)  # whose refusals are ours, unlike from_pretrained's
+        model = BViT.from_pretrained(repo)
         if weights == "init" or (weights == "raw" and model.origin.weights != "raw"):
             raise InputError(
                 f"hf:{repo} holds the {model.origin.weights} weights alone; {weights} needs its ckpt.pt"

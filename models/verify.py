@@ -22,7 +22,7 @@ from etils import epy
 from tyro.conf import Positional
 
 from models import command
-from models.errors import InputError
+from models.errors import InputError, require
 
 with epy.lazy_imports():
     import torch
@@ -296,6 +296,7 @@ def verify(model: Positional[str], *, weights: str = "ema", seed: int = 0) -> No
         weights: which weights of the checkpoint: ema, raw or init.
         seed: of the two random images.
     """
+    require((0 <= seed < 2**32, f"--seed is {seed}, it must lie between 0 and {2**32 - 1}"))
     loaded = source.load(model, weights)
     print(f"{loaded.origin.source} ({loaded.origin.weights} weights): two random images, float64")
     lines = receipt(loaded, model, seed)

@@ -319,6 +319,9 @@ def untrained_of(common: Common) -> models.BViT | None:
 
 def refuse_unwritable(common: Common, out: Path) -> None:
     """What would fail after the measurement fails before it."""
+    run_folder.refuse_unwritable(out.parent)
+    if common.figure is not None:
+        run_folder.refuse_unwritable(common.figure.parent, "--figure")
     require(
         (not out.is_dir(), f"--out is {out}, a folder; name a file, such as {out / 'result.nc'}"),
         (is_result(out), f"--out is {out}, which is no result of a probe; name another file"),

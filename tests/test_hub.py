@@ -104,6 +104,13 @@ def other_class(folder: Path) -> None:
     change(folder, lambda said: said["bvit_toolkit"].pop("state_sha256"))
 
 
+def whole_numbers(folder: Path) -> None:
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    tensors["cls_token"] = tensors["cls_token"].int()
+    safetensors.torch.save_file(tensors, folder / "model.safetensors")
+    change(folder, lambda said: said["bvit_toolkit"].pop("state_sha256"))
+
+
 def change(folder: Path, how) -> None:
     said = json.loads((folder / "config.json").read_text())
     how(said)
@@ -124,6 +131,20 @@ def flipped(folder: Path) -> None:
         (other_class, "the weights do not fit the config"),
         (lambda folder: change(folder, lambda said: said.pop("bvit_toolkit")), "is no config of this toolkit"),
         (lambda folder: change(folder, lambda said: said.update(bvit_toolkit={"metrics": 3})), "is no config of this"),
+        (
+            lambda folder: change(folder, lambda said: said.update(norm_eps=10**400)),
+            "norm_eps holds a number of 1329 bits",
+        ),
+        (
+            lambda folder: change(folder, lambda said: said.update(mean=[10**400] * 3)),
+            "mean holds a number of 1329 bits",
+        ),
+        (lambda folder: change(folder, lambda said: said.update(classes=["\ud800", "b", "c"])), "which is no text"),
+        (lambda folder: change(folder, lambda said: said["bvit_toolkit"].update(data="a\0")), "is no config of this"),
+        (lambda folder: (folder / "config.json").write_bytes(b"\xff"), "is no config of this toolkit"),
+        (lambda folder: (folder / "config.json").write_text("[" * 100_000), "is no config of this toolkit"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "is no config of this toolkit"),
+        (whole_numbers, "its cls_token is int32, no fractions"),
         (lambda folder: change(folder, lambda said: said.update(n_heads=3)), "not a multiple of n_heads"),
         (lambda folder: change(folder, lambda said: said.update(later=1)), "has no field later"),
         (lambda folder: (folder / "config.json").unlink(), "holds no config.json"),
@@ -169,6 +190,39 @@ def test_a_run_is_laid_out_with_its_results_and_figures(tmp_path, command) -> No
     assert code == 2 and "is not empty" in err
     code, _, err = command("models.share", tmp_path / "nowhere", "--out", tmp_path / "new")
     assert code == 2 and not (tmp_path / "new").exists()
+
+
+def test_what_lies_elsewhere_is_not_shared(tmp_path, command) -> None:
+    run, secret = a_file(tmp_path / "run"), tmp_path / "secret"
+    secret.write_text("secret")
+    figures = run / "report" / "figures"
+    figures.mkdir(parents=True)
+    for link in (run / "rank.nc", run / "report" / "report.html", figures / "fig-1.png"):
+        link.symlink_to(secret)
+    (figures / "fig-2.png").mkdir()
+    (figures / "fig-3](x) <b>.png").write_text("")
+    (run / "cost.nc").mkdir()
+    assert command("models.share", run, "--out", tmp_path / "out")[0] == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("README.md", "ckpt.pt", "config.json", "model.safetensors")
+    }
+
+
+def test_a_place_or_a_name_that_will_not_do_is_refused_before_anything_is_written(tmp_path, command) -> None:
+    run = a_file(tmp_path / "run")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for out in (run / "ckpt.pt" / "sub", tmp_path / "dangling"):
+        code, _, err = command("models.share", run, "--out", out)
+        assert code == 2 and "is no folder; choose another place" in err
+    code, _, err = command("models.share", run, "--out", tmp_path / "out", "--push", "a/b/c")
+    assert code == 2 and "--push" in err and not (tmp_path / "out").exists()
+    assert command("models.share", "a" * 300, "--out", tmp_path / "out")[0] == 2
+
+
+def test_an_origin_of_more_than_plain_values_is_one_sentence(tmp_path) -> None:
+    model = load(a_file(tmp_path / "run", metrics={"top1": torch.tensor(1.0)}))
+    with pytest.raises(InputError, match="no plain values"):
+        model.save_pretrained(tmp_path / "out")
 
 
 def test_it_is_uploaded_where_that_is_asked_for(tmp_path, command, monkeypatch) -> None:

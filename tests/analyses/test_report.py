@@ -191,6 +191,7 @@ def test_text_of_files_is_text(page, made) -> None:
         (["nowhere"], "there is no folder nowhere"),
         (["{runs}/demo", "{runs}/demo"], "a run is named twice"),
         (["{runs}/demo", "--out", "{runs}/demo/ckpt.pt"], "ckpt.pt, a file; name a folder"),
+        (["{runs}/demo-te", "--out", "{runs}/demo/ckpt.pt/sub"], "cannot be made a folder"),
     ],
 )
 def test_bad_input_is_one_sentence(words, said, capsys) -> None:

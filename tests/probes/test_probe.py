@@ -105,6 +105,8 @@ def test_a_bare_function_is_a_command_too(run, tmp_path, monkeypatch, command):
     [
         (("--out", "{run}"), "a folder"),
         (("--out", "{run}/ckpt.pt"), "no result"),
+        (("--out", "{run}/ckpt.pt/rank.nc"), "ckpt.pt is no folder"),
+        (("--figure", "{run}/ckpt.pt/rank.png"), "--figure: "),
         (("--seed", "-1"), "--seed is -1"),
         (("--limit", "0"), "--limit is 0"),
         (("--batch-size", "0"), "batch size is 0"),
