@@ -32,13 +32,15 @@ beside = f"chance {100 * chance:.1f} %" + (
     "" if untrained is None else f", untrained at best {100 * float(untrained.sel(at).max()):.1f} %"
 )
 score = f"{100 * float(result['score'].sel(dict(at, state=state))):.1f} %"
-sure = f"{analysis.measure_of(result, factor)}: {analysis.with_interval(result, 'score', dict(at, state=state))}"
+sure = f"{analysis.measure_of(result, factor)}: {style.with_interval(result, 'score', dict(at, state=state))}"
 page.metric(columns[0], f"best, after step {state}", score, beside, help=sure)
-page.metric(columns[1], "half way after step", analysis.with_interval(result, "half", at, 1, 0), "95 % interval")
-selectivity = analysis.with_interval(result, "selectivity", dict(at, state=state))
+page.metric(
+    columns[1], "half way after step", style.with_interval(result, "half", at, scale=1, digits=0), "95 % interval"
+)
+selectivity = style.with_interval(result, "selectivity", dict(at, state=state))
 page.metric(columns[2], "above shuffled values (points)", selectivity, "95 % interval")
 about = "of what a step's own probe reads above chance, from the step on that is half way"
-shared = analysis.with_interval(result, "shared", at, 100, 0)
+shared = style.with_interval(result, "shared", at, digits=0)
 page.metric(columns[3], "other steps' probes read (%)", shared, "chance 0", help=about)
 
 left, right = st.columns(2)

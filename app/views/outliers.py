@@ -23,10 +23,10 @@ at, untrained = dict(condition="untouched", state=state), style.untrained(result
 beside = None if untrained is None else f"untrained {float(untrained.sel(at)):.2f}"
 stands_out = f"{float(result['largest'].sel(at)):.2f} x the median"
 page.metric(columns[0], f"largest patch, after step {state}", stands_out, beside)
-share = analysis.with_interval(result, "share", dict(at, times=threshold), 100)
+share = style.with_interval(result, "share", dict(at, times=threshold), digits=2)
 page.metric(columns[1], f"patches above {threshold:g} x the median", f"{share.partition(' ')[0]} %", f"95 %: {share}")
 for column, condition in zip(columns[2:], ("register", "random register"), strict=True):
-    change = analysis.with_interval(result, "accuracy_change", dict(condition=condition), 100, 1)
+    change = style.with_interval(result, "accuracy_change", dict(condition=condition))
     page.metric(column, f"top-1, {analysis.CONDITIONS[condition]}", change.partition(" ")[0], f"points, 95 %: {change}")
 
 left, right = st.columns(2)
