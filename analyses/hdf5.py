@@ -17,6 +17,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import xarray as xr
 
 try:
     import resource
@@ -89,6 +90,43 @@ def check(content: bytes) -> None:
     if done.returncode:
         raise ValueError(done.stderr.decode(errors="replace").strip()[-200:] or "it breaks the HDF5 library")
     sound.add(digest)
+
+
+# Reading what was checked
+
+IN_NETCDF = {"CLASS", "NAME", "REFERENCE_LIST", "DIMENSION_LIST"}  # attributes that stand for its structure
+IN_NETCDF |= {"_Netcdf4Dimid", "_Netcdf4Coordinates", "_NCProperties"}
+
+
+def dataset(content: bytes) -> xr.Dataset:
+    """What xarray's own reader of HDF5 gives, to the attribute, in a fifth of its time: that one opens every dimension
+    anew for every variable, which takes seconds for a result of two hundred.
+    """
+    with h5py.File(io.BytesIO(content), "r") as file:
+        variables = {name: variable(file, name) for name in file if not is_bare_dimension(file[name])}
+        return xr.decode_cf(xr.Dataset(variables, attrs=attributes(file)), decode_times=False)
+
+
+def is_bare_dimension(dataset: h5py.Dataset) -> bool:
+    """Whether it only says how long a dimension is that has no coordinate, in NetCDF's words."""
+    return dataset.attrs.get("NAME", b"").startswith(b"This is a netCDF dimension but not a netCDF variable")
+
+
+def variable(file: h5py.File, name: str) -> xr.Variable:
+    dataset = file[name]
+    values = (dataset.asstr() if h5py.check_string_dtype(dataset.dtype) else dataset)[()]
+    if dataset.is_scale:
+        dims = [name]
+    else:
+        dims = [file[reference[0]].name[1:] for reference in dataset.attrs.get("DIMENSION_LIST", ())]
+    return xr.Variable(dims, values, attributes(dataset))
+
+
+def attributes(of: h5py.File | h5py.Dataset) -> dict[str, object]:
+    """Attributes but NetCDF's own; a list of one is what it holds, as NetCDF has it."""
+    found = {name: of.attrs[name] for name in of.attrs if name not in IN_NETCDF}
+    lists = {name: list(value) if value.dtype == object else value for name, value in found.items() if np.ndim(value)}
+    return found | {name: value[0] if len(value) == 1 else value for name, value in lists.items()}
 
 
 def refuse_long_text(content: bytes) -> None:

@@ -4,7 +4,6 @@ It says too which model a result is of, by the hash of the checkpoint that it ca
 """
 
 import hashlib
-import io
 import pickletools
 import re
 import zipfile
@@ -26,8 +25,7 @@ def read(path: str | Path) -> xr.Dataset:
     content = hdf5.bytes_of(path)
     try:
         hdf5.check(content)
-        with xr.open_dataset(io.BytesIO(content), engine="h5netcdf", decode_times=False) as opened:
-            result = updated(opened.load())
+        result = updated(hdf5.dataset(content))
         refuse_long(result)
     except Exception as error:  # a damaged file raises anything
         said = error if type(error) is ValueError else type(error).__name__

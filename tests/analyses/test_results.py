@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from analyses import results, style
+from analyses import hdf5, results, style
 
-from .conftest import SHIPPED, shipped
+from .conftest import RUNS, SHIPPED, shipped
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -50,6 +50,32 @@ def test_companions_of_the_untrained_model_are_variables_of_their_own() -> None:
 def test_methods_of_old_results_are_recipes_and_cuts() -> None:
     assert shipped("demo/neurons").sel(recipe="maco")["activation"].dims == ("step", "neuron")
     assert shipped("demo/rank")["svd_accuracy"].sel(cut="plain").dims == ("rank",)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_file_is_read_as_xarray_s_own_reader_does(name: str) -> None:
+    path = RUNS / f"{name}.nc"
+    xr.testing.assert_identical(hdf5.dataset(path.read_bytes()), xr.load_dataset(path, engine="h5netcdf"))
+
+
+def test_every_kind_of_variable_is_read_as_xarray_s_own_reader_does(tmp_path) -> None:
+    texts = np.array([["x", "ü"], ["", "long"]])
+    written = xr.Dataset(
+        {
+            "text": (("image", "token"), texts),
+            "is_right": ("image", [True, False]),
+            "pixels": ("image", np.array([0, 255], np.uint8)),
+            "missing": (("token", "image"), [[np.nan, 1.0], [2.0, 3.0]]),
+            "nothing": ("pair", np.zeros(0)),
+            "number": ((), 3),
+            "word": ((), "word"),
+        },
+        coords={"image": ["m", "n"], "name": ("token", ["k", "l"]), "level": ((), 1.5)},
+        attrs={"note": "", "classes": ["a", "b"], "one": ["a"], "rate": [1.0], "counts": [1, 2], "seed": 3},
+    )
+    written.to_netcdf(tmp_path / "all.nc", engine="h5netcdf")
+    content = (tmp_path / "all.nc").read_bytes()
+    xr.testing.assert_identical(hdf5.dataset(content), xr.load_dataset(tmp_path / "all.nc", engine="h5netcdf"))
 
 
 def test_one_class_is_still_a_list_of_classes(tmp_path) -> None:
