@@ -4,8 +4,9 @@ PORT ?= 8501
 demo: .venv/.installed
 	@.venv/bin/python -m app.demo --port $(PORT)
 
+# many tests start processes: modules are compiled once for all of them, whatever the environment says
 test: .venv/.installed
-	.venv/bin/python -m pytest -q -n 2 --dist loadfile
+	env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -m pytest -q -n 2 --dist loadfile
 
 lint: .venv/.installed
 	.venv/bin/ruff check .
