@@ -6,7 +6,7 @@ demo: .venv/.installed
 
 # many tests start processes: modules are compiled once for all of them, whatever the environment says
 test: .venv/.installed
-	env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -m pytest -q -n 2 --dist loadfile
+	env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.installed
 	.venv/bin/ruff check .
@@ -39,7 +39,7 @@ docs:
 newest:
 	$(PYTHON) -m venv .venv-newest
 	.venv-newest/bin/pip install -q --upgrade --upgrade-strategy eager -e '.[dev]'
-	.venv-newest/bin/python -m pytest -q -n 2
+	.venv-newest/bin/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 wheel:
 	$(PYTHON) -m venv .venv-wheel
