@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+import xarray as xr
 
+from models.checkpoint import fresh
 from models.config import ViTConfig
 from models.data import Stream, describe, open_data
 from models.errors import InputError
+from probes import pointing_game
 
 LIKE = ViTConfig(image_size=16, patch_size=8)
 FORMS = ("official", "two trees", "parquet", "webdataset")
@@ -24,6 +27,14 @@ def test_items_are_equal_in_every_form(sets, form):
     for (image, label, mask), expected in zip(other, official, strict=True):
         assert torch.equal(image, expected[0]) and label == expected[1] and torch.equal(mask, expected[2])
         assert {-1, 0, label + 1} <= set(mask.flatten().tolist()) <= {-1, 0, 1, 2, 3}
+
+
+def test_the_pointing_game_is_equal_in_every_form(sets):
+    model = fresh(ViTConfig(image_size=16, patch_size=8, n_steps=2, d_model=16, n_heads=2, n_classes=3), 0)
+    official, *others = (pointing_game.measure(model, sets[form], batch_size=4) for form in FORMS)
+    assert official["mass"].notnull().any()
+    for other in others:
+        xr.testing.assert_equal(other, official)
 
 
 @pytest.mark.parametrize("form", FORMS)
