@@ -37,6 +37,8 @@ DIFFER = (
     "with each run: the paper's statements can be held against it, its numbers cannot."
 )
 NOT_AT_HAND = "Its text on this figure was not at hand; the figure follows its caption, and nothing is claimed of it."
+PAGE = "report.html"
+LONGEST = 60  # signs of a run's name
 RESERVED = "study", "capacity"  # what a study's lines are called among results
 
 
@@ -103,12 +105,21 @@ def read_study(run: Run) -> None:
 
 
 def named(folders: tuple[Path, ...]) -> list[Run]:
-    """The runs under names of their own: their folder's, with its parent's where two are alike."""
-    names = [folder.resolve().name for folder in folders]
-    full = [name if names.count(name) == 1 else str(folder) for name, folder in zip(names, folders, strict=True)]
-    if len(set(full)) < len(full):
+    """The runs under names of their own: their folder's, with all before it where two are alike."""
+    if len({folder.resolve() for folder in folders}) < len(folders):
         raise ValueError("a run is named twice; name each once")
-    return [read(folder, name) for folder, name in zip(folders, full, strict=True)]
+    short = [shown(folder.resolve().name) for folder in folders]
+    names = [
+        name if list(map(plain, short)).count(plain(name)) == 1 else shown(f"{number}: {folder}")
+        for number, (name, folder) in enumerate(zip(short, folders, strict=True), start=1)
+    ]
+    return [read(folder, name) for folder, name in zip(folders, names, strict=True)]
+
+
+def shown(name: str) -> str:
+    """A folder's name as a page and a figure can hold it: no bytes that are no text, and not endless."""
+    name = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in name)
+    return name if len(name) <= LONGEST else f"{name[: LONGEST // 2]}…{name[-LONGEST // 2 :]}"
 
 
 def about(run: Run) -> dict[str, str]:
@@ -118,7 +129,7 @@ def about(run: Run) -> dict[str, str]:
     try:
         config = json.loads(said.get("config", "{}"))
         shape = "".join(f"{sign} {config[name]}, " for sign, name in SHAPE.items() if name in config).strip(", ")
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         shape = ""
     data = f"{said.get('data', '')} {said.get('split', '')}, {said['n_images']} images" if said else ""
     return {
@@ -141,6 +152,21 @@ class Folder:
     """Where a report is written: every file whole or not at all, nothing else touched."""
 
     out: Path
+
+    def make(self) -> None:
+        """What would fail when everything is drawn fails before. Raises ValueError."""
+        page = self.out / PAGE
+        if page.exists() and not (page.is_file() and page.read_bytes().startswith(webpage.START.encode())):
+            raise ValueError(f"--out: {page} is no report of this command's; name another folder")
+        for folder in (self.out, self.out / "figures", self.out / "tables"):
+            if folder != self.out and folder.is_symlink():
+                raise ValueError(f"--out: {folder} is a link, which is not followed; name another folder")
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ValueError(f"--out: {folder} cannot be made a folder ({error.strerror}); name another") from None
+            if not os.access(folder, os.W_OK):
+                raise ValueError(f"--out: {folder} cannot be written to; name another folder")
 
     def write(self, name: str, content: bytes) -> str:
         path = self.out / name
@@ -165,7 +191,7 @@ class Folder:
         return webpage.embedded(content["png"], DPI, said), files
 
     def table(self, frame: pd.DataFrame, name: str) -> list[str]:
-        return [self.write(f"tables/{name}.csv", frame.to_csv(index=False).encode())]
+        return [self.write(f"tables/{name}.csv", frame.to_csv(index=False).encode(errors="replace"))]
 
 
 def plain(name: str) -> str:
@@ -229,9 +255,11 @@ def draw_part(section: webpage.Section, folder: Folder, run: str, name: str, fig
 
 
 def with_care(part: webpage.Part, add: Callable[[], None]) -> None:
-    """What a result of anybody's may lead to is a sentence in the report, not its end."""
+    """What a result of anybody's may lead to is a sentence in the report, not its end; a full disk is."""
     try:
         add()
+    except OSError:
+        raise
     except Exception as error:
         part.missing = f"This could not be made of the result ({type(error).__name__}: {str(error)[:200]})."
 
@@ -280,10 +308,7 @@ def write(folders: tuple[Path, ...], out: Path) -> Path:
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out is {out}, a file; name a folder")
     runs, folder, sections = named(folders), Folder(out), []
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--out: {out} cannot be made a folder ({error.strerror}); name another") from None
+    folder.make()
     with matplotlib.rc_context({"text.parse_math": False, "pdf.fonttype": 42}):
         for item in paper.ITEMS:
             print(f"\r{item.number:12}", end="", file=sys.stderr, flush=True)
@@ -293,8 +318,8 @@ def write(folders: tuple[Path, ...], out: Path) -> Path:
     notes = [said for run in runs for said in notes_of(run)]
     title = f"bViT: {', '.join(run.name for run in runs)}"
     page = webpage.written(title, [INTRODUCTION, DIFFER], [about(run) for run in runs], notes, sections)
-    folder.write("report.html", page.encode())
-    return out / "report.html"
+    folder.write(PAGE, page.encode(errors="replace"))
+    return out / PAGE
 
 
 INTRODUCTION = (
@@ -326,10 +351,18 @@ def report(runs: Positional[tuple[Path, ...]], *, out: Path | None = None) -> No
         if not runs:
             raise ValueError("no run is named; name the folder of one, such as runs/demo")
         path = write(runs, out or runs[0] / "report")
-    except (ValueError, OSError) as error:
-        print(f"python -m analyses.report: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    except OSError as error:
+        stop(f"{error.strerror} at {error.filename or out}; what was already written is intact, free some room", 2)
+    except ValueError as error:
+        stop(str(error), 2)
+    except KeyboardInterrupt:
+        stop("stopped; run it again to make it anew", 130)
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB), figures/ and tables/ beside it")
+
+
+def stop(said: str, code: int) -> None:
+    print(f"python -m analyses.report: {said}", file=sys.stderr)
+    raise SystemExit(code)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,16 @@ import hashlib
 import pickletools
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from analyses import hdf5, style
 
+TEXTS = ("source", "weights", "config", "data", "split", "checkpoint_sha256", "init_sha256", "data_fingerprint")
 LONGEST = dict.fromkeys(("step", "other_step", "state", "other_state", "head", "round", "weight"), 2000)
 
 
@@ -27,10 +31,20 @@ def read(path: str | Path) -> xr.Dataset:
         hdf5.check(content)
         result = updated(hdf5.dataset(content))
         refuse_long(result)
+        refuse_strange(result.attrs)
     except Exception as error:  # a damaged file raises anything
         said = error if type(error) is ValueError else type(error).__name__
         raise ValueError(f"{path} is not a readable result ({said}); make it anew") from None
     return result
+
+
+def refuse_strange(said: Mapping[str, Any]) -> None:
+    """Raises ValueError for what a result says of itself in another kind than every reader expects."""
+    for name in TEXTS:
+        if not isinstance(said.get(name, ""), str):
+            raise ValueError(f"its {name} is no text")
+    if not isinstance(said.get("n_images", 0), int | np.integer):
+        raise ValueError("its n_images is no number")
 
 
 def refuse_long(result: xr.Dataset) -> None:

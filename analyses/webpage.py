@@ -138,6 +138,8 @@ PAGE = """<!doctype html>
 </main></body></html>
 """
 
+START = PAGE.partition("<title>")[0]  # by which a page of this is known
+
 
 def written(title: str, introduction: list[str], runs: list[dict], notes: list[str], sections: list[Section]) -> str:
     """The whole page. Everything that is not ours passes through jinja2's escaping."""

@@ -54,7 +54,7 @@ def measure(
     """
     config = model.config
     require(
-        (times > 1, f"--times is {times}, it must be larger than 1"),
+        (1 < times < float("inf"), f"--times is {times}, it must be a number larger than 1"),
         (1 <= neurons <= config.d_mlp, f"--neurons is {neurons}, it must lie between 1 and {config.d_mlp}"),
         (config.n_classes >= 2, "the model tells no classes apart, so nothing can be lost; name one with a head"),
     )

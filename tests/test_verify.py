@@ -48,6 +48,10 @@ KINDS = {
     ),
     "pruned": (pruned, {TIMM}),
     "distilled": (lambda: a_model(pool="distilled", n_registers=1), {PARTS}),
+    "untrained and sharply curved": (
+        lambda: fresh(ViTConfig.preset("bvit_easy", n_steps=2, d_model=16, n_heads=2, n_registers=4), 0).eval(),
+        set(),
+    ),
     "clip": (lambda: a_model(pre_norm=True, activation="quick_gelu", qk_norm=True), set()),
 }
 
@@ -187,3 +191,12 @@ def test_the_command_says_so_and_ends_with_1_where_a_line_fails(tmp_path, comman
     assert code == 2 and "name too long" in err and len(err) < 500
     code, _, err = command("models.verify", tmp_path, "--seed", 2**64)
     assert code == 2 and "--seed is" in err
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_the_command_names_weights_that_are_not_finite(value, tmp_path, command) -> None:
+    model = a_model()
+    nn.init.constant_(model.core[0].mlp.fc1.bias, value)
+    checkpoint.save(tmp_path / "ckpt.pt", model)
+    code, out, err = command("models.verify", tmp_path)
+    assert code == 2 and not out and "core.0.mlp.fc1.bias is not finite" in err

@@ -3,7 +3,9 @@
 Run with: pytest tests/analyses/test_report.py
 """
 
+import errno
 import html
+import os
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -202,6 +204,74 @@ def test_bad_input_is_one_sentence(words, said, capsys) -> None:
         report.report(folders, out=out)
     heard = capsys.readouterr().err.strip().splitlines()
     assert end.value.code == 2 and len(heard) == 1 and said in heard[0]
+
+
+def test_a_run_under_two_names_is_the_same_run(tmp_path) -> None:
+    (tmp_path / "link").symlink_to(RUNS / "demo-te")
+    for other in (tmp_path / "link", RUNS / ".." / RUNS.name / "demo-te"):
+        with pytest.raises(ValueError, match="named twice"):
+            report.named((RUNS / "demo-te", other))
+
+
+def test_files_of_runs_with_like_names_lie_apart(tmp_path) -> None:
+    names = ("a b", "a_b", os.fsdecode(b"a\xffb"), "new\nline", "x" * 250)
+    folders = tuple(tmp_path / name for name in names)
+    for folder in folders:
+        folder.mkdir()
+    runs = report.named(folders)
+    assert len({report.plain(run.name) for run in runs}) == len(runs)
+    assert all(run.name.isprintable() and len(run.name) <= report.LONGEST + 1 for run in runs)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("n_images", np.arange(3)), ("weights", np.arange(2)), ("source", 1), ("config", "[" * 10**5)]
+)
+def test_attributes_of_another_kind_are_a_sentence(name, value, tmp_path) -> None:
+    run = report.read(a_run(tmp_path / "run", **{name: value}), "run")
+    report.about(run), list(report.notes_of(run))
+    assert name == "config" or f"its {name} is no" in run.refused["recurrence"]
+
+
+def no_folder(out: Path) -> None:
+    (out / "figures").write_text("mine")
+
+
+def a_link(out: Path) -> None:
+    (out / "tables").symlink_to(out.parent)
+
+
+def of_somebody(out: Path) -> None:
+    (out / "report.html").write_text("<html>mine")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"), [(no_folder, "cannot be made a folder"), (a_link, "is a link"), (of_somebody, "is no report")]
+)
+def test_what_cannot_be_written_is_refused_before_anything_is_drawn(spoil, said, tmp_path, monkeypatch) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    spoil(out)
+    monkeypatch.setattr(report, "section_of", lambda *args: pytest.fail("it drew"))
+    with pytest.raises(ValueError, match=said):
+        report.write((RUNS / "demo-te",), out)
+    assert "mine" in "".join(path.read_text() for path in out.iterdir() if path.is_file()) or spoil is a_link
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "said"),
+    [(OSError(errno.ENOSPC, "No space left on device", "x"), 2, "is intact"), (KeyboardInterrupt(), 130, "stopped")],
+)
+def test_a_full_disk_and_a_stop_leave_the_page_before(end, code, said, runs, made, monkeypatch, capsys) -> None:
+    def fails(*args) -> None:
+        raise end
+
+    before = (made / "report.html").read_bytes()
+    monkeypatch.setattr(os, "replace", fails)
+    monkeypatch.setattr(paper, "ITEMS", [item for item in paper.ITEMS if item.number == "Fig 8"])
+    with pytest.raises(SystemExit) as stopped:
+        report.report((runs["good"],), out=made)
+    assert stopped.value.code == code and said in capsys.readouterr().err.splitlines()[-1]
+    assert (made / "report.html").read_bytes() == before and not [*made.rglob("*.tmp")]
 
 
 # What is shipped

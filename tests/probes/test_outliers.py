@@ -206,8 +206,9 @@ def test_without_masks_nothing_is_said_of_the_object(planted) -> None:
 def test_what_cannot_be_measured_is_one_sentence(data) -> None:
     with pytest.raises(InputError, match="tells no classes apart"):
         probe.measure(fresh(dataclasses.replace(CONFIG, n_classes=0), 0), data)
-    with pytest.raises(InputError, match="--times is 1"):
-        probe.measure(moved(data), data, times=1.0)
+    for times in (1.0, float("nan"), float("inf")):
+        with pytest.raises(InputError, match=f"--times is {times}"):
+            probe.measure(moved(data), data, times=times)
     with pytest.raises(InputError, match="--neurons is 0"):
         probe.measure(moved(data), data, neurons=0)
 
