@@ -314,8 +314,29 @@ def test_the_mean_of_one_image_needs_a_reference(model, images) -> None:
     alone = model.run_with_hooks(images[:1], fwd_hooks=[("blocks.0.hook_mlp_out", known)])
     together = model.run_with_hooks(images, fwd_hooks=[("blocks.0.hook_mlp_out", mean)])
     assert torch.allclose(alone, together[:1], atol=1e-5)
+
+
+def test_noise_is_that_of_its_seed_at_every_call(model, images) -> None:
+    activation, hook = torch.ones(2, 5, dtype=torch.float64), model.hook_dict["blocks.0.hook_mlp_out"]
+    drawn = torch.randn(2, 5, generator=torch.Generator().manual_seed(3))
+    for _ in range(2):
+        noisy = add_noise(0.1, seed=3)(activation, hook=hook)
+        assert noisy.dtype == torch.float64 and torch.allclose(noisy, 1 + 0.1 * drawn.double())
+    assert torch.equal(add_noise(0.1)(activation, hook=hook), add_noise(0.1, seed=0)(activation, hook=hook))
     noisy = model.run_with_hooks(images, fwd_hooks=[("blocks.0.hook_mlp_out", add_noise(0.1))])
     assert not torch.allclose(noisy, model(images))
+
+
+def test_a_value_put_in_place_takes_the_activation_s_type(model) -> None:
+    hook = model.hook_dict["blocks.0.hook_mlp_out"]
+    assert replace(torch.ones(5, dtype=torch.float64))(torch.zeros(2, 5), hook=hook).dtype == torch.float32
+
+
+def test_a_head_s_function_is_told_where_it_is(model, images) -> None:
+    names = []
+    told = head(1, lambda activation, hook: names.append(hook.name) or activation)
+    model.run_with_hooks(images, fwd_hooks=[("blocks.*.attn.hook_z", told)])
+    assert names == [f"blocks.{t}.attn.hook_z" for t in range(model.config.n_steps)]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Run with: pytest tests/test_masks.py"""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,26 @@ def test_packing_is_numpys(tmp_path: Path) -> None:
     assert (np.unpackbits(content.numpy(), axis=-1)[:, : chosen.shape[1]].astype(bool) == chosen.numpy()).all()
     assert (masks.unpacked(content, CONFIG) == chosen).all()
     assert (masks.joined(masks.split(chosen, CONFIG)) == chosen).all()
+
+
+def test_matrices_are_joined_by_either_of_their_names() -> None:
+    chosen = drawn()
+    by_parameter = {masks.WEIGHTS[name]: matrix for name, matrix in masks.split(chosen, CONFIG).items()}
+    assert (masks.joined(by_parameter) == chosen).all()
+
+
+def test_bytes_hold_the_weights_of_any_number_of_rows() -> None:
+    config = ViTConfig(image_size=16, patch_size=8, d_model=3, n_heads=1, n_steps=2, d_mlp=3)
+    chosen = drawn(config)
+    assert chosen.shape[1] % 8 and (masks.unpacked(masks.packed(chosen), config) == chosen).all()
+    assert (masks.unpacked(masks.packed(chosen[:1]), config, rows=1) == chosen[:1]).all()
+
+
+@pytest.mark.parametrize("content", [torch.zeros(3, 4, dtype=torch.uint8), torch.zeros(3, 384, dtype=torch.int32)])
+def test_bytes_of_another_kind_are_refused(content: torch.Tensor) -> None:
+    found = re.escape(f"ckpt.pt: masks are {str(content.dtype)[6:]} {list(content.shape)}, those of this model are")
+    with pytest.raises(InputError, match=rf"^{found} uint8 .* = \[3, 384\]$"):
+        masks.unpacked(content, CONFIG, path="ckpt.pt")
 
 
 def test_masks_of_another_model_are_refused() -> None:

@@ -105,6 +105,11 @@ def test_best_of_many_is_exact_for_one_and_two_images() -> None:
     assert np.isnan(intervals.best_of([np.nan], 3)).all()
 
 
+def test_the_best_of_many_reaches_its_level_with_at_least_that_probability() -> None:
+    assert intervals.best_of([0.5], 1, level=0.5) == (0.5, 0.0)
+    assert intervals.best_of([0.5], 1, level=0.5 + 1e-9) == (0.5, 1.0)
+
+
 def test_best_of_many_equals_a_simulation_of_unequal_coins() -> None:
     rng = np.random.default_rng(2)
     chance = rng.uniform(0.05, 0.6, 200)
@@ -121,6 +126,12 @@ def test_poisson_binomial_is_scipy_s_and_that_of_all_outcomes() -> None:
     assert np.allclose(intervals.poisson_binomial(chance), np.bincount(outcomes.sum(1), each))
     many = np.random.default_rng(4).random(301)
     assert np.allclose(intervals.poisson_binomial(many), stats.poisson_binom(many).pmf(np.arange(302)), atol=1e-12)
+
+
+def test_a_poisson_binomial_of_no_trials_is_no_hit_and_of_many_has_no_negative_chance() -> None:
+    assert intervals.poisson_binomial([]).tolist() == [1]
+    many = intervals.poisson_binomial(np.full(3000, 0.5))
+    assert many.min() >= 0 and np.allclose(many, stats.binom.pmf(np.arange(3001), 3000, 0.5), atol=1e-12)
 
 
 def test_best_of_many_is_fast_on_a_whole_validation_set() -> None:
@@ -144,5 +155,9 @@ def test_a_ratio_of_sums_and_its_interval_against_plain_loops() -> None:
             items = [i for g in rng.integers(0, 15, 15) for i in (2 * g, 2 * g + 1) if there[i]]
             drawn.append(values[items, cell].sum() / scale[items].sum())
         assert np.allclose([low[cell], high[cell]], np.quantile(drawn, [0.025, 0.975]), atol=0.04)
+    every_draw = intervals.draws(groups, np.random.default_rng(5), 50)
+    ratio, low, high = intervals.ratio_of_sums(values, scale / 100, groups, resamples=50, level=0.8, seed=5)
+    drawn = [(n * values[:, 0]).sum() / (n * scale / 100).sum() for n in every_draw]
+    assert np.allclose([low[0], high[0]], np.quantile(drawn, [0.1, 0.9]), rtol=1e-9)
     nothing = intervals.ratio_of_sums(np.full((3, 1), np.nan), np.ones(3), np.arange(3))
     assert np.isnan(nothing).all()

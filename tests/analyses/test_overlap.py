@@ -53,6 +53,27 @@ def test_random_masks_meet_their_nulls_within_sampling_error(unequal: bool) -> N
     assert (np.abs(np.mean(draws, 0) - expected) < 4 * error + 2e-4).all()
 
 
+def test_weights_that_all_steps_keep_are_counted_where_there_are_none() -> None:
+    assert overlap.usage(np.array([[1, 0, 0], [0, 1, 0]])).tolist() == [1, 2, 0]
+
+
+def test_categories_of_many_counts_are_those_of_each() -> None:
+    counts = np.array([[3, 3, 1, 1], [0, 4, 2, 10], [5, 1, 1, 1]])
+    assert np.array_equal(overlap.categories(counts), [overlap.categories(row) for row in counts])
+
+
+def test_a_step_overlaps_with_itself_whole_under_random_masks_too() -> None:
+    sizes, density = np.array([10, 30]), np.array([[0.2, 0.4], [0.01, 0.02]])
+    for null in (overlap.random_jaccard, overlap.random_overlap):
+        assert np.diag(null(sizes, density)).tolist() == [1, 1] and np.isfinite(null(sizes, density)).all()
+
+
+def test_nulls_of_few_weights_are_numbers() -> None:
+    sizes, density = np.array([4]), np.array([[0.1, 0.1]])
+    assert np.allclose(overlap.random_specialization(sizes, density), 0.9)
+    assert overlap.random_jaccard(sizes, density)[0, 1] == pytest.approx(0.1 / 1.9)
+
+
 def test_empty_masks_have_no_overlap_to_speak_of() -> None:
     empty = np.zeros((2, 8), bool)
     assert np.isnan(overlap.jaccard(empty)).all() and np.isnan(overlap.specialization(empty)).all()
@@ -63,3 +84,4 @@ def test_categories_of_one_and_of_two_steps_are_shares() -> None:
         shares = overlap.categories(overlap.usage(masks))
         assert shares.sum() == 1
     assert overlap.categories(overlap.usage(np.array([[1, 0, 1, 1]]))).tolist() == [0.25, 0, 0, 0.75]
+    assert overlap.categories(np.array([4, 0])).tolist() == [1, 0, 0, 0]
