@@ -3,10 +3,14 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from models import ViTConfig
 from models import recipe as recipes
+from models.checkpoint import fresh
+from models.errors import InputError
 from models.loop import seed_all, share
 from models.recipe import RECIPES
 
@@ -42,6 +46,55 @@ def test_two_updates_are_the_start_and_the_floor() -> None:
     schedule = recipes.schedule(optimizer, recipe, 2, 2)
     rates = [schedule.step_update(update) or optimizer.param_groups[0]["lr"] for update in range(2)]
     assert rates == pytest.approx([recipe.lr, recipe.min_lr])
+
+
+@pytest.mark.parametrize(
+    ("data", "n_images", "name"),
+    [
+        ("shapes", 10**6, "plain"),
+        ("shapes-easy:40000", 40000, "plain"),
+        ("imagenet", 100_000, "deit"),
+        ("my_shapes", 99_999, "small"),
+    ],
+)
+def test_data_that_name_no_recipe_have_one_by_kind_and_size(data: str, n_images: int, name: str) -> None:
+    assert recipes.default_recipe(data, n_images) == name
+    assert recipes.named(None, data, n_images) == RECIPES[name]
+    assert recipes.named("small", data, n_images, lr=0.5, epochs=None) == replace(RECIPES["small"], lr=0.5)
+
+
+def test_recipes_that_mix_need_even_batches() -> None:
+    assert recipes.named("plain", "shapes", 10, batch_size=7).batch_size == 7
+    with pytest.raises(InputError, match="^--batch-size is 7, this recipe mixes images in pairs; choose an even one$"):
+        recipes.named("small", "shapes", 10, batch_size=7)
+
+
+def test_the_optimizer_is_the_recipe_s_and_leaves_biases_undecayed() -> None:
+    model = fresh(ViTConfig(image_size=16, patch_size=8, d_model=16, n_heads=2, n_steps=2, n_classes=3), 0)
+    made = recipes.optimizer(model, replace(RECIPES["small"], lr=0.3, weight_decay=0.7))
+    assert type(made) is torch.optim.AdamW and {group["lr"] for group in made.param_groups} == {0.3}
+    decay = {id(of): group["weight_decay"] for group in made.param_groups for of in group["params"]}
+    of_name = {name: decay[id(parameter)] for name, parameter in model.named_parameters()}
+    assert of_name["core.0.attn.qkv.weight"] == 0.7 and of_name["core.0.attn.qkv.bias"] == 0
+    assert of_name["pos_embed"] == of_name["cls_token"] == of_name["norm.weight"] == 0
+
+
+def test_augmentation_is_timm_s_with_the_recipe_s_numbers() -> None:
+    config = ViTConfig(image_size=24, patch_size=8, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    assert recipes.augmentation(RECIPES["plain"], config) is None
+    deit = recipes.augmentation(RECIPES["deit"], config).transforms
+    assert type(deit[0]).__name__ == "RandomResizedCropAndInterpolation" and deit[0].size == (24, 24)
+    small = recipes.augmentation(RECIPES["small"], config).transforms
+    resize, crop = small[0].transforms
+    assert (resize.size, resize.interpolation.value) == (24, "bicubic")
+    assert (crop.size, crop.padding, crop.pad_if_needed, crop.padding_mode) == ((24, 24), 4, True, "reflect")
+    for made, policy in ((deit, "RandAugment"), (small, "AutoAugment")):
+        kinds = {type(each).__name__: each for each in made}
+        assert policy in kinds and "ColorJitter" not in kinds and kinds["RandomErasing"].probability == 0.25
+        assert np.allclose([*kinds["Normalize"].mean, *kinds["Normalize"].std], [*config.mean, *config.std])
+    jitter = replace(RECIPES["deit"], auto_augment=None, erasing=0.0)
+    kinds = {type(each).__name__: each for each in recipes.augmentation(jitter, config).transforms}
+    assert np.allclose(kinds["ColorJitter"].brightness, [0.7, 1.3]) and "RandomErasing" not in kinds
 
 
 def test_mixing_is_timm_s_with_the_recipe_s_numbers() -> None:

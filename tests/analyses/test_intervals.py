@@ -161,3 +161,20 @@ def test_a_ratio_of_sums_and_its_interval_against_plain_loops() -> None:
     assert np.allclose([low[0], high[0]], np.quantile(drawn, [0.1, 0.9]), rtol=1e-9)
     nothing = intervals.ratio_of_sums(np.full((3, 1), np.nan), np.ones(3), np.arange(3))
     assert np.isnan(nothing).all()
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
+    groups = np.random.default_rng(0).normal(size=(12, 3))
+    left_out = np.stack([np.delete(groups, i, 0).mean(0) for i in range(12)])
+    expected = groups.std(0, ddof=1) / np.sqrt(12)
+    assert np.allclose(intervals.jackknife(left_out), 1.959964 * expected)
+    assert np.allclose(intervals.jackknife(left_out, level=0.8), 1.281552 * expected)
+
+
+def test_poisson_weights_are_of_the_photograph_and_the_seed_alone() -> None:
+    weights = intervals.poisson_weights(np.array([7, 3, 7]), 5000, seed=2)
+    assert weights.dtype == np.float64 and weights.shape == (5000, 3)
+    assert np.array_equal(weights[:, 0], weights[:, 2]) and not np.array_equal(weights[:, 0], weights[:, 1])
+    assert np.array_equal(weights[:, 1:2], intervals.poisson_weights(np.array([3]), 5000, seed=2))
+    assert not np.array_equal(weights[:, 1:2], intervals.poisson_weights(np.array([3]), 5000, seed=3))
+    assert abs(weights.mean() - 1) < 0.05 and abs(weights.var() - 1) < 0.1

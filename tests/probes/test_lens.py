@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from scipy import stats
 from sklearn import metrics
 from torch import nn
 from torch.utils.data import Subset
@@ -17,7 +16,7 @@ from models import load, open_data
 from models.checkpoint import fresh
 from models.errors import InputError, Stopped
 from probes import lens as probe
-from probes.methods import contributions, lenses, means, pointing, saying
+from probes.methods import contributions, lenses, pointing, saying
 from probes.methods.reading import Readout, states_of
 from probes.walk import Pass, split
 from tests.probes import small
@@ -256,21 +255,6 @@ def test_patches_planted_on_the_object_agree_with_its_mask(model, data) -> None:
     everywhere, on_object, elsewhere = said["patch_share"]
     assert on_object > 0.9 and elsewhere < 0.1 and elsewhere < everywhere < on_object
     assert said["patch_agreement"] > 0.99 and said["patch_hit"] > 0.99
-
-
-def test_means_and_intervals_are_a_bootstrap_s_and_leave_nan_out() -> None:
-    values = torch.randn(2, 300)
-    values[1, 100:] = torch.nan
-    walked = [
-        means.sums({"x": (("k",), values[:, part])}, np.arange(300)[part], 0) for part in (slice(0, 90), slice(90, 300))
-    ]
-    summed = {name: (dims, sum(each[name][1] for each in walked).numpy()) for name, (dims, _) in walked[0].items()}
-    drawn = means.drawn(probe.xr.Dataset(summed))["x"]
-    result = means.with_interval("x", drawn)
-    assert np.allclose(result["x"], values.nanmean(1))
-    error = [float(values[0].std() / 300**0.5), float(values[1, :100].std() / 100**0.5)]
-    half = (result["x_high"] - result["x_low"]).values / 2
-    assert half == pytest.approx(stats.norm.ppf(0.975) * np.array(error), rel=0.15)
 
 
 # The whole measurement

@@ -1,0 +1,46 @@
+"""Run with: pytest tests/probes/test_means.py"""
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from scipy import stats
+
+from analyses import intervals
+from probes.methods import means
+
+
+def test_means_and_intervals_are_a_bootstrap_s_and_leave_nan_out() -> None:
+    values = torch.randn(2, 300)
+    values[1, 100:] = torch.nan
+    walked = [
+        means.sums({"x": (("k",), values[:, part])}, np.arange(300)[part], 0) for part in (slice(0, 90), slice(90, 300))
+    ]
+    summed = {name: (dims, sum(each[name][1] for each in walked).numpy()) for name, (dims, _) in walked[0].items()}
+    drawn = means.drawn(xr.Dataset(summed))["x"]
+    result = means.with_interval("x", drawn)
+    assert np.allclose(result["x"], values.nanmean(1))
+    error = [float(values[0].std() / 300**0.5), float(values[1, :100].std() / 100**0.5)]
+    half = (result["x_high"] - result["x_low"]).values / 2
+    assert half == pytest.approx(stats.norm.ppf(0.975) * np.array(error), rel=0.15)
+
+
+def test_sums_of_a_batch_equal_loops_over_its_images_and_draws() -> None:
+    values, photographs = torch.tensor([[1.0, torch.nan, 3.0], [torch.nan] * 3]), np.array([4, 5, 4])
+    read = means.sums({"x": (("k",), values), "y": ((), values[0])}, photographs, 1)
+    weights = intervals.poisson_weights(photographs, means.RESAMPLES, 1)
+    assert set(read) == {"x.sum", "x.count", "y.sum", "y.count"}
+    assert read["x.sum"][0] == ("k", "draw") and read["y.count"][0] == ("draw",)
+    assert read["x.sum"][1].dtype == torch.float64
+    assert read["x.sum"][1][0].tolist() == [4, *(weights[:, 0] + 3 * weights[:, 2])]
+    assert read["x.count"][1][0].tolist() == [2, *(weights[:, 0] + weights[:, 2])]
+    assert not read["x.sum"][1][1].any() and not read["x.count"][1][1].any()
+    summed = {name: (dims, of.numpy()) for name, (dims, of) in read.items()} | {"other": ((), 0.0)}
+    drawn = means.drawn(xr.Dataset(summed))
+    assert set(drawn) == {"x", "y"}
+    result = means.with_interval("x", drawn["x"])
+    assert list(result) == ["x", "x_low", "x_high"] and all(of.dims == ("k",) for of in result.values())
+    mean = (weights[:, 0] + 3 * weights[:, 2]) / np.where(weights[:, 0] > 0, weights[:, 0] + weights[:, 2], np.nan)
+    assert float(result["x_low"][0]) == np.nanquantile(mean, 0.025)
+    assert float(result["x_high"][0]) == np.nanquantile(mean, 0.975)
+    assert result["x"].values[0] == 2 and all(np.isnan(of.values[1]) for of in result.values())
