@@ -25,7 +25,7 @@ SHOWN = 4  # neurons in the figure
 def worst(numbers: xr.Dataset) -> int:
     """The state after a step whose largest patch stands out most."""
     largest = numbers["largest"].sel(condition="untouched").isel(state=slice(1, None))
-    return int(largest["state"][int(largest.argmax("state"))])
+    return int(largest["state"][int(largest.fillna(0).argmax("state"))])
 
 
 def has_outliers(result: xr.Dataset) -> bool:

@@ -21,9 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import tyro
 from etils import epy
 from tyro.conf import Positional
+
+from analyses import command
 
 with epy.lazy_imports():
     import matplotlib
@@ -347,23 +348,11 @@ def report(runs: Positional[tuple[Path, ...]], *, out: Path | None = None) -> No
         runs: folders of runs (of probes' results), of a pruning, of a study.
         out: folder of report.html, figures/ and tables/; by default report/ in the first run's folder.
     """
-    try:
-        if not runs:
-            raise ValueError("no run is named; name the folder of one, such as runs/demo")
-        path = write(runs, out or runs[0] / "report")
-    except OSError as error:
-        stop(f"{error.strerror} at {error.filename or out}; what was already written is intact, free some room", 2)
-    except ValueError as error:
-        stop(str(error), 2)
-    except KeyboardInterrupt:
-        stop("stopped; run it again to make it anew", 130)
+    if not runs:
+        raise ValueError("no run is named; name the folder of one, such as runs/demo")
+    path = write(runs, out or runs[0] / "report")
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB), figures/ and tables/ beside it")
 
 
-def stop(said: str, code: int) -> None:
-    print(f"python -m analyses.report: {said}", file=sys.stderr)
-    raise SystemExit(code)
-
-
 if __name__ == "__main__":
-    tyro.cli(report, prog="python -m analyses.report")
+    command.run(report, "python -m analyses.report")

@@ -6,6 +6,7 @@ const STYLE = `
 .story { --ink: var(--st-text-color, CanvasText); --paper: var(--st-background-color, Canvas);
   --line: color-mix(in srgb, var(--ink) 25%, var(--paper)); --soft: color-mix(in srgb, var(--ink) 7%, var(--paper));
   --strong: #d55e00; --label: 7.2em; color: var(--ink); font: 15px/1.45 var(--st-font, sans-serif); }
+.story h2, .story .said, .story .small, .story .bar span { overflow-wrap: anywhere; }
 .story * { box-sizing: border-box; }
 .story button { font: inherit; color: inherit; background: none; border: 1px solid var(--line); border-radius: 6px;
   padding: .2em .7em; cursor: pointer; }
@@ -51,7 +52,7 @@ const STRONG = "#d55e00";
 const PACE = 700,
   SMALL = 96,
   LARGE = 480; // milliseconds a step in play, pixels of a small and the large picture
-const KINDS = { float32: Float32Array, uint16: Uint16Array };
+const KINDS = { float32: Float32Array, uint32: Uint32Array };
 const stories = new WeakMap(); // by the element that each lives in
 let wanted = null; // the step and the head of a moment that was clicked, for the story that comes
 const last = {}; // where the visitor was, for the time that the tab is open

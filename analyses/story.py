@@ -29,7 +29,7 @@ PAGE = """<!doctype html>
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <title>{title}: step by step</title>
 <style>:root {{ color-scheme: light dark }} body {{ font: 16px/1.5 sans-serif; margin: 1rem auto; max-width: 75rem;
-padding: 0 1rem }}</style></head>
+padding: 0 1rem; overflow-wrap: anywhere }}</style></head>
 <body><h1>What happens to one image, step by step</h1>
 <main id="story"></main>
 <footer><p>{caption}</p></footer>
@@ -206,7 +206,7 @@ def on_object(mask: np.ndarray, rows: int, columns: int) -> np.ndarray:
 
 
 def payload(story: Story) -> dict[str, Any]:
-    """All of the story as JSON; arrays are packed as little-endian float32 or uint16."""
+    """All of the story as JSON; arrays are packed as little-endian float32 or uint32."""
     traced = story.traced
     drawn = {
         "title": story.name,
@@ -233,7 +233,7 @@ def payload(story: Story) -> dict[str, Any]:
                 "lost": packed(story.lost),
                 "left": packed(story.flips[0, :, :, story.answer]),
                 "random": packed(story.flips[1, :, :, story.answer]),
-                "answer": packed(story.flips[0].argmax(-1), np.uint16),
+                "answer": packed(story.flips[0].argmax(-1), np.uint32),
             }
     return drawn
 
@@ -250,11 +250,11 @@ def said_by_states(story: Story) -> dict[str, Any]:
         "answer": story.answer,
         "truth": story.truth,
         "chance": 1 / probability.shape[1],
-        "top": packed(top, np.uint16),
+        "top": packed(top, np.uint32),
         "topProbability": packed(np.take_along_axis(probability, top, 1)),
         "likely": likely,
         "likelyProbability": packed(probability[:, likely]),
-        "patchAnswer": packed(traced["patch_answer"], np.uint16),
+        "patchAnswer": packed(traced["patch_answer"], np.uint32),
         "patchCertainty": packed(traced["patch_certainty"]),
         "patchTarget": packed(traced["patch_target"]),
     }

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import tyro
 from etils import epy
 from tyro.conf import Positional
+
+from analyses import command
 
 with epy.lazy_imports():
     import numpy as np
@@ -282,15 +283,11 @@ def show(folder: Positional[Path], *, figure: Path | None = None) -> None:
         folder: the study's, with its study.csv.
         figure: also draw them into this .png, .pdf or .svg.
     """
-    try:
-        frame = read(folder)
-        predicted = capacities(folder, frame)
-        print(table(frame, predicted))
-        if figure is not None:
-            draw(frame, predicted, figure)
-    except ValueError as error:
-        print(f"python -m analyses.study: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    frame = read(folder)
+    predicted = capacities(folder, frame)
+    print(table(frame, predicted))
+    if figure is not None:
+        draw(frame, predicted, figure)
 
 
 def draw(frame: pd.DataFrame, predicted: pd.DataFrame, path: Path) -> None:
@@ -301,4 +298,4 @@ def draw(frame: pd.DataFrame, predicted: pd.DataFrame, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(show, prog="python -m analyses.study")
+    command.run(show, "python -m analyses.study")

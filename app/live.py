@@ -74,6 +74,8 @@ class Model:
         with self.alone() as model:
             traced = one_image.trace(model, torch.from_numpy(image), off, target)
         refuse_nonfinite(traced["norm"][1:])
+        if not traced.get("probability", traced["norm"]).isfinite().all():
+            raise InputError("what the head reads out is not finite; the checkpoint diverged, use an earlier one")
         return {name: values.numpy() for name, values in traced.items()}
 
     @st.cache_data(max_entries=64, show_spinner=False, hash_funcs=BY_WEIGHTS)

@@ -16,6 +16,8 @@ def choose_run(runs: list[str]) -> None:
     st.selectbox("Run", runs, key="run", help=about, **page.LINKED)
     run = results.chosen()
     here = [result.file for result in RESULTS if result.is_here(run)] + [path.name for path in results.others(run)]
+    if unnamed := results.unnamed():
+        st.caption(f"not shown, as no link can name it; rename the folder: {text(', '.join(unnamed))}")
     st.caption("here: " + (text(", ".join(here)) or "nothing"))
     missing = [result for result in RESULTS if not result.is_here(run) and result.can_be_made(run)]
     if missing:

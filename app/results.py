@@ -18,7 +18,7 @@ from app.text import text
 from models.errors import InputError
 
 with epy.lazy_imports():
-    from models import checkpoint
+    from models import checkpoint, config
 
 UNTRAINED = "These are numbers of the **untrained** model: the result was measured with its weights at initialisation."
 
@@ -44,6 +44,15 @@ def stamp(path: Path) -> tuple[int, ...]:
 
 def runs() -> list[str]:
     """Folders that hold a checkpoint or a result."""
+    return [name for name in every_run() if config.is_text(name)]
+
+
+def unnamed() -> list[str]:
+    """Runs that no page and no link can name: bytes in the folder's name are no text."""
+    return [name for name in every_run() if not config.is_text(name)]
+
+
+def every_run() -> list[str]:
     folders = [folder for folder in root().glob("*") if folder.is_dir()]
     return sorted(folder.name for folder in folders if CHECKPOINT.is_here(folder) or any(folder.glob("*.nc")))
 
@@ -58,7 +67,8 @@ def chosen() -> Path:
 
 def others(run: Path) -> list[Path]:
     """Results that no page of their own shows."""
-    return sorted(path for path in run.glob("*.nc") if path.name not in {result.file for result in RESULTS})
+    known = {result.file for result in RESULTS}
+    return sorted(path for path in run.glob("*.nc") if path.name not in known and config.is_text(path.name))
 
 
 # Results

@@ -12,7 +12,7 @@ MOST = 1000  # characters
 
 
 def text(value: object) -> str:
-    """A value as Markdown that shows it word for word, on one line."""
-    words = " ".join(str(value)[: MOST + 1].split())
+    """A value as Markdown that shows it word for word, on one line; bytes of a file's name that are no text as ?."""
+    words = " ".join(str(value)[: MOST + 1].encode(errors="replace").decode().split())
     shown = words if len(words) <= MOST else f"{words[:MOST]} ..."
     return SPECIAL.sub(lambda found: f"\\{found[0]}", shown)

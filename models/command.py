@@ -22,7 +22,7 @@ from models.errors import InputError, Stopped
 
 NO_ROOM = (  # what a disk or a name that somebody typed may lack
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS),
-    *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP),
+    *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
 )
 
 

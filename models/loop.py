@@ -135,6 +135,8 @@ class Loop:
             if not is_state(state):
                 raise InputError(f"{path} was not written by this version, or is damaged; remove it to start over")
             self._refuse_other(path, state["key"])
+            if state["update"] > self.updates:
+                raise InputError(f"{path} is damaged: it is past all {self.updates} updates; remove it to start over")
         except InputError as error:
             if not self.restart:
                 raise
@@ -201,6 +203,8 @@ def _fill(part: Part, state: Any) -> None:
     if hasattr(part, "load_state_dict"):
         part.load_state_dict(state)
         return
+    if missing := part.keys() - state.keys():
+        raise KeyError(min(missing))
     for name, value in state.items():
         if isinstance(value, Tensor):
             part[name].data.copy_(value)

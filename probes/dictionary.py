@@ -35,6 +35,7 @@ with epy.lazy_imports():
 KINDS = ("shared", "separate", "larger", "rotated", "pca")
 N_CHOSEN = 500  # images that concepts are matched on
 NOTHING = 1e-6  # variance of a row, of scaled states: where it is less, there is nothing to explain (CLS in z_0)
+LARGEST = 256  # expansion
 N_SHOWN = 48  # images whose pixels the result keeps
 OF_IMAGES = ("top", "top_patch", "top_activation", "thumbnail", "shown")
 OF_FEATURES = ("match", "match_value", "match_state", "best_feature", "importance", "tested", "rate", "rotated_rate")
@@ -106,11 +107,12 @@ def refuse_options(
     model: models.BViT, expansion: int, k: int, updates: int, fit_images: int, images: int, effects: int, n_top: int
 ) -> None:
     """Raise `InputError` for an option that nothing can be measured with."""
-    for name, value in dict(expansion=expansion, k=k, updates=updates, images=images, n_top=n_top).items():
+    for name, value in dict(k=k, updates=updates, images=images, n_top=n_top).items():
         require((value >= 1, f"--{name.replace('_', '-')} is {value}, it must be at least 1"))
     n_features = expansion * model.config.d_model
     most = n_features // (model.config.n_steps + 1)
     require(
+        (1 <= expansion <= LARGEST, f"--expansion is {expansion}, it must lie between 1 and {LARGEST}"),
         (fit_images >= 2, f"--fit-images is {fit_images}, it must be at least 2"),
         (0 <= effects <= n_features, f"--effects is {effects}, it must lie between 0 and all {n_features} features"),
         (k < most, f"--k is {k}, but {most} features are left for each state; lower it, or raise --expansion"),
@@ -298,10 +300,11 @@ def places(top: features.Top, images: probe.Pass, config: models.ViTConfig) -> d
 
 
 def pictures(result: xr.Dataset, images: probe.Pass, config: models.ViTConfig) -> dict[str, Any]:
-    """Pixels of the first images of the features that a figure shows, each image once."""
+    """Pixels of the first images of the features that a figure shows, each image once; none where nothing fires."""
     rows = [result["top"].sel(token=token).values[feature, :, 0] for token, feature, _ in single.shown(result)]
     shown = list(dict.fromkeys(number for of in rows for number in of[single.states_shown(result)] if number >= 0))
-    shown = shown[:N_SHOWN]
+    if not (shown := shown[:N_SHOWN]):
+        return {}
     positions = np.searchsorted(images.about.indices, shown)
     return {
         "thumbnail": (("shown", "y", "x", "channel"), pixels.shown(images.data, positions, config)),

@@ -44,6 +44,8 @@ TOLERANCE = 1e-3  # of its length: how close a state has to return to count as t
 LONGEST = 12  # period that is looked for, where the steps are fewer
 N_EIGEN = 4  # images whose eigenvalues the result keeps
 AT_ONCE = 8  # images whose Jacobians are taken together
+LEAST = 1e-5  # perturbation that float32 does not round away
+MOST = 1000  # vectors and iterations for the Jacobian of an image, and how often all trained steps are run
 
 
 def of_untrained(result: xr.Dataset) -> xr.Dataset:
@@ -74,7 +76,7 @@ def measure(
     sees images differently, steps beyond those of a stacked model, and where activations are not finite.
 
     Args:
-        beside: another model, named as the first is, whose steps are compared with this one's by CKA.
+        beside: another model, named as the first is and run at its image size, whose steps are compared by CKA.
         token: rows of CKA and participation ratio: cls, or mean over the patches; by default what the head reads.
         sample: images behind stable rank, recovery, what lies beyond T, and the intervals of CKA.
         perturbation: how long it is, as a share of the length of every token.
@@ -135,11 +137,11 @@ def refuse_unusable(
     require(
         (token in ("cls", "mean", None), f"--token is {token!r}, not cls or mean"),
         (sample >= 8, f"--sample is {sample}, it must be at least 8"),
-        (0 < perturbation < 1, f"--perturbation is {perturbation}, it must lie between 0 and 1"),
+        (LEAST <= perturbation < 1, f"--perturbation is {perturbation}, it must lie between {LEAST} and 1"),
         (jacobian_images >= 0, f"--jacobian-images is {jacobian_images}, it cannot be negative"),
         (state_images >= 0, f"--state-images is {state_images}, it cannot be negative"),
-        (probes >= 2, f"--probes is {probes}; at least 2 are needed for a standard error"),
-        (iterations >= 4, f"--iterations is {iterations}, it must be at least 4"),
+        (2 <= probes <= MOST, f"--probes is {probes}, it must lie between 2, for a standard error, and {MOST}"),
+        (4 <= iterations <= MOST, f"--iterations is {iterations}, it must lie between 4 and {MOST}"),
     )
 
 
@@ -160,8 +162,8 @@ def furthest(model: models.BViT, max_steps: int | None) -> int:
         return 8 * n_steps if is_recurrent else n_steps
     if not is_recurrent and max_steps > n_steps:
         raise InputError(f"--max-steps is {max_steps}; only a model of one block runs beyond its {n_steps} steps")
-    fewest = n_steps + 2 if is_recurrent else n_steps
-    require((max_steps >= fewest, f"--max-steps is {max_steps}, it must be at least {fewest}"))
+    fewest, most = n_steps + 2 if is_recurrent else n_steps, MOST * n_steps
+    require((fewest <= max_steps <= most, f"--max-steps is {max_steps}, it must lie between {fewest} and {most}"))
     return max_steps
 
 
@@ -185,7 +187,7 @@ def opened(source: str | None, model: models.BViT) -> models.BViT | None:
             raise
         print(f"no untrained control of {source}: {error}", file=sys.stderr)
         return None
-    for name in ("image_size", "mean", "std"):
+    for name in ("mean", "std"):
         here, there = getattr(model.config, name), getattr(other.config, name)
         require((here == there, f"--with {source}: its {name} is {there}, here {here}; CKA needs the same images"))
     return other.to(model.pos_embed.device)
@@ -199,6 +201,8 @@ def streamed(rows: motion.Rows, images: probe.Pass) -> tuple[xr.Dataset, dict[st
 
     def both(states: list[torch.Tensor], batch: stream.Batch) -> dict[str, torch.Tensor]:
         of = rows.stacked(states, batch.images)
+        is_finite = bool(of[:, rows.counts[0] :].isfinite().all())
+        require((is_finite, f"--with {rows.name}: its activations are not finite; {probe.DIVERGED}"))
         return {"cka": of, "increment_cka": rows.increments(of)}
 
     with torch.no_grad():
@@ -345,7 +349,8 @@ def of_cls_jacobians(model: models.BViT, images: probe.Pass) -> dict[str, Any]:
 
 def of_state_jacobians(model: models.BViT, images: probe.Pass, probes: int, iterations: int) -> dict[str, Any]:
     """Of the whole state's Jacobian of every step: log|det| with its standard error, beside a random one's as large."""
-    how = dict(probes=probes, iterations=iterations, seed=images.seed)
+    n_dimensions = model.config.n_tokens * model.config.d_model
+    how = dict(probes=probes, iterations=min(iterations, n_dimensions), seed=images.seed)
 
     def read(batch: stream.Batch) -> probe.Reading:
         index = images.indices(batch.index)
@@ -355,9 +360,9 @@ def of_state_jacobians(model: models.BViT, images: probe.Pass, probes: int, iter
         return means.sums(values, images.photographs(batch.index), images.seed)
 
     seen = images.over(read)
-    variables, config = averaged(seen), model.config
+    variables = averaged(seen)
     error = np.sqrt(variables["state_squared_error"].values / len(seen["position"]))
-    null = analysis.random_log_det(variables["state_size"].values, config.n_tokens * config.d_model)
+    null = analysis.random_log_det(variables["state_size"].values, n_dimensions)
     for end in ("", "_low", "_high"):
         del variables[f"state_squared_error{end}"]
     return variables | {"state_log_det_error": ("step", error), "null_state_log_det": ("step", null)}

@@ -39,6 +39,9 @@ class Pass:
     out: Path | None = None  # the result's file, beside which unfinished work is kept
     shard: tuple[int, int] = field(default_factory=lambda: device.processes())
 
+    def __post_init__(self) -> None:
+        stream.refuse_options(self.batch_size, self.workers)  # before a probe works on anything else
+
     def __len__(self) -> int:
         return len(self.data)
 

@@ -108,10 +108,12 @@ def test_a_damaged_state_is_one_sentence(tmp_path: Path) -> None:
     [
         dict(key=3),
         dict(update=-1),
+        dict(update=21),
         dict(update="4"),
         dict(mean=(1, 2)),
         dict(parts={}),
         dict(parts=[1]),
+        dict(parts={"weights": {}, "optimizer": {}}),
         dict(parts={"weight": {"weight": torch.zeros(3, 3)}, "optimizer": {}}),
         dict(parts={"weight": {"weight": "x"}, "optimizer": {}}),
     ],

@@ -28,7 +28,7 @@ def toggle() -> None:
 def open_moment() -> None:
     """A click on a picture of the gallery."""
     clicked = st.session_state["gallery"].get("moment")
-    if isinstance(clicked, int) and clicked in {one["index"] for one in gallery.of(results.chosen(), model)}:
+    if type(clicked) is int and clicked in {one["index"] for one in gallery.of(results.chosen(), model)}:
         st.session_state["image"] = clicked
 
 

@@ -26,6 +26,14 @@ class Batch:
     masks: Tensor | None
 
 
+def refuse_options(batch_size: int, workers: int) -> None:
+    """`InputError` for options that nothing can be read with."""
+    require(
+        (batch_size >= 1, f"the batch size is {batch_size}, it must be at least 1"),
+        (workers >= 0, f"--workers is {workers}, it cannot be negative"),
+    )
+
+
 class Stream:
     """Iterates `data` in batches; with ``shard=(rank, world)`` batch b belongs to process b modulo `world`.
 
@@ -34,10 +42,7 @@ class Stream:
     """
 
     def __init__(self, data: Any, batch_size: int, *, workers: int = 0, shard: tuple[int, int] = (0, 1)):
-        require(
-            (batch_size >= 1, f"the batch size is {batch_size}, it must be at least 1"),
-            (workers >= 0, f"--workers is {workers}, it cannot be negative"),
-        )
+        refuse_options(batch_size, workers)
         self.data, self.workers, self.unreadable = data, workers, []
         rank, world = shard
         everything = [range(first, min(first + batch_size, len(data))) for first in range(0, len(data), batch_size)]

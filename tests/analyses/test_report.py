@@ -7,6 +7,7 @@ import errno
 import html
 import os
 import shutil
+import signal
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -196,14 +197,11 @@ def test_text_of_files_is_text(page, made) -> None:
         (["{runs}/demo-te", "--out", "{runs}/demo/ckpt.pt/sub"], "cannot be made a folder"),
     ],
 )
-def test_bad_input_is_one_sentence(words, said, capsys) -> None:
-    words = [word.format(runs=RUNS) for word in words]
-    out = Path(words[words.index("--out") + 1]) if "--out" in words else None
-    folders = tuple(Path(word) for word in (words[: words.index("--out")] if out else words))
-    with pytest.raises(SystemExit) as end:
-        report.report(folders, out=out)
-    heard = capsys.readouterr().err.strip().splitlines()
-    assert end.value.code == 2 and len(heard) == 1 and said in heard[0]
+def test_bad_input_is_one_sentence(words, said, command) -> None:
+    code, _, heard = command("analyses.report", *(word.format(runs=RUNS) for word in words))
+    assert (
+        code == 2 and len(heard.splitlines()) == 1 and said in heard and heard.startswith("python -m analyses.report")
+    )
 
 
 def test_a_run_under_two_names_is_the_same_run(tmp_path) -> None:
@@ -259,18 +257,23 @@ def test_what_cannot_be_written_is_refused_before_anything_is_drawn(spoil, said,
 
 @pytest.mark.parametrize(
     ("end", "code", "said"),
-    [(OSError(errno.ENOSPC, "No space left on device", "x"), 2, "is intact"), (KeyboardInterrupt(), 130, "stopped")],
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "x"), 2, "is intact"),
+        (signal.SIGINT, 130, "stopped"),
+        (signal.SIGTERM, 143, "stopped"),
+    ],
 )
-def test_a_full_disk_and_a_stop_leave_the_page_before(end, code, said, runs, made, monkeypatch, capsys) -> None:
+def test_a_full_disk_and_a_stop_leave_the_page_before(end, code, said, runs, made, monkeypatch, command) -> None:
     def fails(*args) -> None:
-        raise end
+        if isinstance(end, OSError):
+            raise end
+        signal.raise_signal(end)
 
     before = (made / "report.html").read_bytes()
     monkeypatch.setattr(os, "replace", fails)
     monkeypatch.setattr(paper, "ITEMS", [item for item in paper.ITEMS if item.number == "Fig 8"])
-    with pytest.raises(SystemExit) as stopped:
-        report.report((runs["good"],), out=made)
-    assert stopped.value.code == code and said in capsys.readouterr().err.splitlines()[-1]
+    ended, _, heard = command("analyses.report", runs["good"], "--out", made)
+    assert ended == code and said in heard.splitlines()[-1]
     assert (made / "report.html").read_bytes() == before and not [*made.rglob("*.tmp")]
 
 

@@ -76,6 +76,15 @@ def test_what_is_packed_is_the_numbers_themselves():
     assert 0 in drawn["likely"] and len(drawn["likely"]) == 4
 
 
+def test_the_last_of_many_classes_keeps_its_name():
+    probability = np.full((5, 70_000), 0.0)
+    probability[:, 69_999] = 1
+    traced = told().traced | dict(probability=probability, patch_answer=np.full((5, 4, 4), 69_999))
+    names = [f"class {k}" for k in range(70_000)]
+    drawn = story.payload(told(names, traced=traced, untouched=probability[-1], flips=None, factors={}))
+    assert story.unpacked(drawn["top"])[-1, 0] == story.unpacked(drawn["patchAnswer"])[0, 0, 0] == 69_999
+
+
 def test_the_outline_has_every_edge_of_the_object_once():
     mask = np.zeros((6, 6), np.uint8)
     mask[1:3, 2:5] = 1

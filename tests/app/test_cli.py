@@ -59,3 +59,9 @@ def test_python_says_in_one_sentence_that_a_stranger_hides_a_package(hostile: Pa
     done = call(hostile, "-m", "probes.rank", "runs/demo")
     assert done.returncode == 2 and "is not the toolkit's package models" in done.stderr
     assert "the command bvit" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_command_names_itself_as_it_was_typed(hostile: Path) -> None:
+    for name in ("report", "study-table"):
+        done = call(hostile, "-c", SCRIPT, name, "nowhere")
+        assert done.returncode == 2 and done.stderr.startswith(f"bvit {name}: "), done.stderr

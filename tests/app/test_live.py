@@ -1,5 +1,6 @@
 """A loaded model behind the dashboard: what it answers, and that visitors do not read each other's activations."""
 
+import dataclasses
 import re
 import sys
 import threading
@@ -55,6 +56,14 @@ def test_a_trace_is_what_the_model_answers_and_attends_to(model, images, tiny_ru
     assert traced["probability"] == pytest.approx(expected(tiny_runs / "tiny", images[0]), abs=1e-6)
     assert traced["attention"].shape == (3, 2, 4, 4) and traced["norm"].shape == (4, model.config.n_tokens)
     assert traced["attention"].sum((2, 3)) + traced["to_cls"] == pytest.approx(np.ones((3, 2)), abs=1e-5)
+
+
+def test_answers_that_are_no_numbers_are_refused(images, tiny_runs):
+    diverged = load(tiny_runs / "tiny")
+    diverged.head.bias.data[0] = torch.nan
+    diverged.origin = dataclasses.replace(diverged.origin, sha256="of nobody else")
+    with pytest.raises(InputError, match="what the head reads out is not finite; the checkpoint diverged"):
+        live.Model(diverged).trace(images[0])
 
 
 def test_without_head_equals_the_plain_forward_with_that_head_s_columns_zeroed(model, images, tiny_runs, uncached):

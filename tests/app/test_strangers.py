@@ -1,7 +1,9 @@
 """Pages of what strangers wrote: text that means something to Markdown, and results that are no results."""
 
+import os
 import random
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from streamlit.testing.v1 import AppTest
 from app import results
 from tests import damaged
 
-from .visits import OF_PROBE, changed, complaint, is_whole
+from .visits import OF_PROBE, changed, complaint, is_whole, words
 
 # Text of files
 
@@ -40,6 +42,15 @@ def test_text_of_a_result_is_shown_word_for_word(view, runs, opened):
     shown = markdown_of(app)
     assert is_whole(app) and "elsewhere.example" in shown
     assert not re.search(r"(?<!\\)\[[^\]]*\]\(h", shown)
+
+
+def test_names_that_are_no_text_hide_nothing_else(runs, opened):
+    (runs / "tiny").rename(runs / os.fsdecode(b"of\xffbytes"))
+    shutil.copytree(runs / os.fsdecode(b"of\xffbytes"), runs / "tiny")
+    (runs / "tiny" / "rank.nc").rename(runs / "tiny" / os.fsdecode(b"r\xff.nc"))
+    app = opened(runs, "overview")
+    assert is_whole(app) and app.selectbox(key="run").options == ["tiny"]
+    assert "rename the folder: of?bytes" in words(app)
 
 
 def test_text_of_a_message_is_shown_word_for_word(runs, opened):

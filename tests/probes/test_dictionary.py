@@ -324,10 +324,21 @@ def test_what_cannot_be_measured_is_one_sentence(data, model) -> None:
         probe.measure(model, data, k=16)
     with pytest.raises(InputError, match="--updates is 0"):
         probe.measure(model, data, updates=0)
+    with pytest.raises(InputError, match="--expansion is 1000000, it must lie between 1 and 256"):
+        probe.measure(model, data, expansion=10**6)
     with pytest.raises(InputError, match="--effects is 65"):
         probe.measure(model, data, effects=65)
     with pytest.raises(InputError, match="too few"):
         probe.measure(model, Subset(data, [0]), **QUICK)
+
+
+def test_a_model_of_zeros_has_a_result_without_pictures(data) -> None:
+    empty = moved(data)
+    with torch.no_grad():
+        for parameter in empty.parameters():
+            parameter.zero_()
+    result = probe.measure(empty, data, **QUICK | dict(updates=2))
+    assert "thumbnail" not in result and (result["rate"] == 0).all() and analysis.table(result)
 
 
 # Its analysis

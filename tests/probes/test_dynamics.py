@@ -304,10 +304,15 @@ def test_what_cannot_be_measured_is_one_sentence(model, data, runs) -> None:
         probe.measure(model, Subset(data.dataset, range(5)))
     for options, said in (
         (dict(sample=2), "--sample is 2"),
-        (dict(max_steps=4), "--max-steps is 4, it must be at least 5"),
+        (dict(max_steps=4), "--max-steps is 4, it must lie between 5 and 3000"),
+        (dict(max_steps=10**9), "--max-steps is 1000000000, it must lie between 5 and 3000"),
         (dict(perturbation=0), "--perturbation is 0"),
+        (dict(perturbation=math.nan), "--perturbation is nan"),
+        (dict(perturbation=1e-9), "--perturbation is 1e-09, it must lie between 1e-05"),
         (dict(probes=1), "--probes is 1"),
+        (dict(probes=10**9), "--probes is 1000000000"),
         (dict(iterations=1), "--iterations is 1"),
+        (dict(iterations=10**9), "--iterations is 1000000000"),
         (dict(token="all"), "--token is 'all'"),
         (dict(jacobian_images=-1), "--jacobian-images is -1"),
         (dict(beside="nowhere"), "nowhere"),
@@ -316,6 +321,29 @@ def test_what_cannot_be_measured_is_one_sentence(model, data, runs) -> None:
             probe.measure(model, data, **options)
     with pytest.raises(InputError, match="its mean is"):
         probe.measure(moved(data, 0.1, mean=(0.1, 0.2, 0.3)), data, beside=str(runs / "vit"))
+
+
+def test_a_diverged_model_beside_is_named(model, data, tmp_path) -> None:
+    other = moved(data, 0.1)
+    with torch.no_grad():
+        other.core[0].mlp.fc2.weight.mul_(1e38)
+    save(tmp_path / "ckpt.pt", other, data="shapes-easy")
+    with pytest.raises(InputError, match="--with .*: its activations are not finite; the checkpoint diverged"):
+        probe.measure(model, data, beside=str(tmp_path), **QUICK)
+
+
+def test_lanczos_ends_with_the_dimensions_of_the_state(data) -> None:
+    model = moved(data, 0.1, patch_size=16)
+    every = model.config.n_tokens * model.config.d_model
+    few, exact = Pass(limited(data, 1), batch_size=1), []
+    with torch.no_grad():
+        states = entering(model, opened(few.data))
+    for t, state in enumerate(states):
+        jacobian = torch.autograd.functional.jacobian(lambda z, t=t: model.run_steps(z, t, t + 1), state)
+        jacobian = jacobian.reshape(every, every)
+        exact.append(float(torch.linalg.matrix_norm(jacobian.double(), 2)))
+    found = probe.of_state_jacobians(model, few, 2, 1000)["state_norm"].values
+    assert np.allclose(found, exact, rtol=1e-4)
 
 
 def test_jacobians_can_be_left_out(model, data) -> None:

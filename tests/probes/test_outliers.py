@@ -213,6 +213,15 @@ def test_what_cannot_be_measured_is_one_sentence(data) -> None:
         probe.measure(moved(data), data, neurons=0)
 
 
+def test_a_model_of_zeros_has_a_table(data) -> None:
+    model = moved(data)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    result = probe.measure(model, data)
+    assert result["largest"].isnull().all() and analysis.table(result) and analysis.figure(result).axes
+
+
 def test_the_table_keeps_its_lines_short(data) -> None:
     result = probe.measure(moved(data), data, control=moved(data, norm="rms"), batch_size=12)
     table = analysis.table(result)

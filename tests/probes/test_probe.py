@@ -139,6 +139,13 @@ class Numbered(torch.utils.data.Dataset):
         return torch.full((3, 4, 4), float(i)), 0, None
 
 
+@pytest.mark.parametrize(("option", "said"), [("batch_size", "the batch size is -1"), ("workers", "--workers is -1")])
+def test_what_nothing_can_be_read_with_is_refused_before_any_work(option: str, said: str) -> None:
+    measure = probe.measurement(lambda model, images: pytest.fail("it measured"))
+    with pytest.raises(InputError, match=said):
+        measure(None, Numbered(10), **{option: -1})
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 50])
 def test_over_joins_along_image_and_sums_the_rest(batch_size: int) -> None:
     def read(batch):

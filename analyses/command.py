@@ -1,0 +1,39 @@
+"""How the commands of this package end: 0 done, 2 bad input (one sentence on standard error), 130 stopped by Ctrl-C,
+143 by SIGTERM. As `models.command` has it, of which nothing here may know.
+"""
+
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import tyro
+
+called: dict[str, str] = {}  # how a command was called, where not as python -m
+
+
+def run(function: Callable[..., object], prog: str) -> None:
+    """Parse ``sys.argv`` into the arguments of `function`, call it, exit with the house's codes."""
+    prog, stopped_by = called.get(prog, prog), [signal.SIGINT]
+
+    def stop(number: int, frame: Any) -> None:
+        stopped_by[0] = signal.Signals(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)  # so that what is half written is removed
+    try:
+        tyro.cli(function, prog=prog)
+    except OSError as error:
+        where = f" at {error.filename}" if error.filename else ""
+        end(f"{prog}: {error.strerror or error}{where}; what was already written is intact, free some room", 2)
+    except ValueError as error:
+        end(f"{prog}: {error}", 2)
+    except KeyboardInterrupt:
+        end(f"\n{prog}: stopped; run it again to make it anew", 128 + stopped_by[0])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def end(said: str, code: int) -> None:
+    print(said, file=sys.stderr)
+    raise SystemExit(code)
