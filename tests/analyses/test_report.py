@@ -111,7 +111,7 @@ def test_what_is_said_is_what_the_results_hold() -> None:
     masks = {"prune": shipped("pruned/prune")}
     assert "2.5 % are its alone (random masks of the same densities 14.2 %)" in paper.says_specialization(masks)
     trained = {"study": study.read(RUNS / "study")}
-    assert "2: 77.0 (n = 2)" in paper.says_steps(trained) and "chance 5.0 %" in paper.says_steps(trained)
+    assert "2: 77.0 +- 3.4 (n = 2)" in paper.says_steps(trained) and "chance 5.0 %" in paper.says_steps(trained)
     compared = paper.says_comparison(trained)
     assert "recovery 0.84 (95 % interval 0.65 to 1.09)" in compared  # two seeds of each
     assert "recovery 0.92 (n = 2 and 1: no interval)" in compared
