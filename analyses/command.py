@@ -24,8 +24,8 @@ def run(function: Callable[..., object], prog: str) -> None:
     try:
         tyro.cli(function, prog=prog)
     except OSError as error:
-        where = f" at {error.filename}" if error.filename else ""
-        end(f"{prog}: {error.strerror or error}{where}; what was already written is intact, free some room", 2)
+        where = f"{error.strerror or error}{f' at {error.filename}' if error.filename else ''}"
+        end(f"{prog}: {where}; what was already written is intact, free or choose another place", 2)
     except ValueError as error:
         end(f"{prog}: {error}", 2)
     except KeyboardInterrupt:

@@ -29,7 +29,7 @@ def read(path: str | Path) -> xr.Dataset:
     content = hdf5.bytes_of(path)
     try:
         hdf5.check(content)
-        result = updated(hdf5.dataset(content))
+        result = updated(hdf5.read(content))
         refuse_long(result)
         refuse_strange(result.attrs)
     except Exception as error:  # a damaged file raises anything

@@ -38,7 +38,7 @@ page.metric(
     columns[1], "half way after step", style.with_interval(result, "half", at, scale=1, digits=0), "95 % interval"
 )
 selectivity = style.with_interval(result, "selectivity", dict(at, state=state))
-page.metric(columns[2], "above shuffled values (points)", selectivity, "95 % interval")
+page.metric(columns[2], "above shuffled values", selectivity.partition(" ")[0], f"points, 95 %: {selectivity}")
 about = "of what a step's own probe reads above chance, from the step on that is half way"
 shared = style.with_interval(result, "shared", at, digits=0)
 page.metric(columns[3], "other steps' probes read (%)", shared, "chance 0", help=about)

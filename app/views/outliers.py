@@ -21,8 +21,7 @@ if result.attrs["note"]:
 threshold, state, columns = result.attrs["threshold"], analysis.worst(result), st.columns(4)
 at, untrained = dict(condition="untouched", state=state), style.untrained(result, "largest")
 beside = None if untrained is None else f"untrained {float(untrained.sel(at)):.2f}"
-stands_out = f"{float(result['largest'].sel(at)):.2f} x the median"
-page.metric(columns[0], f"largest patch, after step {state}", stands_out, beside)
+page.metric(columns[0], f"largest patch / median, step {state}", f"{float(result['largest'].sel(at)):.2f}", beside)
 share = style.with_interval(result, "share", dict(at, times=threshold), digits=2)
 page.metric(columns[1], f"patches above {threshold:g} x the median", f"{share.partition(' ')[0]} %", f"95 %: {share}")
 for column, condition in zip(columns[2:], ("register", "random register"), strict=True):

@@ -55,7 +55,7 @@ def test_methods_of_old_results_are_recipes_and_cuts() -> None:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_file_is_read_as_xarray_s_own_reader_does(name: str) -> None:
     path = RUNS / f"{name}.nc"
-    xr.testing.assert_identical(hdf5.dataset(path.read_bytes()), xr.load_dataset(path, engine="h5netcdf"))
+    xr.testing.assert_identical(hdf5.read(path.read_bytes()), xr.load_dataset(path, engine="h5netcdf"))
 
 
 def test_every_kind_of_variable_is_read_as_xarray_s_own_reader_does(tmp_path) -> None:
@@ -75,7 +75,7 @@ def test_every_kind_of_variable_is_read_as_xarray_s_own_reader_does(tmp_path) ->
     )
     written.to_netcdf(tmp_path / "all.nc", engine="h5netcdf")
     content = (tmp_path / "all.nc").read_bytes()
-    xr.testing.assert_identical(hdf5.dataset(content), xr.load_dataset(tmp_path / "all.nc", engine="h5netcdf"))
+    xr.testing.assert_identical(hdf5.read(content), xr.load_dataset(tmp_path / "all.nc", engine="h5netcdf"))
 
 
 def test_one_class_is_still_a_list_of_classes(tmp_path) -> None:
