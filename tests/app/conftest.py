@@ -165,17 +165,25 @@ class Served:
 
     def stop(self) -> None:
         self.process.terminate()
-        self.process.wait(10)
+        self.process.wait(60)  # it may still be starting
         if self.reader.is_alive():
             self.reader.join()
         self.process.stdout.close()
 
 
-SLOWED = """
+SERVED = """
+import threading
 import time
+from etils import epy
 from models.block import Block
 from streamlit.web import cli
-quick = Block.forward
+
+def before_visitors():
+    assert threading.current_thread() is threading.main_thread(), "one visitor's lazy imports reach into another's"
+    return lazy_imports()
+
+lazy_imports, quick = epy.lazy_imports, Block.forward
+epy.lazy_imports = before_visitors
 Block.forward = lambda *words, **options: time.sleep(0.03) or quick(*words, **options)
 cli.main()
 """
@@ -187,7 +195,7 @@ def served(tiny_runs) -> Iterator[str]:
     so that visitors meet in it.
     """
     script, options = ROOT / "app" / "main.py", ("--server.headless", "true", "--", "--runs", tiny_runs)
-    dashboard = Served("-c", SLOWED, "run", script, *options, cwd=tiny_runs)
+    dashboard = Served("-c", SERVED, "run", script, *options, cwd=tiny_runs)
     try:
         yield dashboard.address()
     finally:

@@ -15,6 +15,7 @@ from PIL import Image
 from app.contents import PAGES
 from models import load, open_data
 
+expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
 PATIENCE = 300_000  # milliseconds for a page on a busy machine
 ANSWER = re.compile(r"The model answers (.+) \((.+) %\)")
 
@@ -44,9 +45,8 @@ def settled(page, has_chart: bool = True) -> None:
     if has_chart:
         page.wait_for_selector("iframe, .js-plotly-plot .main-svg")
     page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
-    assert page.locator("[data-testid=stException]").count() == 0
-    assert page.locator("[data-testid=stAlertContentError]").count() == 0
-    assert page.locator("[role=dialog]").count() == 0  # streamlit's "page not found"
+    wrong = "[data-testid=stException], [data-testid=stAlertContentError], [role=dialog]"  # the last: no such page
+    expect(page.locator(wrong)).to_have_text([])
 
 
 def turn_to(page, title: str) -> None:
