@@ -29,6 +29,20 @@ def of_ratio(ratio: ArrayLike, n: ArrayLike, scale: float = 1.0) -> tuple[np.nda
     return scale * low, scale * high
 
 
+def unless_constant(
+    low: ArrayLike, high: ArrayLike, value: ArrayLike, n: int, least: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """A bootstrap's bounds of values between `least` and 1 over n images; where resampling has nothing to vary, as
+    where all images agree, what Wilson's interval of none in n leaves open around the value.
+    """
+    low, high, value, none = np.asarray(low), np.asarray(high), np.asarray(value), wilson(0, n)[1]
+    is_constant = low == high
+    return (
+        np.where(is_constant, np.maximum(value - none, least), low),
+        np.where(is_constant, np.minimum(value + none, 1), high),
+    )
+
+
 def nanmean(values: np.ndarray) -> np.ndarray:
     """Mean over the first axis without NaN; NaN where nothing is left."""
     count = (~np.isnan(values)).sum(0)

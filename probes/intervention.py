@@ -106,9 +106,8 @@ def numbers(seen: xr.Dataset, n: int, rows: Any) -> dict[str, tuple[tuple[str, s
     right, loss, n_finite = seen["sums"].values[:, rows]
     changes = (seen["changes"] / seen["weight"]).transpose("resample", "run", "state").values
     low, high = np.quantile(changes[:, rows], [0.025, 0.975], axis=0)
-    change, none = (right - seen["sums"].values[0, :1]) / n, intervals.wilson(0, n)[1]
-    is_same = low == high  # no image is answered otherwise, so that resampling has nothing to vary
-    low, high = np.where(is_same, change - none, low), np.where(is_same, change + none, high)
+    change = (right - seen["sums"].values[0, :1]) / n
+    low, high = intervals.unless_constant(low, high, change, n, least=-1)
     return {
         name: (("case", "state"), values)
         for name, values in {

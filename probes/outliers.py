@@ -36,6 +36,7 @@ TIMES = (1.5, 2.0, 5.0, 10.0)  # further multiples of the median, beside the one
 PARTS = ("stream", "attention", "FFN")  # what a patch's norm after a step is made of
 CONDITIONS = ("untouched", "register", "random register", "silenced")
 TRAINED = "trained registers"
+LEAST = {"share": 0.0, "images": 0.0, "accuracy": 0.0, "accuracy_change": -1.0}  # of what is at most 1
 
 
 @probe.measurement(lighter=dict(registered=None))
@@ -44,8 +45,9 @@ def measure(
 ) -> xr.Dataset:
     """Norms of patches over the steps, who writes the largest, and what a register at test time changes.
 
-    Intervals: 95 %, bootstrap of the measured photographs. Raises `InputError` for a model without a head, classes that
-    it lacks, fewer than two photographs, a run of other images, and where activations are not finite.
+    Intervals: 95 %, bootstrap of the measured photographs; of a share or an accuracy that is the same for all of them,
+    what none in so many leaves open (Wilson). Raises `InputError` for a model without a head, classes that it lacks,
+    fewer than two photographs, a run of other images, and where activations are not finite.
 
     Args:
         times: a patch is an outlier above so many times the median norm of its image's patches.
@@ -68,10 +70,10 @@ def measure(
     every, limits = (chosen, random), sorted({*TIMES, times})
     of_model = images.classes_of(model)
     seen = measuring.over(lambda batch: read(model, other, batch, every, limits, of_model, measuring))
-    result = xr.Dataset(
-        {name: of for mean in means.drawn(seen).items() for name, of in means.with_interval(*mean).items()}
-    )
-    side, n = config.side, len(seen["position"])
+    side, n, result = config.side, len(seen["position"]), xr.Dataset()
+    for name, drawn in means.drawn(seen).items():
+        bounded = dict(n=n, least=LEAST[name]) if name in LEAST else {}
+        result = result.assign(means.with_interval(name, drawn, **bounded))
     return (
         result.assign(
             place=(("state", "row", "column"), seen["place"].values.reshape(-1, side, side) / n),
@@ -203,7 +205,7 @@ def read(
         }
         for name in ("accuracy", "largest"):
             dims, each = values[name]
-            values[f"{name}_change"] = dims, each - each[:1]
+            values[f"{name}_change"] = dims, torch.cat([torch.full_like(each[:1], torch.nan), each[1:] - each[:1]])
         values |= written | where(batch, places, model.config.patch_size)
     counts = torch.nn.functional.one_hot(places, n_patches).sum(1)
     return means.sums(values, walk.photographs(batch.index), walk.seed) | {"place": (("state", "at"), counts)}

@@ -38,9 +38,14 @@ def drawn(seen: xr.Dataset) -> dict[str, xr.DataArray]:
     return {name: seen[f"{name}.sum"] / seen[f"{name}.count"].where(lambda count: count > 0) for name in names}
 
 
-def with_interval(name: str, means: xr.DataArray) -> dict[str, xr.DataArray]:
-    """The mean, and its interval as ``_low`` and ``_high``."""
+def with_interval(name: str, means: xr.DataArray, n: int | None = None, least: float = 0.0) -> dict[str, xr.DataArray]:
+    """The mean, and its interval as ``_low`` and ``_high``; of values between `least` and 1, given over how many
+    images, `intervals.unless_constant`.
+    """
     resampled = means[{"draw": slice(1, None)}]
     is_there = resampled.notnull().any("draw")
     bounds = resampled.where(is_there, 0).quantile([0.025, 0.975], "draw").where(is_there).drop_vars("quantile")
-    return {name: means[{"draw": 0}], f"{name}_low": bounds[{"quantile": 0}], f"{name}_high": bounds[{"quantile": 1}]}
+    mean, low, high = means[{"draw": 0}], bounds[{"quantile": 0}], bounds[{"quantile": 1}]
+    if n is not None:
+        low, high = (mean.copy(data=bound) for bound in intervals.unless_constant(low, high, mean, n, least))
+    return {name: mean, f"{name}_low": low, f"{name}_high": high}

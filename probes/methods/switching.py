@@ -138,8 +138,10 @@ def switched(trained: Trained, fitting: Pass, images: Pass, of_model: Tensor, n:
 
     variables: dict[str, Any] = {"importance": (("token", "feature"), ranked.astype(np.float32))}
     if n:
-        for name, of in means.drawn(images.sample(N_SWITCHED).over(read)).items():
-            variables |= means.with_interval(name, of)
+        seen = images.sample(N_SWITCHED).over(read)
+        drawn = means.drawn(seen)
+        variables |= means.with_interval("effect", drawn["effect"])
+        variables |= means.with_interval("effect_accuracy", drawn["effect_accuracy"], len(seen["position"]), least=-1)
         variables |= {"tested": (("token", "rank"), tested.numpy()), "how": list(KINDS)}
     return variables
 
@@ -175,6 +177,7 @@ def replaced(trained: Trained, fitting: Pass, images: Pass, of_model: Tensor) ->
         return means.sums(named, images.photographs(batch.index), images.seed)
 
     variables: dict[str, Any] = {"replaced": list(ways)}
-    for name, of in means.drawn(images.over(read)).items():
-        variables |= means.with_interval(name, of)
+    seen = images.over(read)
+    for name, of in means.drawn(seen).items():
+        variables |= means.with_interval(name, of, len(seen["position"]))
     return variables

@@ -44,3 +44,15 @@ def test_sums_of_a_batch_equal_loops_over_its_images_and_draws() -> None:
     assert float(result["x_low"][0]) == np.nanquantile(mean, 0.025)
     assert float(result["x_high"][0]) == np.nanquantile(mean, 0.975)
     assert result["x"].values[0] == 2 and all(np.isnan(of.values[1]) for of in result.values())
+
+
+@pytest.mark.parametrize(("value", "least", "low", "high"), [(0, 0, 0, 1), (1, 0, 1, 0), (0, -1, 1, 1), (0.5, 0, 1, 1)])
+def test_where_all_images_agree_the_interval_is_what_none_in_so_many_leaves_open(value, least, low, high) -> None:
+    images = torch.tensor([[float(value)] * 40, [0.0, 1.0] * 20])
+    read = means.sums({"x": (("k",), images)}, np.arange(40), 0)
+    drawn = means.drawn(xr.Dataset({name: (dims, of.numpy()) for name, (dims, of) in read.items()}))["x"]
+    plain, bounded = means.with_interval("x", drawn), means.with_interval("x", drawn, 40, least)
+    none = stats.binomtest(0, 40).proportion_ci(0.95, method="wilson").high
+    assert plain["x_low"][0] == plain["x_high"][0] == value
+    assert [bounded["x_low"][0], bounded["x_high"][0]] == pytest.approx([value - low * none, value + high * none])
+    assert all(float(plain[name][1]) == float(bounded[name][1]) for name in ("x", "x_low", "x_high"))
