@@ -43,7 +43,8 @@ def measure(
     """Change of accuracy, loss and logit difference without each part of each step, beside a random change as large.
 
     The logit difference is that of the true class and the best other one of the untouched model. Intervals: 95 %,
-    paired bootstrap by photograph (Poisson weights). Raises `InputError` for a model without a head or of one class.
+    paired bootstrap by photograph (Poisson weights); where no answer changes, of accuracy, Wilson's of none in so many
+    images. Raises `InputError` for a model without a head or of one class.
 
     Args:
         images: how many are measured, spread evenly over the data.
@@ -68,6 +69,7 @@ def measure(
     n, resampled = len(seen["position"]), seen["resampled"] / seen["weight"]
     low, high = np.quantile(resampled.transpose("resample", "metric", ...), [0.025, 0.975], axis=0)
     change, untouched = seen["change"].transpose("metric", ...) / n, seen["untouched"].values / n
+    low[0], high[0] = intervals.unless_constant(low[0], high[0], change[0], n, least=-1)  # of accuracy
     dims = change.dims[1:]
     variables = {name: (dims, change.values[i]) for i, name in enumerate(METRICS)}
     bounds = {

@@ -1,5 +1,6 @@
 """Run with: pytest tests/probes/test_ablation.py"""
 
+import copy
 import dataclasses
 import time
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from scipy import stats
 from torch.nn import functional
 from torch.utils.data import Subset
 
@@ -183,6 +185,18 @@ def test_intervals_are_a_paired_bootstrap_of_the_images(model, data) -> None:
     assert abs(float(cell["loss_low"]) - low) < 0.25 * (high - low) and abs(float(cell["loss_high"]) - high) < 0.25 * (
         high - low
     )
+
+
+def test_where_no_answer_changes_the_interval_is_what_none_in_so_many_leaves_open(model, data) -> None:
+    deaf = copy.deepcopy(model)
+    with torch.no_grad():
+        deaf.blocks[0].attn.W_O.zero_()  # so that heads cannot matter
+    result = probe.measure(deaf, data, how="zero", batch_size=8)
+    heads = result.sel(kind="ablated", scope="one", part=["head 0", "head 1"])
+    n = result.attrs["n_measured"]
+    none = stats.binomtest(0, n).proportion_ci(0.95, method="wilson").high
+    assert not heads["accuracy"].any() and n > 1
+    assert np.allclose(heads["accuracy_low"], -none) and np.allclose(heads["accuracy_high"], none)
 
 
 def test_poisson_weights_hold_a_photograph_together_and_depend_on_nothing_else() -> None:
