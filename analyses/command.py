@@ -2,9 +2,11 @@
 143 by SIGTERM. As `models.command` has it, of which nothing here may know.
 """
 
+import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import tyro
@@ -23,6 +25,9 @@ def run(function: Callable[..., object], prog: str) -> None:
     before = signal.signal(signal.SIGTERM, stop)  # so that what is half written is removed
     try:
         tyro.cli(function, prog=prog)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has gone, as | head does once it has its lines
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         where = f"{error.strerror or error}{f' at {error.filename}' if error.filename else ''}"
         end(f"{prog}: {where}; what was already written is intact, free or choose another place", 2)
@@ -35,5 +40,6 @@ def run(function: Callable[..., object], prog: str) -> None:
 
 
 def end(said: str, code: int) -> None:
-    print(said, file=sys.stderr)
+    with suppress(OSError):  # where not even this can be written, the code says it
+        print(said, file=sys.stderr)
     raise SystemExit(code)

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, get_type_hints
 
@@ -48,15 +48,16 @@ def run(function: Callable[..., object], prog: str, presets: Presets | None = No
     try:
         with stopped_by_sigterm():
             tyro.cli(with_presets(function, presets or {}, sys.argv[1:]), prog=prog)
+            sys.stdout.flush()
     except InputError as error:
         _stop(f"{prog}: {error}", 2)
+    except BrokenPipeError:
+        silence()
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
         where = f" at {str(error.filename)[:200]}" if error.filename else ""
         _stop(f"{prog}: {error.strerror}{where}; what was already written is intact, free or choose another place", 2)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt as stop:
         code = 128 + stop.signal if isinstance(stop, Stopped) else 130
         _stop(f"\n{prog}: stopped; run it again to go on (long commands: with --resume)", code)
@@ -108,6 +109,12 @@ def with_presets(function: Callable[..., object], presets: Presets, words: Seque
     return called
 
 
+def silence() -> None:
+    """Whoever read the output has gone, as ``| head`` does once it has its lines: the rest is for nobody."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _stop(message: str, code: int) -> None:
-    print(message, file=sys.stderr)
+    with suppress(OSError):  # where not even this can be written, the code says it
+        print(message, file=sys.stderr)
     raise SystemExit(code)

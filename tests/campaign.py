@@ -85,8 +85,8 @@ def start(function: Callable[[], object], said: Path, limit: int | None = None) 
     except SystemExit as end:
         code = end.code or 0
     except BaseException:
-        traceback.print_exc()
         code = 70
+        traceback.print_exc()
     finally:
         os._exit(code)
 

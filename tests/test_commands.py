@@ -5,11 +5,13 @@ same signature that does nothing. So modules, options, their values and what exc
 a second and without data; what the commands do is tested elsewhere. Run with: pytest tests/test_commands.py
 """
 
+import errno
 import functools
 import inspect
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 import typing
 import warnings
@@ -17,6 +19,9 @@ from pathlib import Path
 
 import pytest
 import tyro
+
+import analyses.command
+import models.command
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -77,3 +82,44 @@ def test_a_command_that_is_named_is_there(module) -> None:
 @pytest.mark.parametrize("rest", ["runs/demo --limt 3", "runs/demo --limit many", "runs/demo --map heat", ""])
 def test_a_wrong_command_is_noticed(rest, monkeypatch, capsys) -> None:
     assert parse("probes.pointing_game", rest, monkeypatch) == 2
+
+
+HALF_READ = """
+import sys
+from {package} import command
+
+def long() -> None:
+    print(0, flush=True)
+    sys.stdin.read()  # until the reader has gone
+    for i in range({lines}):
+        print(i)
+
+sys.argv = ["long"]
+command.run(long, "long")
+"""
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+@pytest.mark.parametrize("package", ["models", "analyses"])
+def test_a_reader_that_goes_early_is_no_error(package, lines) -> None:
+    command, pipe = [sys.executable, "-c", HALF_READ.format(package=package, lines=lines)], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=ROOT) as child:
+        assert child.stdout.readline() == "0\n"
+        child.stdout.close()
+        child.stdin.close()
+        assert child.stderr.read() == "" and child.wait() == 0
+
+
+@pytest.mark.parametrize("commands", [models.command, analyses.command], ids=["models", "analyses"])
+def test_where_not_even_the_sentence_can_be_written_the_code_says_it(commands, monkeypatch) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "run/last.pt")
+
+    def write(_: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "argv", ["full"])
+    monkeypatch.setattr(sys.stderr, "write", write)
+    with pytest.raises(SystemExit) as end:
+        commands.run(full, "full")
+    assert end.value.code == 2
