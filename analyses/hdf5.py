@@ -5,6 +5,8 @@ as it claims. `refuse_foreign` looks at the structure alone. A damaged file can 
 so `check` reads it once in a process of its own that may be ended.
 """
 
+from __future__ import annotations
+
 import hashlib
 import io
 import math
@@ -17,7 +19,10 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import xarray as xr
+from etils import epy
+
+with epy.lazy_imports():  # which the child does without
+    import xarray as xr
 
 try:
     import resource

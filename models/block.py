@@ -116,7 +116,7 @@ class LayerScale(nn.Module):
 
     def __init__(self, d_model: int, value: float):
         super().__init__()
-        self.gamma = nn.Parameter(torch.full((d_model,), value))
+        self.gamma = nn.Parameter(torch.full((d_model,), float(value)))
 
 
 class Block(nn.Module):

@@ -2,7 +2,13 @@
 
 
 class InputError(ValueError):
-    """Bad input. The message is one sentence: what is wrong, where, and what to do about it."""
+    """Bad input. The message is one sentence: what is wrong, where, and what to do about it.
+
+    It may quote names out of anybody's files: what is not printable in them, as a line's end, is written as in Python.
+    """
+
+    def __init__(self, message: str = ""):
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
 
 
 class UnreadableImage(InputError):

@@ -8,6 +8,7 @@ a second and without data; what the commands do is tested elsewhere. Run with: p
 import errno
 import functools
 import inspect
+import pickle
 import re
 import runpy
 import shlex
@@ -22,6 +23,7 @@ import tyro
 
 import analyses.command
 import models.command
+from models.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -123,3 +125,9 @@ def test_where_not_even_the_sentence_can_be_written_the_code_says_it(commands, m
     with pytest.raises(SystemExit) as end:
         commands.run(full, "full")
     assert end.value.code == 2
+
+
+def test_a_sentence_stays_one_line_whatever_it_quotes() -> None:
+    said = InputError("a\nb\x1b[31m\udcff is no field, Größe is, ok")
+    assert str(said) == r"a\nb\x1b[31m\udcff is no field, Größe is, ok"
+    assert str(pickle.loads(pickle.dumps(said))) == str(said)
