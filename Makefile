@@ -35,6 +35,13 @@ docs:
 	.venv-docs/bin/mkdocs build -q
 	@echo 'open build/site/index.html'
 
+# small changes to the mathematics, one at a time, that the tests must notice: docs/mutants.md; in an environment of its own
+mutants:
+	$(PYTHON) -m venv .venv-mutants
+	.venv-mutants/bin/pip install -q -e '.[dev]' 'mutmut>=3.8,<4' -c constraints.txt
+	.venv-mutants/bin/mutmut run
+	.venv-mutants/bin/mutmut results
+
 # in environments of their own, from the package index: the newest versions of everything, and the wheel from an empty folder
 newest:
 	$(PYTHON) -m venv .venv-newest
@@ -49,7 +56,7 @@ wheel:
 		--batch-size 64 --val-limit 64 --out mine && $(CURDIR)/.venv-wheel/bin/bvit pointing-game mine --limit 64
 
 clean:
-	rm -rf .pytest_cache .ruff_cache .uv build *.egg-info
+	rm -rf .pytest_cache .ruff_cache .uv build mutants *.egg-info
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 # uv where there is one or the package index gives one (kept in .uv/), else plain pip; the system's Python is never
@@ -68,4 +75,4 @@ clean:
 		$(PYTHON) -m venv .venv && .venv/bin/pip install -e '.[dev]' -c constraints.txt; }
 	@touch $@
 
-.PHONY: demo test lint bench figures report docs reproduce campaign newest wheel clean
+.PHONY: demo test lint bench figures report docs reproduce campaign mutants newest wheel clean

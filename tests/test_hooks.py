@@ -1,5 +1,6 @@
 """What people do to hooks and caches: heard, or an error that says why. Run with: pytest tests/test_hooks.py"""
 
+import re
 import warnings
 
 import pytest
@@ -288,6 +289,17 @@ def test_inputs_of_heads_see_no_adapter_and_say_so(images) -> None:
         model.run_with_cache(images, names_filter="blocks.0.hook_q_input")
 
 
+@pytest.mark.parametrize("layer_scale", [None, 0.3])
+def test_what_heads_and_neurons_add_to_the_stream_are_their_weights_with_the_layer_scale(images, layer_scale) -> None:
+    model = fresh(ViTConfig(**{**CONFIG.to_dict(), "layer_scale": layer_scale}), 0).eval()
+    _, cache = model.run_with_cache(images)
+    for t, step in enumerate(model.blocks):
+        heads = torch.einsum("bphd,hdm->bpm", cache["z", t], step.attn.W_O) + step.attn.b_O
+        assert torch.allclose(heads, cache[f"blocks.{t}.hook_attn_out"], atol=1e-5)
+        neurons = cache[f"blocks.{t}.mlp.hook_post"] @ step.mlp.W_out + step.mlp.b_out
+        assert torch.allclose(neurons, cache[f"blocks.{t}.hook_mlp_out"], atol=1e-5)
+
+
 # Hook functions and inputs
 
 
@@ -307,7 +319,11 @@ def test_a_function_for_one_head_changes_that_head_alone(model, images, name, ax
 
 
 def test_the_mean_of_one_image_needs_a_reference(model, images) -> None:
-    with pytest.raises(InputError, match="batch of one image"):
+    said = (
+        "blocks.0.hook_mlp_out: the mean over a batch of one image is that image's own activation; give more images, "
+        "or replace(mean) with a mean over a data set"
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(said)}$"):
         model.run_with_hooks(images[:1], fwd_hooks=[("blocks.0.hook_mlp_out", mean)])
     _, cache = model.run_with_cache(images, names_filter="blocks.0.hook_mlp_out")
     known = replace(cache["blocks.0.hook_mlp_out"].mean(0))
@@ -322,6 +338,7 @@ def test_noise_is_that_of_its_seed_at_every_call(model, images) -> None:
     for _ in range(2):
         noisy = add_noise(0.1, seed=3)(activation, hook=hook)
         assert noisy.dtype == torch.float64 and torch.allclose(noisy, 1 + 0.1 * drawn.double())
+    assert add_noise(0.1)(activation.bfloat16(), hook=hook).dtype == torch.bfloat16
     assert torch.equal(add_noise(0.1)(activation, hook=hook), add_noise(0.1, seed=0)(activation, hook=hook))
     noisy = model.run_with_hooks(images, fwd_hooks=[("blocks.0.hook_mlp_out", add_noise(0.1))])
     assert not torch.allclose(noisy, model(images))
@@ -365,6 +382,7 @@ def test_cls_attention_is_the_cls_row_of_the_pattern(images) -> None:
     model = fresh(ViTConfig(**{**CONFIG.to_dict(), "n_registers": 1}), 0).eval()
     _, cache = model.run_with_cache(images, names_filter="blocks.*.attn.hook_pattern")
     rows = torch.stack([cache["pattern", t][:, :, 0] for t in range(4)], 1)
+    model.head.register_forward_hook(lambda *_: pytest.fail("what comes after the last step is not needed"))
     assert torch.allclose(cls_attention(model, images), rows, atol=1e-6)
 
 

@@ -68,6 +68,17 @@ def test_masks_survive_saving_copying_steps_and_beyond(tmp_path: Path) -> None:
     assert set(model.state_dict()) == set(fresh(CONFIG, 1).state_dict())
 
 
+def test_a_model_of_one_step_has_its_mask() -> None:
+    config = ViTConfig.from_dict(CONFIG.to_dict() | {"n_steps": 1})
+    chosen = drawn(config)
+    assert (masks.taken_from(masks.put_on(fresh(config, 1), chosen)) == chosen).all()
+
+
+def test_masks_are_where_the_model_is() -> None:
+    model = masks.put_on(fresh(CONFIG, 1).to("meta"), drawn())
+    assert {step.weight(name).device.type for step in model.blocks for name in masks.WEIGHTS} == {"meta"}
+
+
 def test_packing_is_numpys(tmp_path: Path) -> None:
     chosen = drawn()
     content = masks.packed(chosen)
@@ -94,6 +105,8 @@ def test_bytes_of_another_kind_are_refused(content: torch.Tensor) -> None:
     found = re.escape(f"ckpt.pt: masks are {str(content.dtype)[6:]} {list(content.shape)}, those of this model are")
     with pytest.raises(InputError, match=rf"^{found} uint8 .* = \[3, 384\]$"):
         masks.unpacked(content, CONFIG, path="ckpt.pt")
+    with pytest.raises(InputError, match="^a file: masks are"):
+        masks.unpacked(content, CONFIG)
 
 
 def test_masks_of_another_model_are_refused() -> None:

@@ -84,6 +84,7 @@ def test_augmentation_is_timm_s_with_the_recipe_s_numbers() -> None:
     assert recipes.augmentation(RECIPES["plain"], config) is None
     deit = recipes.augmentation(RECIPES["deit"], config).transforms
     assert type(deit[0]).__name__ == "RandomResizedCropAndInterpolation" and deit[0].size == (24, 24)
+    assert deit[0].interpolation.value == "bicubic"
     small = recipes.augmentation(RECIPES["small"], config).transforms
     resize, crop = small[0].transforms
     assert (resize.size, resize.interpolation.value) == (24, "bicubic")

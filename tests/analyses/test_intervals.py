@@ -16,10 +16,27 @@ def test_wilson_is_scipy_s(hits: int, n: int, level: float) -> None:
     expected = stats.binomtest(hits, n).proportion_ci(level, method="wilson")
     assert np.allclose(intervals.wilson(hits, n, level), expected, atol=1e-12)
     assert np.allclose(intervals.of_ratio(hits / n, n, 100), 100 * np.array(intervals.wilson(hits, n)))
+    assert np.allclose(intervals.of_ratio(hits / n, n), intervals.wilson(hits, n))
+    short = np.array([hits / n], np.float32)
+    assert np.array_equal(intervals.of_ratio(short, n), intervals.wilson(short.astype(np.float64) * n, n))
 
 
 def test_wilson_of_nothing_is_everything_and_all_right_is_not_certain() -> None:
     assert np.allclose(intervals.wilson([0, 10], [0, 10]), [[0, 0.722], [1, 1]], atol=1e-3)
+
+
+def test_wilson_of_half_a_hit_is_wilson_s_formula_and_no_interval_leaves_0_to_1() -> None:
+    """A tie counts as a part of a hit."""
+    z = stats.norm.ppf(0.975)
+    half = z * (0.25 + z**2 / 4) ** 0.5 / (1 + z**2)
+    assert np.allclose(intervals.wilson(0.5, 1), [0.5 - half, 0.5 + half])
+    n = np.arange(2000)
+    assert intervals.wilson(n, n)[1].max() == 1 and intervals.wilson(0 * n, n)[0].min() == 0
+
+
+def test_averages_of_short_floats_are_summed_in_long_ones() -> None:
+    short, labels = np.random.default_rng(0).random((3000, 2)).astype(np.float32), np.arange(3000) % 7
+    assert np.array_equal(intervals.averages(short, labels), intervals.averages(short.astype(np.float64), labels))
 
 
 def test_averages_equal_loops() -> None:
@@ -57,6 +74,12 @@ def test_bootstrap_equals_one_that_draws_photographs_one_by_one() -> None:
     for cell in range(2):
         expected = [slow(values[:, cell], labels, groups, drawn) for drawn in counts]
         assert np.allclose([low[:, cell], high[:, cell]], np.quantile(expected, [0.025, 0.975], axis=0), atol=1e-5)
+
+
+def test_photographs_of_one_class_are_drawn_within_it() -> None:
+    """One photograph a class: it is drawn whatever happens, and the macro mean cannot move; the micro mean does."""
+    low, high = intervals.bootstrap(np.array([[1.0], [2.0], [6.0]]), np.arange(3), np.array([7, 8, 9]))
+    assert low[1, 0] == high[1, 0] == 3 and low[0, 0] < 3 < high[0, 0]
 
 
 def test_items_of_one_photograph_are_not_independent() -> None:
@@ -128,6 +151,18 @@ def test_poisson_binomial_is_scipy_s_and_that_of_all_outcomes() -> None:
     assert np.allclose(intervals.poisson_binomial(many), stats.poisson_binom(many).pmf(np.arange(302)), atol=1e-12)
 
 
+def test_few_trials_are_exact_in_their_tails_whatever_type_they_have() -> None:
+    few = intervals.poisson_binomial(np.full(20, 0.01))
+    assert np.allclose(few, stats.binom.pmf(np.arange(21), 20, 0.01), rtol=1e-12, atol=0)
+    short = np.full(20, 0.01, np.float32)
+    assert np.array_equal(intervals.poisson_binomial(short), intervals.poisson_binomial(short.astype(np.float64)))
+
+
+def test_the_best_of_very_many_is_not_moved_by_rounding() -> None:
+    expected = -np.expm1(144 * stats.binom.logcdf(np.arange(3000), 3000, 1e-4)).sum() / 3000
+    assert intervals.best_of(np.full(3000, 1e-4), 144)[0] == pytest.approx(expected, rel=1e-9)
+
+
 def test_a_poisson_binomial_of_no_trials_is_no_hit_and_of_many_has_no_negative_chance() -> None:
     assert intervals.poisson_binomial([]).tolist() == [1]
     many = intervals.poisson_binomial(np.full(3000, 0.5))
@@ -161,6 +196,20 @@ def test_a_ratio_of_sums_and_its_interval_against_plain_loops() -> None:
     assert np.allclose([low[0], high[0]], np.quantile(drawn, [0.1, 0.9]), rtol=1e-9)
     nothing = intervals.ratio_of_sums(np.full((3, 1), np.nan), np.ones(3), np.arange(3))
     assert np.isnan(nothing).all()
+
+
+def test_a_ratio_that_one_photograph_alone_has_is_sure_whenever_it_is_drawn() -> None:
+    """Cell i is there for photograph i alone, so that every resample lacks some of the cells."""
+    values = np.where(np.eye(12, dtype=bool), np.arange(1, 13.0), np.nan).reshape(12, 4, 3)
+    for bound in intervals.ratio_of_sums(values, np.full(12, 2.0), np.arange(12)):
+        assert np.allclose(bound, np.arange(1, 13).reshape(4, 3) / 2)
+
+
+def test_intervals_are_those_of_a_thousand_draws_of_seed_0() -> None:
+    values, n = np.random.default_rng(0).normal(size=(40, 2)), np.arange(40)
+    said = dict(resamples=1000, level=0.95, seed=0)
+    for function, *about in ((intervals.ratio_of_sums, np.ones(40), n), (intervals.bootstrap, n % 3, n)):
+        assert np.array_equal(function(values, *about), function(values, *about, **said))
 
 
 def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:

@@ -57,6 +57,11 @@ def test_weights_that_all_steps_keep_are_counted_where_there_are_none() -> None:
     assert overlap.usage(np.array([[1, 0, 0], [0, 1, 0]])).tolist() == [1, 2, 0]
 
 
+def test_masks_may_be_bytes() -> None:
+    assert overlap.usage(PLANTED.astype(np.uint8)).tolist() == overlap.usage(PLANTED).tolist()
+    assert np.array_equal(overlap.specialization(PLANTED.astype(np.uint8)), overlap.specialization(PLANTED))
+
+
 def test_categories_of_many_counts_are_those_of_each() -> None:
     counts = np.array([[3, 3, 1, 1], [0, 4, 2, 10], [5, 1, 1, 1]])
     assert np.array_equal(overlap.categories(counts), [overlap.categories(row) for row in counts])

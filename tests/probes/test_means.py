@@ -25,6 +25,15 @@ def test_means_and_intervals_are_a_bootstrap_s_and_leave_nan_out() -> None:
     assert half == pytest.approx(stats.norm.ppf(0.975) * np.array(error), rel=0.15)
 
 
+def test_an_interval_is_of_the_resamples_alone_and_a_mean_may_be_of_one_image() -> None:
+    resampled = np.linspace(0, 1, 41)
+    result = means.with_interval("x", xr.DataArray([7.0, *resampled], dims="draw"))
+    assert [float(of) for of in result.values()] == pytest.approx([7, 0.025, 0.975])
+    once = means.sums({"x": ((), torch.tensor([torch.nan, 3.0]))}, np.arange(2), 0)
+    drawn = means.drawn(xr.Dataset({name: (dims, of.numpy()) for name, (dims, of) in once.items()}))["x"]
+    assert float(drawn[0]) == 3 and set(drawn[drawn.notnull()].values) == {3.0}
+
+
 def test_sums_of_a_batch_equal_loops_over_its_images_and_draws() -> None:
     values, photographs = torch.tensor([[1.0, torch.nan, 3.0], [torch.nan] * 3]), np.array([4, 5, 4])
     read = means.sums({"x": (("k",), values), "y": ((), values[0])}, photographs, 1)

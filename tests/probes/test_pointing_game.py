@@ -167,6 +167,52 @@ def test_an_upsampled_arg_max_on_an_ignored_pixel_is_left_out() -> None:
     assert hit[0].isnan() and hit[1] == 0
 
 
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_the_upsampled_arg_max_of_one_patch_is_its_centre_pixel(mode: str) -> None:
+    """Patches of 3 pixels, 8 x 8 of them: the score of a pixel says which one it is."""
+    table = pointing.score_table(torch.zeros(1, 24, 24, dtype=torch.long), torch.tensor([0]), 3)
+    table.score[:] = torch.arange(24 * 24.0).view(24, 24)
+    inner = [(row, column) for row in range(1, 7) for column in range(1, 7)]
+    attention = torch.eye(64)[[8 * row + column for row, column in inner]].view(1, 6, 6, 64)
+    expected = torch.tensor([24.0 * (3 * row + 1) + 3 * column + 1 for row, column in inner]).view(6, 6)
+    hit = pointing.hits_upsampled(attention, table, 24, mode)
+    assert torch.equal(hit, expected.expand(2, 2, 1, 6, 6))
+
+
+def test_hits_are_where_attention_is() -> None:
+    table = pointing.score_table(
+        torch.zeros(1, 16, 16, dtype=torch.long, device="meta"), torch.zeros(1, device="meta"), 8
+    )
+    attention = torch.zeros(1, 2, 3, 4, device="meta")
+    assert pointing.hits_upsampled(attention, table, 16, "bilinear").device.type == "meta"
+
+
+def test_the_chance_of_companions_by_hand() -> None:
+    """Four images of four patches: ignored pixels, a target that fills it, none, half a patch that is all there is."""
+    masks = torch.zeros(4, 16, 16, dtype=torch.long)
+    masks[0, :8, :4], masks[0, :8, 12:], masks[0, 8:, 8:], masks[1] = 1, -1, -1, 1
+    masks[3], masks[3, :8, :4] = -1, 1
+    chance = pointing.chance(pointing.score_table(masks, torch.zeros(4), 8))
+    assert torch.allclose(chance[0], torch.tensor([0.5 / 2.5, 1, 0, 1])) and (chance[[1, 3]] == 1).all()
+    assert torch.allclose(chance[2], torch.tensor([0.3 / (1.5 + 0.5 - 0.3), 0.6, 0, 0.6]))
+    assert chance[4:].isnan().all() and len(chance) == len(pointing.COMPANIONS)
+
+
+def test_companions_take_shares_of_whatever_attention_the_patches_have() -> None:
+    """The rest of it is on CLS; and the last patches of the top 60 % are those that reach it, exactly or not."""
+    mask = torch.zeros(1, 16, 16, dtype=torch.long)
+    mask[:, :8, :8] = 1
+    table, keys = pointing.score_table(mask, torch.tensor([0]), 8), torch.zeros(1, 1, 1, 5)
+    exactly = torch.tensor([0.6, 0.4, 0, 0], dtype=torch.float64).view(1, 1, 1, 4)
+    for attention in (exactly, exactly / 4):
+        mass, lift, iou, entropy, *_ = pointing.companions(attention, keys, 1, table)[:, 0, 0, 0].tolist()
+        assert (mass, lift, iou) == pytest.approx((0.6, 0.6 / 0.25, 1))
+        assert entropy == pytest.approx(-(0.6 * np.log(0.6) + 0.4 * np.log(0.4)) / np.log(4))
+    mask[:], mask[:, :8, :4] = -1, 1
+    half = pointing.companions(exactly, keys, 1, pointing.score_table(mask, torch.tensor([0]), 8))[:, 0, 0, 0].tolist()
+    assert half[:3] == pytest.approx([1, 1, 1])
+
+
 def test_a_planted_head_of_a_real_model_is_found(data) -> None:
     """Head 1 at step 1 gets keys that say where the texture is plainest; here: patches of the target, planted through
     the q and k hooks.
