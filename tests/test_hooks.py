@@ -12,7 +12,7 @@ from models import BViT, ViTConfig, load
 from models import checkpoint as checkpoints
 from models.checkpoint import fresh
 from models.errors import InputError
-from models.hooks import add_noise, cls_attention, head, mean, replace, zero
+from models.hooks import add_noise, cls_attention, head, listening, mean, replace, zero
 
 from .warm import python
 
@@ -404,3 +404,33 @@ def test_no_warning_comes_from_plain_use(model, images) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.run_with_cache(images)
+
+
+@pytest.mark.parametrize(
+    "listen",
+    ["register_forward_hook", "register_forward_pre_hook", "register_backward_hook", "register_full_backward_pre_hook"],
+)
+def test_every_kind_of_hook_is_listening(listen) -> None:
+    point = nn.Identity()
+    assert not listening(point, nn.Identity())
+    handle = getattr(point, listen)(lambda *_: None)
+    assert listening(nn.Identity(), point)
+    handle.remove()
+    assert not listening(point)
+
+
+class Adapted(nn.Linear):
+    """A layer as `peft` wraps one, with two adapters at work."""
+
+    active_adapters = ("once", "twice")
+
+    def get_delta_weight(self, adapter: str) -> torch.Tensor:
+        return {"once": 1.0, "twice": 2.0, "idle": 100.0}[adapter] * torch.ones_like(self.weight)
+
+
+def test_a_matrix_has_the_adapters_that_are_at_work() -> None:
+    model = fresh(CONFIG, 0)
+    layer = model.core[0].mlp.fc1 = Adapted(CONFIG.d_model, CONFIG.d_mlp)
+    assert torch.equal(model.blocks[1].weight("fc1"), layer.weight + 1 + 2)
+    model.blocks[1].mlp.adapter = "idle"
+    assert torch.equal(model.blocks[1].weight("fc1"), layer.weight + 100)

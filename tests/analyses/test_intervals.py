@@ -227,3 +227,10 @@ def test_poisson_weights_are_of_the_photograph_and_the_seed_alone() -> None:
     assert np.array_equal(weights[:, 1:2], intervals.poisson_weights(np.array([3]), 5000, seed=2))
     assert not np.array_equal(weights[:, 1:2], intervals.poisson_weights(np.array([3]), 5000, seed=3))
     assert abs(weights.mean() - 1) < 0.05 and abs(weights.var() - 1) < 0.1
+
+
+def test_a_class_that_is_not_drawn_is_left_out_of_the_macro_mean() -> None:
+    """Photographs of two classes each are drawn together, so that many resamples lack a class; all values are 5."""
+    values, labels = np.full((8, 1), 5.0), np.array([0, 1, 2, 3, 4, 5, 6, 7])
+    low, high = intervals.bootstrap(values, labels, np.arange(8) // 2)
+    assert np.allclose(low, 5) and np.allclose(high, 5)

@@ -333,3 +333,11 @@ def test_images_that_lost_their_target_are_counted(model, data) -> None:
 
     found = game.measure(model, Lost(), thumbnails=False)
     assert found.attrs["n_skipped"] == 2 and list(found["index"].values) == [1, 2, 4, 5]
+
+
+def test_the_centre_is_the_centre_and_a_radius_is_of_224_pixels() -> None:
+    """A pixel 29.97 pixels away is closer than 15 of 224 are at 448, which is 30."""
+    masks = torch.zeros(2, 448, 448, dtype=torch.long)
+    masks[0, 224, 224] = masks[1, 224 + 27, 224 + 13] = 1
+    centre = pointing.score_table(masks, torch.zeros(2), 56).baseline[0]
+    assert centre[0].tolist() == [[1, 0]] * 2 and centre[1].tolist() == [[1, 1]] * 2
