@@ -285,7 +285,7 @@ def test_a_full_disk_and_a_stop_leave_the_page_before(end, code, said, runs, mad
 def test_the_shipped_report_says_what_the_shipped_results_say() -> None:
     path = RUNS.parent / "docs" / "report.html"
     content = path.read_text(encoding="utf-8")
-    assert path.stat().st_size < 3e6
+    assert path.stat().st_size < 4e6  # to send in a letter
     for item in paper.ITEMS:
         run = {"study": "study", "prune": "pruned"}.get(item.needs, "demo")
         of = {item.needs: study.read(RUNS / run) if run == "study" else shipped(f"{run}/{item.needs}")}
