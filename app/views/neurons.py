@@ -78,4 +78,11 @@ with overlaps:
     st.caption(f"Jaccard overlap of the top {n_top} real images of this neuron at two steps.")
     page.show(analysis.overlaps(result, neuron=neuron), f"neuron {neuron} overlap", key="overlap")
 st.header("Which neurons change over the steps?")
-st.table({what: ", ".join(map(str, units)) for what, units in analysis.spread_of(result, 8).items()})
+spread = analysis.spread_of(result, 8)
+st.table({what: ", ".join(map(str, units)) for what, units in spread.items()})
+others = [unit for units in spread.values() for unit in units if unit not in neurons]
+if others:
+    st.caption(f"Pictures are here of {', '.join(map(str, neurons))}. This makes those of others, and these anew:")
+    st.code(
+        f"{NEURONS.made_by(results.chosen())} --neurons {','.join(map(str, [*neurons, others[0]]))}", language="bash"
+    )
