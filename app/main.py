@@ -3,6 +3,7 @@
 Streamlit imports this file once, when it starts; `navigation` runs for every visitor.
 """
 
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import import_module
@@ -13,16 +14,21 @@ from streamlit.starlette import App
 from app import door
 
 IMPORT_LAZILY = [
-    *("app.live", "app.results", "app.words", "analyses.study", "analyses.trajectories"),
+    *("app.live", "app.results", "app.words", "analyses.hdf5", "analyses.study", "analyses.trajectories"),
     *("models.data.parquet", "models.source", "probes.methods.one_image"),
 ]
+LARGE = ["app.image", "analyses.features", "analyses.steps", "plotly.graph_objs", "plotly.validators"]
 
 
 @asynccontextmanager
 async def prepared(_: App) -> AsyncIterator[None]:
-    """Before anybody comes: while a file sets up its lazy imports, Python's import is another one in all threads."""
-    for name in IMPORT_LAZILY:
+    """Before anybody comes: while a file sets up its lazy imports, Python's import is another one in all threads. And
+    Streamlit collects garbage after every answer, which takes half a second while all that was imported is looked at.
+    """
+    for name in IMPORT_LAZILY + LARGE:
         import_module(name)
+    gc.collect()
+    gc.freeze()
     yield
 
 
