@@ -210,7 +210,8 @@ def interactive(
         go.Scatter(x=[None], y=[None], mode="markers", marker=dict(size=7, color=c), name=name) for name, c in few
     ]
     figure = go.Figure(data=[*frames[-1].data, *legend], frames=frames)
-    figure.update_layout(height=640, margin=dict(l=10, r=10, t=10, b=10), template="plotly_white", hovermode="closest")
+    look = looks.WHITE | dict(margin=dict(l=10, r=10, t=10, b=10))
+    figure.update_layout(height=640, hovermode="closest", **look)
     figure.update_layout(xaxis=span(points[..., 0]), yaxis=span(points[..., 1]))
     return figure.update_layout(**controls([one.name for one in frames]))
 

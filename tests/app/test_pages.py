@@ -12,7 +12,7 @@ from models import load, open_data
 from models.checkpoint import save
 from models.vit import BViT
 
-from .visits import MAIN, OF_MODEL, OF_PROBE, PATIENCE, VIEWS, changed, complaint, curve, is_whole, words
+from .visits import MAIN, OF_MODEL, OF_PROBE, PATIENCE, VIEWS, changed, complaint, curve, is_whole, without_words, words
 
 # The table of contents
 
@@ -32,7 +32,7 @@ def test_every_result_is_of_one_command_that_names_its_probe():
 @pytest.mark.parametrize("view", VIEWS)
 def test_a_page_shows_a_whole_run_without_a_complaint(view, tiny_runs, opened):
     app = opened(tiny_runs, view)
-    assert is_whole(app) and app.title[0].value
+    assert is_whole(app) and app.title[0].value and not without_words(app)
     assert not [warning.value for warning in app.warning if "masks are noise" not in warning.value]
     assert app.get("plotly_chart") or view in ("story", "other")
 
