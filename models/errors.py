@@ -1,8 +1,20 @@
 """What every command says when it cannot go on: one sentence, exit code 2; and how it is stopped."""
 
+import re
+
+ADDRESS = re.compile(r"(?: object)? at 0x[0-9a-fA-F]+")
+
+
+def without_addresses(message: str) -> str:
+    """Python's name of an object, as in ``<_io.BytesIO object at 0x7f...>``, without where in memory it lies."""
+    return ADDRESS.sub("", message)
+
 
 class InputError(ValueError):
     """Bad input. The message is one sentence: what is wrong, where, and what to do about it."""
+
+    def __init__(self, message: object = ""):
+        super().__init__(without_addresses(str(message)))
 
 
 class UnreadableImage(InputError):
@@ -26,7 +38,7 @@ class Stopped(KeyboardInterrupt):
 
 def brief(error: Exception, line: int = 0) -> str:
     """One line of an error's text, or its kind where it says nothing."""
-    lines = str(error).strip().splitlines()
+    lines = without_addresses(str(error)).strip().splitlines()
     return lines[line].strip()[:120] if lines else type(error).__name__
 
 
