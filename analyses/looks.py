@@ -91,6 +91,7 @@ POLICY = (  # of a saved page: its browser loads nothing and sends nothing
 LINK = re.compile(r"<(?=\s*/?\s*a\b)", re.IGNORECASE)
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="color-scheme" content="{scheme}">
 <title>{title}</title>
 <style>body {{ font-family: sans-serif; margin: 0.5em }} h1 {{ font-size: 1.3em }} :empty {{ margin: 0 }}</style></head>
 <body><h1>{title}</h1>
@@ -99,11 +100,12 @@ PAGE = """<!doctype html>
 """
 
 
-def as_html(figure: go.Figure, title: str = "", caption: str = "", **options: Any) -> str:
-    """A plotly figure as a page that needs nothing from outside and sends nothing there."""
+def as_html(figure: go.Figure, title: str = "", caption: str = "", *, scheme: str = "light", **options: Any) -> str:
+    """A plotly figure as a page that needs nothing from outside and sends nothing there; `scheme` is light or dark."""
     options = dict(div_id="figure", include_plotlyjs=True) | options
     drawn = without_links(figure).to_html(full_html=False, config=CONFIG, **options)
-    return PAGE.format(title=html.escape(title), caption=html.escape(caption), figure=drawn, policy=POLICY)
+    words = dict(title=html.escape(title), caption=html.escape(caption))
+    return PAGE.format(**words, figure=drawn, policy=POLICY, scheme=scheme)
 
 
 def on_dark(figure: go.Figure) -> go.Figure:

@@ -261,7 +261,7 @@ def specialization_of(result: xr.Dataset, weight: str) -> looks.Curves:
         for t, (values, shade) in enumerate(zip(each, shades, strict=True))
     ]
     null = as_percent(result["specialization_random"].sel(weight=weight).mean("step"))
-    lines.append(looks.Line(rounds, null, label="random masks", colour="black", dash="dash", width=1.2))
+    lines.append(looks.Line(rounds, null, label="random masks", colour=style.INK, dash="dash", width=1.2))
     return looks.Curves(lines, x="pruning round", y="specialization (%)", title=weight)
 
 
@@ -273,7 +273,7 @@ def specialization_figure(result: xr.Dataset) -> Figure:
     numbers = over_rounds(result)
     kinds = {
         "jaccard": ("between steps", style.MAIN, "solid", "o"),
-        "jaccard_random": ("random masks", "black", "dash", ""),
+        "jaccard_random": ("random masks", style.INK, "dash", ""),
         "jaccard_replicates": ("replicates of one step", style.SECOND, "solid", "s"),
     }
     lines = [
