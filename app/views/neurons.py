@@ -99,7 +99,7 @@ def show_changing() -> None:
     if others:
         st.caption(f"This opens neuron {others[0]} too; any others can be named.")
         named = ",".join(map(str, [*neurons, others[0]]))
-        st.code(f"{NEURONS.made_by(results.chosen())} --neurons {named}", language="bash", wrap_lines=True)
+        st.code(f"{NEURONS.made_by(results.chosen())} --neurons {named}", language=None, wrap_lines=True)
 
 
 show_changing()
