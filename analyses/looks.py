@@ -171,10 +171,10 @@ class Line:
     def trace(self, x: str = "", y: str = "") -> go.Scatter:
         """The line for plotly; under the mouse it says its name, the place on the axis `x`, steps in full, and `y`."""
         mode = "lines+markers" if self.mark else "lines"
-        said, place = self.hover, hover.placed(x, "%{x}")
+        said, place = self.hover, f"{hover.placed(x, '%{x}')}: " if x else ""
         if said is None and x == "step":
-            said, place = [style.step_label(int(step) - 1) for step in self.x], "%{text}"
-        words = "%{text}" if self.hover is not None else f"{place}: {hover.number(y, 'y')}"
+            said, place = [style.step_label(int(step) - 1) for step in self.x], "%{text}: "
+        words = "%{text}" if self.hover is not None else place + hover.number(y, "y")
         words = f"{self.label}<br>{words}" if self.label else words
         line = dict(color=self.colour, dash=self.dash, width=self.width + 0.5)
         trace = go.Scatter(x=self.x, y=self.y, name=self.label, mode=mode, line=line, text=said)

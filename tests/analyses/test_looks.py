@@ -112,7 +112,8 @@ def test_a_step_map_leaves_its_diagonal_out_and_says_the_null(drawn) -> None:
     ],
 )
 def test_a_line_says_its_name_place_and_value_under_the_mouse(x: str, y: str, said: str) -> None:
-    (trace,) = looks.Curves([looks.Line([1, 2], [0.5, 0.25], label="a")], x=x, y=y).traces()
+    trace, level = looks.Curves([looks.Line([1, 2], [0.5, 0.25], label="a")], x=x, y=y, levels={"b": 1}).traces()
+    assert level.hovertemplate.startswith("b<br>%{y")
     assert trace.hovertemplate == said + "<extra></extra>"
     assert trace.text is None or list(trace.text) == ["step 1 (blocks.0)", "step 2 (blocks.1)"]
 
