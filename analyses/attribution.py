@@ -206,7 +206,9 @@ def exact_curves(result: xr.Dataset, kind: str = "node") -> looks.Curves:
     ends = exact.min(), exact.max()
     for how, colour, mark in zip(HOWS, style.SEQUENCE, "so", strict=False):
         values = result[f"sample_{kind}"].sel(how=how).values.ravel()
-        said = [f"{name}: {a:.3f} for {b:.3f}" for name, a, b in zip(names(result, kind), values, exact, strict=True)]
+        said = [
+            f"{name}: {a:.3g}, exact {b:.3g}" for name, a, b in zip(names(result, kind), values, exact, strict=True)
+        ]
         lines.append(looks.Line(exact, values, label=how, colour=colour, mark=mark, width=0, hover=said))
     lines.append(looks.Line(ends, ends, label="exact", colour=style.CHANCE, dash="dot"))
     look = dict(

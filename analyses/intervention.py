@@ -117,7 +117,7 @@ def curves(result: xr.Dataset, what: str, name: str = "") -> looks.Curves:
         ratio = trained["accuracy"].sel(case=case).values
         return looks.Line(x, 100 * ratio, *intervals.of_ratio(ratio, n, 100), label=said, colour=colour)
 
-    lines = [line(UNTOUCHED, "black", UNTOUCHED)]
+    lines = [line(UNTOUCHED, style.INK, UNTOUCHED)]
     for case, colour in zip(chosen, style.SEQUENCE, strict=False):
         setting = label(result, case, named=False)
         lines.append(line(case, colour, setting))

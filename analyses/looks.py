@@ -6,7 +6,7 @@
 import html
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from plotly import colors
 
-from analyses import style
+from analyses import hover, style
 
 DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "longdash": (0, (8, 3))}  # plotly's, matplotlib's
 LEVELS = ("dot", "dashdot", "longdash", "dash")  # of several chance levels
@@ -27,7 +27,7 @@ MARKS = {"o": "circle", "s": "square", "^": "triangle-up"}
 SMALL = dict(fontsize=7, frameon=False, handlelength=3)
 BELOW = dict(orientation="h", yanchor="top", y=-0.22)
 MARGIN = dict(l=50, r=10, t=25, b=45)
-WHITE = dict(template="plotly_white", margin=MARGIN)
+WHITE = dict(template="plotly_white", margin=MARGIN, hoverlabel=hover.LIGHT)
 # As rgb, not hex: Streamlit replaces some hex colours by its own, the darkest of this map among them.
 GLOW = [[place, f"rgb{colors.hex_to_rgb(colour)}"] for place, colour in colors.get_colorscale(style.ATTENTION)]
 
@@ -91,6 +91,7 @@ POLICY = (  # of a saved page: its browser loads nothing and sends nothing
 LINK = re.compile(r"<(?=\s*/?\s*a\b)", re.IGNORECASE)
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="color-scheme" content="{scheme}">
 <title>{title}</title>
 <style>body {{ font-family: sans-serif; margin: 0.5em }} h1 {{ font-size: 1.3em }} :empty {{ margin: 0 }}</style></head>
 <body><h1>{title}</h1>
@@ -99,17 +100,19 @@ PAGE = """<!doctype html>
 """
 
 
-def as_html(figure: go.Figure, title: str = "", caption: str = "", **options: Any) -> str:
-    """A plotly figure as a page that needs nothing from outside and sends nothing there."""
+def as_html(figure: go.Figure, title: str = "", caption: str = "", *, scheme: str = "light", **options: Any) -> str:
+    """A plotly figure as a page that needs nothing from outside and sends nothing there; `scheme` is light or dark."""
     options = dict(div_id="figure", include_plotlyjs=True) | options
     drawn = without_links(figure).to_html(full_html=False, config=CONFIG, **options)
-    return PAGE.format(title=html.escape(title), caption=html.escape(caption), figure=drawn, policy=POLICY)
+    words = dict(title=html.escape(title), caption=html.escape(caption))
+    return PAGE.format(**words, figure=drawn, policy=POLICY, scheme=scheme)
 
 
 def on_dark(figure: go.Figure) -> go.Figure:
     """The same figure with light ink and no ground of its own, for a dark page."""
     clear, content = "rgba(0, 0, 0, 0)", _changed(figure.to_plotly_json(), lambda word: style.ON_DARK.get(word, word))
-    return go.Figure(content).update_layout(template="plotly_dark", paper_bgcolor=clear, plot_bgcolor=clear)
+    look = dict(template="plotly_dark", paper_bgcolor=clear, plot_bgcolor=clear, hoverlabel=hover.DARK)
+    return go.Figure(content).update_layout(look)
 
 
 def without_links(figure: go.Figure) -> go.Figure:
@@ -165,17 +168,17 @@ class Line:
         if self.low is not None:
             ax.fill_between(self.x, self.low, self.high, color=self.colour, alpha=0.15, lw=0)
 
-    def trace(self) -> go.Scatter:
+    def trace(self, x: str = "", y: str = "") -> go.Scatter:
+        """The line for plotly; under the mouse it says its name, the place on the axis `x`, steps in full, and `y`."""
         mode = "lines+markers" if self.mark else "lines"
-        said = "%{text}" if self.hover is not None else "%{x}: %{y:.4~g}"
+        said, place = self.hover, f"{hover.placed(x, '%{x}')}: " if x else ""
+        if said is None and x == "step":
+            said, place = [style.step_label(int(step) - 1) for step in self.x], "%{text}: "
+        words = "%{text}" if self.hover is not None else place + hover.number(y, "y")
+        words = f"{self.label}<br>{words}" if self.label else words
         line = dict(color=self.colour, dash=self.dash, width=self.width + 0.5)
-        trace = go.Scatter(x=self.x, y=self.y, name=self.label, mode=mode, line=line, text=self.hover)
-        return trace.update(hovertemplate=f"{said}<extra>{self.label}</extra>", marker_symbol=MARKS.get(self.mark))
-
-    def with_steps(self) -> "Line":
-        """The same, with steps named in full under the mouse."""
-        said = [f"{style.step_label(int(x) - 1)}: {y:.4g}" for x, y in zip(self.x, self.y, strict=True)]
-        return self if self.hover is not None else replace(self, hover=said)
+        trace = go.Scatter(x=self.x, y=self.y, name=self.label, mode=mode, line=line, text=said)
+        return trace.update(hovertemplate=f"{words}<extra></extra>", marker_symbol=MARKS.get(self.mark))
 
     def band(self) -> go.Scatter | None:
         """The interval as a filled outline."""
@@ -234,8 +237,8 @@ class Curves:
     def traces(self) -> list[go.Scatter]:
         """Bands, lines, levels, in this order, so that lines lie above bands."""
         bands = [line.band() for line in self.lines]
-        lines = [line.with_steps() if self.x == "step" else line for line in self.lines]
-        return [band for band in bands if band] + [line.trace() for line in [*lines, *self._levels()]]
+        levels = [level.trace("", self.y) for level in self._levels()]
+        return [band for band in bands if band] + [line.trace(self.x, self.y) for line in self.lines] + levels
 
     def interactive(self, height: int = 380) -> go.Figure:
         figure = go.Figure(self.traces())
@@ -333,10 +336,10 @@ class Map:
         """What is said of a cell under the mouse."""
         if self.hover is not None:
             return dict(text=self.hover, hovertemplate="%{text}<extra></extra>")
-        said = [f"{self.y} %{{y}}, {self.x} %{{x}}: %{{z:.3~f}}"]
-        said += [f"{name}: %{{customdata[{i}]:.3~f}}" for i, name in enumerate(self.beside)]
+        said = [f"{hover.placed(self.y, '%{y}')}, {hover.placed(self.x, '%{x}')}: {hover.number(self.bar, 'z')}"]
+        said += [f"{name}: %{{customdata[{i}]:.4~g}}" for i, name in enumerate(self.beside)]
         data = np.stack(list(self.beside.values()), -1) if self.beside else None
-        return dict(customdata=data, hovertemplate="<br>".join(said) + "<extra></extra>")
+        return dict(customdata=data, hovertemplate="<br>".join(said) + "<extra></extra>", hoverongaps=False)
 
     def _overlay(self, size: int) -> go.Scatter:
         rows, columns = np.indices(self.values.shape)

@@ -261,7 +261,7 @@ def specialization_of(result: xr.Dataset, weight: str) -> looks.Curves:
         for t, (values, shade) in enumerate(zip(each, shades, strict=True))
     ]
     null = as_percent(result["specialization_random"].sel(weight=weight).mean("step"))
-    lines.append(looks.Line(rounds, null, label="random masks", colour="black", dash="dash", width=1.2))
+    lines.append(looks.Line(rounds, null, label="random masks", colour=style.INK, dash="dash", width=1.2))
     return looks.Curves(lines, x="pruning round", y="specialization (%)", title=weight)
 
 
@@ -273,7 +273,7 @@ def specialization_figure(result: xr.Dataset) -> Figure:
     numbers = over_rounds(result)
     kinds = {
         "jaccard": ("between steps", style.MAIN, "solid", "o"),
-        "jaccard_random": ("random masks", "black", "dash", ""),
+        "jaccard_random": ("random masks", style.INK, "dash", ""),
         "jaccard_replicates": ("replicates of one step", style.SECOND, "solid", "s"),
     }
     lines = [
@@ -321,8 +321,10 @@ def shares(result: xr.Dataset, *, weight: str = "all") -> go.Figure:
     for pattern, name, kind in (("", "categories", "own"), ("/", "categories_random", "random")):
         for colour, category in zip(CATEGORY_COLOURS, overlap.CATEGORIES, strict=True):
             share = as_percent(result[name].sel(weight=weight, category=category))
+            said = [f"{category}, {kind} masks<br>round {r}: {s:.1f} %" for r, s in zip(rounds, share, strict=True)]
+            about = dict(hovertext=said, hovertemplate="%{hovertext}<extra></extra>")
             look = dict(name=category, marker=dict(color=colour, pattern_shape=pattern), showlegend=not pattern)
-            fig.add_bar(x=[rounds, [kind] * len(rounds)], y=share, **look)
+            fig.add_bar(x=[rounds, [kind] * len(rounds)], y=share, **look, **about)
     above = dict(orientation="h", yanchor="bottom", y=1.0)
     fig.update_layout(barmode="stack", height=380, legend=above, **looks.WHITE)
     return fig.update_xaxes(title="pruning round").update_yaxes(title="weights (%)")

@@ -135,7 +135,7 @@ def exit_curves(results: Results) -> looks.Curves:
             exits = model.numbers.sel(criterion=criterion)
             place = exits["exit_steps"].values, as_percent(exits["exit_accuracy"])
             said = [
-                f"threshold {sure:.6f}<br>{steps:.2f} steps, {top:.1f} %"
+                f"threshold {sure:.3g}<br>{steps:.2f} steps, {top:.1f} %"
                 for sure, steps, top in zip(exits["threshold"].values, *place, strict=True)
             ]
             lines.append(looks.Line(*place, **model.look(criterion, dash=dash, mark="", hover=said)))
@@ -185,7 +185,8 @@ def exits(result: xr.Dataset) -> go.Figure:
 def settling(result: xr.Dataset) -> go.Figure:
     """How many images have their final answer from which step on."""
     counts = np.bincount(result["settled"].values, minlength=result.attrs["trained_steps"] + 1)
-    figure = go.Figure(go.Bar(x=np.arange(len(counts)), y=100 * counts / counts.sum(), marker_color=style.MAIN))
+    said = dict(marker_color=style.MAIN, hovertemplate="final from step %{x}: %{y:.1f} % of the images<extra></extra>")
+    figure = go.Figure(go.Bar(x=np.arange(len(counts)), y=100 * counts / counts.sum(), **said))
     figure.update_layout(xaxis_title="final from step", yaxis_title="images (%)", height=380, **looks.WHITE)
     return figure
 

@@ -34,14 +34,15 @@ def attention(picture: np.ndarray, maps: np.ndarray, mask: np.ndarray | None = N
     fig.update_xaxes(visible=False, range=[-0.5, size - 0.5])
     fig.update_yaxes(visible=False, range=[size - 0.5, -0.5])
     fig.update_annotations(font_size=12)
-    return fig.update_layout(height=70 + 230 * down, margin=dict(l=5, r=5, t=30, b=5))
+    return fig.update_layout(looks.WHITE | dict(height=70 + 230 * down, margin=dict(l=5, r=5, t=30, b=5)))
 
 
 def over_picture(picture: np.ndarray, values: np.ndarray, mask: np.ndarray | None) -> list[Any]:
     """One picture under one attention map [row column]: traces from the bottom up."""
     patch = len(picture) / len(values)
     centres = (np.arange(len(values)) + 0.5) * patch - 0.5
-    said = dict(hovertemplate="%{z:.3f}<extra></extra>", showscale=False)
+    names = [[f"patch {row}, {column}" for column in range(len(values))] for row in range(len(values))]
+    said = dict(text=names, hovertemplate="%{text}: %{z:.1%} of the attention<extra></extra>", showscale=False)
     look = dict(colorscale=looks.GLOW, opacity=0.6, zsmooth="best")
     traces = [go.Image(z=picture, hoverinfo="skip"), go.Heatmap(z=values, x=centres, y=centres, **look, **said)]
     if mask is not None and mask.any():
@@ -81,13 +82,16 @@ def norms(values: np.ndarray, cls: np.ndarray, registers: np.ndarray, *, step: i
     """
     titles = [f"patches after step {step + 1}", "over the steps"]
     fig = make_subplots(1, 2, column_widths=[0.45, 0.55], horizontal_spacing=0.25, subplot_titles=titles)
-    fig.add_heatmap(z=values[step + 1], colorscale=style.MAP, colorbar=dict(x=0.38, thickness=10), row=1, col=1)
+    look = dict(colorscale=style.MAP, colorbar=dict(x=0.38, thickness=10))
+    said = "patch %{y}, %{x}: norm %{z:.4~g}<extra></extra>"
+    fig.add_heatmap(z=values[step + 1], hovertemplate=said, **look, row=1, col=1)
     fig.update_yaxes(autorange="reversed", visible=False, scaleanchor="x", row=1, col=1)
     fig.update_xaxes(visible=False, row=1, col=1)
     tokens = {"CLS": cls, "mean patch": values.mean((1, 2)), "largest patch": values.max((1, 2))}
     tokens |= {f"register {k}": registers[:, k] for k in range(registers.shape[1])}
     for colour, (name, norm) in zip(cycle(style.SEQUENCE), tokens.items(), strict=False):
-        fig.add_trace(looks.Line(np.arange(len(cls)), norm, label=name, colour=colour).trace(), row=1, col=2)
+        line = looks.Line(np.arange(len(cls)), norm, label=name, colour=colour)
+        fig.add_trace(line.trace("after step", "norm"), row=1, col=2)
     fig.add_vline(step + 1, line=dict(color=style.CHANCE, width=1), row=1, col=2)
     fig.update_xaxes(title="after step", dtick=3, range=[-0.3, len(cls) - 0.7], row=1, col=2)
     fig.update_yaxes(rangemode="tozero", row=1, col=2)
@@ -114,7 +118,7 @@ def training(records: Sequence[dict[str, Any]]) -> go.Figure:
         there = [record for record in records if key in record]
         images, values = [record["images"] for record in there], [scale * record[key] for record in there]
         line = looks.Line(images, values, label=label, colour=colour, width=1.0)
-        fig.add_trace(line.trace(), secondary_y=key == "top1")
+        fig.add_trace(line.trace("images seen", label), secondary_y=key == "top1")
     fig.update_layout(height=300, legend=looks.BELOW, **looks.WHITE).update_layout(margin_r=50)
     fig.update_xaxes(title="images seen")
     fig.update_yaxes(title="loss", secondary_y=False)

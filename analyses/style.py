@@ -11,9 +11,15 @@ import xarray as xr
 
 # Colours that stay apart under protanopia and deuteranopia; colour maps by names that matplotlib and plotly share.
 
-MAIN, SECOND, UNTRAINED, CHANCE = "#2a6f97", "#d55e00", "#8d99ae", "#6c757d"
+MAIN, SECOND, UNTRAINED, CHANCE, INK = "#2a6f97", "#d55e00", "#8d99ae", "#6c757d", "#1b1f24"
 SEQUENCE = (MAIN, SECOND, "#f0b73a", "#009e73", "#802060", "#7cc4ee")
-ON_DARK = {MAIN: "#6fb1d6", "#802060": "#d183b5", CHANCE: "#a9b1b8", UNTRAINED: "#b4bfd0"}  # what is too dark there
+ON_DARK = {  # what is too dark there
+    MAIN: "#6fb1d6",
+    "#802060": "#d183b5",
+    CHANCE: "#a9b1b8",
+    UNTRAINED: "#b4bfd0",
+    INK: "#f1f3f5",
+}
 MAP, CHANGE, ATTENTION = "viridis", "RdBu", "inferno"
 
 PREFIX = "control_"  # of the untrained model's variables in a result; `models` alone reads them

@@ -198,8 +198,8 @@ def interactive(
     def frame(name: str, which: Sequence[int], last: int) -> go.Frame:
         followed = points[[] if follow is None else [follow], : last + 1]
         image = "" if follow is None else f"image {int(result['index'][follow])}"
-        one = dict(line=dict(color="black", width=2), mode="lines+markers", showlegend=follow is not None, name=image)
-        means = dict(line=dict(color="rgba(60,60,60,0.6)", width=1.5), mode="lines", name="class means")
+        one = dict(line=dict(color=style.INK, width=2), mode="lines+markers", showlegend=follow is not None, name=image)
+        means = dict(line=dict(color=style.CHANCE, width=1.5), mode="lines", name="class means")
         drawn = [cloud(result, picture, which, marks), path(paths[:, : last + 1], **means), path(followed, **one)]
         return go.Frame(name=name, data=drawn)
 
@@ -210,7 +210,9 @@ def interactive(
         go.Scatter(x=[None], y=[None], mode="markers", marker=dict(size=7, color=c), name=name) for name, c in few
     ]
     figure = go.Figure(data=[*frames[-1].data, *legend], frames=frames)
-    figure.update_layout(height=640, margin=dict(l=10, r=10, t=10, b=10), template="plotly_white", hovermode="closest")
+    above = dict(orientation="h", yanchor="bottom", y=1)
+    look = looks.WHITE | dict(margin=dict(l=10, r=10, t=10, b=10), legend=above)
+    figure.update_layout(height=640, hovermode="closest", **look)
     figure.update_layout(xaxis=span(points[..., 0]), yaxis=span(points[..., 1]))
     return figure.update_layout(**controls([one.name for one in frames]))
 
@@ -244,9 +246,9 @@ def controls(names: list[str]) -> dict[str, Any]:
     ]
     steps = [dict(label=str(k), method="animate", args=[[name], jump]) for k, name in enumerate(names)]
     steps[-1]["label"] = "all"
-    place = dict(type="buttons", direction="left", x=0, y=0, xanchor="left", yanchor="top", pad=dict(t=45))
+    place = dict(type="buttons", direction="left", x=0, y=0, xanchor="left", yanchor="top", pad=dict(t=10))
     current = dict(visible=True, xanchor="left")
-    slider = dict(active=len(names) - 1, x=0.15, len=0.85, pad=dict(t=30), currentvalue=current, steps=steps)
+    slider = dict(active=len(names) - 1, pad=dict(t=55), currentvalue=current, steps=steps)
     return dict(updatemenus=[dict(place, showactive=False, buttons=buttons)], sliders=[slider])
 
 
@@ -282,7 +284,7 @@ def pictures_script(pictures: Mapping[int, str]) -> str:
     return f"const pictures = {uris};\n"
 
 
-def page(drawn: go.Figure, pictures: Mapping[int, str] | str, library: bool | str = True) -> str:
+def page(drawn: go.Figure, pictures: Mapping[int, str] | str, library: bool | str = True, scheme: str = "light") -> str:
     """The interactive figure as a page of its own that shows an image while the mouse is on one of its points.
 
     pictures: data URI of the image at each place, or the address of their `pictures_script`.
@@ -292,7 +294,8 @@ def page(drawn: go.Figure, pictures: Mapping[int, str] | str, library: bool | st
         script = f'<script src="{pictures}"></script>\n'
     else:
         script = f"<script>{pictures_script(pictures)}</script>\n"
-    options = dict(include_plotlyjs=library, post_script=SHOW_PICTURE, auto_play=False)
+    drawn = looks.on_dark(drawn) if scheme == "dark" else drawn
+    options = dict(scheme=scheme, include_plotlyjs=library, post_script=SHOW_PICTURE, auto_play=False)
     return looks.as_html(drawn, **options).replace("<body>", f"<body>{script}", 1)
 
 

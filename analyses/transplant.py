@@ -91,5 +91,5 @@ def chooser(picture: np.ndarray, chosen: list[int], side: int) -> go.Figure:
     drawn.add_scatter(x=x, y=y, mode="markers", marker=dict(opacity=shown, **look), **texts)
     drawn.update_xaxes(visible=False, range=[-0.5, size - 0.5])
     drawn.update_yaxes(visible=False, range=[size - 0.5, -0.5], scaleanchor="x")
-    margin = dict(l=0, r=0, t=0, b=0)
-    return drawn.update_layout(height=320, margin=margin, dragmode="select", template="plotly_white")
+    look = looks.WHITE | dict(margin=dict(l=0, r=0, t=0, b=0))
+    return drawn.update_layout(height=320, dragmode="select", **look)

@@ -22,7 +22,7 @@ def choose_run(runs: list[str]) -> None:
     missing = [result for result in RESULTS if not result.is_here(run) and result.can_be_made(run)]
     if missing:
         with st.expander(f"missing: {len(missing)}"):
-            st.code("\n".join(result.made_by(run) for result in missing), language="bash", wrap_lines=True)
+            st.code("\n".join(result.made_by(run) for result in missing), language=None, wrap_lines=True)
 
 
 st.set_page_config("bViT, step by step", "🔍", layout="wide")
@@ -41,4 +41,4 @@ else:
         f"{text(root)} holds no run. This trains one on the embedded data (an hour or two on two cores, minutes on a "
         "GPU):"
     )
-    st.code(f"python -m models.train --data shapes --model bvit_shapes --out {root}/first", language="bash")
+    st.code(f"python -m models.train --data shapes --model bvit_shapes --out {root}/first", language=None)

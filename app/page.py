@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from analyses import looks
+from analyses import looks, points
 from app.text import text
 from models.errors import InputError, brief
 
@@ -52,7 +52,8 @@ def show(
     key: str = "",
     **options: Any,
 ) -> None:
-    """A figure in its own colours, and under it the files it is had as (PNG: the camera in its corner).
+    """A figure in its own colours, and under it the files it is had as (PNG: the camera in its corner), its numbers
+    too where no `table` says more.
 
     A figure of the same key, by default its name, is drawn over the one before, without a gap.
     """
@@ -61,8 +62,7 @@ def show(
     st.plotly_chart(looks.without_links(drawn), key=f"chart {key or name}", theme=None, config=config, **options)
     with st.container(horizontal=True):
         save(figure, name, caption)
-        if table is not None:
-            save_table(table, name)
+        save_table(table or (lambda: points.table(figure)), name)
 
 
 def save(figure: go.Figure, name: str, caption: str = "") -> None:

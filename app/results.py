@@ -112,7 +112,7 @@ def required(kind: Result, missing: str) -> xr.Dataset:
     result = of(run, kind)
     if result is None:
         st.info(missing)
-        st.code(kind.made_by(run), language="bash")
+        st.code(kind.made_by(run), language=None)
         st.stop()
     introduce(result, run, kind)
     return result
@@ -136,7 +136,7 @@ def introduce(result: xr.Dataset, run: Path, kind: Result | None = None) -> None
     warning = another_model(result, run, kind)
     if warning:
         st.warning(warning)
-        st.code(kind.made_by(run) if kind else result.attrs.get("command", ""), language="bash")
+        st.code(kind.made_by(run) if kind else result.attrs.get("command", ""), language=None)
 
 
 def another_model(result: xr.Dataset, run: Path, kind: Result | None = None) -> str:

@@ -7,12 +7,14 @@ browser back where one was forgotten, and a test fills every text of every file 
 
 import re
 
+from models.errors import without_addresses
+
 SPECIAL = re.compile(r"[\\`*\[\]<>$~&|]|(?<![^\W_])_|_(?![^\W_])|^[#+=-]")  # an underscore within a word is none
 MOST = 1000  # characters
 
 
 def text(value: object) -> str:
     """A value as Markdown that shows it word for word, on one line; bytes of a file's name that are no text as ?."""
-    words = " ".join(str(value)[: MOST + 1].encode(errors="replace").decode().split())
+    words = " ".join(without_addresses(str(value))[: MOST + 1].encode(errors="replace").decode().split())
     shown = words if len(words) <= MOST else f"{words[:MOST]} ..."
     return SPECIAL.sub(lambda found: f"\\{found[0]}", shown)

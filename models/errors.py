@@ -1,5 +1,14 @@
 """What every command says when it cannot go on: one sentence, exit code 2; and how it is stopped."""
 
+import re
+
+ADDRESS = re.compile(r"(?: object)? at 0x[0-9a-fA-F]+")
+
+
+def without_addresses(message: str) -> str:
+    """Python's name of an object, as in ``<_io.BytesIO object at 0x7f...>``, without where in memory it lies."""
+    return ADDRESS.sub("", message)
+
 
 class InputError(ValueError):
     """Bad input. The message is one sentence: what is wrong, where, and what to do about it.
@@ -7,8 +16,9 @@ class InputError(ValueError):
     It may quote names out of anybody's files: what is not printable in them, as a line's end, is written as in Python.
     """
 
-    def __init__(self, message: str = ""):
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
+    def __init__(self, message: object = ""):
+        said = without_addresses(str(message))
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in said))
 
 
 class UnreadableImage(InputError):
@@ -32,7 +42,7 @@ class Stopped(KeyboardInterrupt):
 
 def brief(error: Exception, line: int = 0) -> str:
     """One line of an error's text, or its kind where it says nothing."""
-    lines = str(error).strip().splitlines()
+    lines = without_addresses(str(error)).strip().splitlines()
     return lines[line].strip()[:120] if lines else type(error).__name__
 
 

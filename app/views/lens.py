@@ -93,5 +93,5 @@ for model, place in shown.items():
     with place:
         st.markdown(f"**{text(model)}**")
         page.show(analysis.part_map(models[model], to, limit=limit).interactive(), f"lens parts {model}")
-page.save_table(lambda: analysis.part_frame(result), "lens parts")
+page.save_table(lambda: analysis.part_frame(result), "lens parts", "All parts as CSV")
 st.code(analysis.table(result), language=None)

@@ -1,6 +1,7 @@
 """What does a neuron look for at each step?"""
 
 import numpy as np
+import pandas as pd
 import streamlit as st
 import xarray as xr
 
@@ -10,6 +11,7 @@ from app import image, page, results
 from app.contents import NEURONS
 
 PER_ROW, REAL = 6, 3  # pictures of a row, real images under each
+LISTED = 8  # neurons that change most, and least
 
 st.title("What does a neuron look for at each step?")
 st.markdown(
@@ -22,7 +24,8 @@ result = results.required(NEURONS, "There are no pictures of this run's neurons 
 
 neurons, recipes, steps = (result[name].values.tolist() for name in ("neuron", "recipe", "step"))
 left, right = st.columns(2)
-neuron = left.selectbox("Neuron", neurons, key="neuron", **page.LINKED)
+about = f"those of the model's {result.sizes['unit']} neurons that pictures were made of; below is how to add others"
+neuron = left.selectbox("Neuron", neurons, key="neuron", help=about, **page.LINKED)
 best = recipes.index(analysis.best_recipe(result))
 about = "tv: pixels, total variation; maco: Fourier phases, real spectrum"
 recipe = right.selectbox("Recipe", recipes, best, key="recipe", help=about, **page.LINKED)
@@ -77,12 +80,26 @@ with transfer:
 with overlaps:
     st.caption(f"Jaccard overlap of the top {n_top} real images of this neuron at two steps.")
     page.show(analysis.overlaps(result, neuron=neuron), f"neuron {neuron} overlap", key="overlap")
-st.header("Which neurons change over the steps?")
-spread = analysis.spread_of(result, 8)
-st.table({what: ", ".join(map(str, units)) for what, units in spread.items()})
-others = [unit for units in spread.values() for unit in units if unit not in neurons]
-if others:
-    st.caption(f"Pictures are here of {', '.join(map(str, neurons))}. This makes those of others, and these anew:")
-    st.code(
-        f"{NEURONS.made_by(results.chosen())} --neurons {','.join(map(str, [*neurons, others[0]]))}", language="bash"
-    )
+
+
+def show_changing() -> None:
+    """Of all neurons those that change most and least, apart by whether they can be opened here."""
+    st.header("Which neurons change over the steps?")
+    st.markdown(f"Of all {result.sizes['unit']} neurons, as the real images activate them, the {LISTED} of each kind.")
+    spread = analysis.spread_of(result, LISTED)
+    rows = {
+        what: {
+            "opened above": ", ".join(str(unit) for unit in units if unit in neurons) or "none",
+            "no pictures yet": ", ".join(str(unit) for unit in units if unit not in neurons) or "none",
+        }
+        for what, units in spread.items()
+    }
+    st.table(pd.DataFrame.from_dict(rows, orient="index"))
+    others = [unit for units in spread.values() for unit in units if unit not in neurons]
+    if others:
+        st.caption(f"This opens neuron {others[0]} too; any others can be named.")
+        named = ",".join(map(str, [*neurons, others[0]]))
+        st.code(f"{NEURONS.made_by(results.chosen())} --neurons {named}", language=None, wrap_lines=True)
+
+
+show_changing()

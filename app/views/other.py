@@ -21,7 +21,7 @@ if not paths:
     st.info(
         f"{text(run)} holds no such result. A probe is ten lines; the head of probes/probe.py is one, which this runs:"
     )
-    st.code(f"python my_probe.py {run}", language="bash")
+    st.code(f"python my_probe.py {run}", language=None)
     st.stop()
 
 

@@ -3,23 +3,20 @@
 import streamlit as st
 
 from analyses import steps
-from app import live, page, results
+from app import idea, live, page, results
 from app.text import text
 
 run = results.chosen()
 st.title("A Vision Transformer that runs in steps")
+model = live.load(run)
+about = model.about
+shape = about["blocks"], about["steps"]
+st.image(idea.picture(*shape, dark=st.context.theme.type == "dark"), width=900, alt=idea.said(*shape))
 st.markdown(
     "bViT (arXiv 2605.10661) applies **one** transformer block T times. The weights are the same at every step, so "
     "head 0 at step 2 and head 0 at step 9 are the same head: what changes is only what it is shown. Everything here "
     "counts steps from 1 and names the hook point beside it: `step 6 (blocks.5)`."
 )
-
-
-def arrow(n_blocks: int, n_steps: int) -> str:
-    """The model as one line of text."""
-    last = "z" + str(n_steps).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
-    steps = f"**B** ] × {n_steps}" if n_blocks == 1 else f"**{n_blocks} blocks** over {n_steps} steps ]"
-    return f"image → patches + CLS → z₀ → [ {steps} → {last} → norm → class"
 
 
 def show_accuracy() -> None:
@@ -49,9 +46,6 @@ def show_training() -> None:
     st.dataframe(metrics or {"metrics": "none stored"}, width="stretch")
 
 
-model = live.load(run)
-about = model.about
-st.markdown(arrow(about["blocks"], about["steps"]))
 columns = st.columns(5)
 page.metric(columns[0], "steps", about["steps"], help="how often a block is applied")
 page.metric(columns[1], "blocks", about["blocks"], help="how many different blocks there are")

@@ -19,7 +19,7 @@ folders = {path.parent.name: path.parent for path in sorted(results.root().glob(
 if not folders:
     where = text(results.root())
     st.info(f"{where} holds no study yet. This trains one (tens of hours on one core; it can be interrupted):")
-    st.code(f"python -m models.study studies/core.yaml --out {results.root()}/study", language="bash")
+    st.code(f"python -m models.study studies/core.yaml --out {results.root()}/study", language=None)
     st.stop()
 
 

@@ -38,7 +38,8 @@ def show_paths() -> None:
     pictures = live.pictures(results.chosen(), result)
     figure = analysis.interactive(result, picture, colour, place)
     script = door.serve(analysis.pictures_script(pictures), ".js")
-    st.iframe(f"/{door.ASSETS}/{door.serve(analysis.page(figure, script, door.PLOTLY), '.html')}", height=680)
+    drawn = analysis.page(figure, script, door.PLOTLY, st.context.theme.type or "light")
+    st.iframe(f"/{door.ASSETS}/{door.serve(drawn, '.html')}", height=680)
     left, right = st.columns([1, 3])
     if place in pictures:
         left.image(pictures[place], f"image {text(names[follow])}", width=160, alt=names[follow])

@@ -37,7 +37,7 @@ def test_curves_are_the_same_in_both_libraries(curves, drawn) -> None:
         "dot",
         "dashdot",
     ]
-    assert list(traces["trained"].text)[1] == "step 2 (blocks.1): 0.5"
+    assert list(traces["trained"].text)[1] == "step 2 (blocks.1)" and "%{text}: %{y" in traces["trained"].hovertemplate
     assert np.allclose(traces["chance"].y, 0.05) and list(traces["chance"].x) == [1, 4]
     assert ax.get_ylim()[0] == 0 and ax.get_xlabel() == "step" and ax.lines[4].get_xdata() == [3, 3]
 
@@ -102,6 +102,46 @@ def test_a_step_map_leaves_its_diagonal_out_and_says_the_null(drawn) -> None:
     look.draw(ax)
     drawn(ax.figure)
     assert len(ax.figure.axes) == 2 and ax.get_aspect() == 1
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "said"),
+    [
+        ("step", "top-1 (%)", "a<br>%{text}: %{y:.1f} %"),
+        ("read out after step (0 is the embedding)", "loss", "a<br>read out after step %{x}: %{y:.4~g}"),
+    ],
+)
+def test_a_line_says_its_name_place_and_value_under_the_mouse(x: str, y: str, said: str) -> None:
+    trace, level = looks.Curves([looks.Line([1, 2], [0.5, 0.25], label="a")], x=x, y=y, levels={"b": 1}).traces()
+    assert level.hovertemplate.startswith("b<br>%{y")
+    assert trace.hovertemplate == said + "<extra></extra>"
+    assert trace.text is None or list(trace.text) == ["step 1 (blocks.0)", "step 2 (blocks.1)"]
+
+
+def test_a_cell_says_its_place_in_words_and_one_of_nothing_says_nothing() -> None:
+    look = dict(x="what step ... had", y="put into step", bar="top-1 (%)")
+    (trace,) = looks.step_map(np.eye(2), [0, 1], **look).interactive().data
+    assert trace.hovertemplate == "put into step %{y}, what step %{x} had: %{z:.1f} %<extra></extra>"
+    assert trace.hoverongaps is False
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_boxes_under_the_mouse_can_be_read(theme: str) -> None:
+    figure = looks.Curves([looks.Line([1, 2], [0.5, 0.25])]).interactive()
+    box = (looks.on_dark(figure) if theme == "dark" else figure).layout.hoverlabel
+    assert contrast(box.font.color, box.bgcolor) >= 7
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2.2's contrast ratio of two colours as hex."""
+    levels = sorted(luminance(colour) for colour in (one, other))
+    return (levels[1] + 0.05) / (levels[0] + 0.05)
+
+
+def luminance(colour: str) -> float:
+    parts = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    return float(linear @ (0.2126, 0.7152, 0.0722))
 
 
 def test_a_map_of_nothing_can_be_drawn(drawn) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from analyses import style
 from analyses import trajectories as analysis
 
 
@@ -93,6 +94,13 @@ def test_the_page_holds_its_pictures_and_no_name_can_break_out_of_it(result) -> 
     html = analysis.page(analysis.interactive(hostile), {3: "data:image/jpeg;base64,AAAA"})
     assert json.loads(re.search(r"pictures = (\{.*?\});", html)[1]) == {"3": "data:image/jpeg;base64,AAAA"}
     assert "<script>alert(1)" not in html
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_is_of_one_theme(result, scheme: str) -> None:
+    html = analysis.page(analysis.interactive(result, follow=3), "pictures.js", "plotly.js", scheme)
+    assert f'<meta name="color-scheme" content="{scheme}">' in html
+    assert (style.INK in html, style.CHANCE in html) == ((scheme == "light"),) * 2
 
 
 def test_curves_have_chance_and_the_untrained_model(result) -> None:

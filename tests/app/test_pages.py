@@ -1,18 +1,20 @@
 """The pages of the dashboard on a tiny run, whole and with parts missing."""
 
 import sys
+from collections import Counter
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
 from streamlit.testing.v1 import AppTest
 
-from app import contents
+from app import contents, idea
 from models import load, open_data
 from models.checkpoint import save
 from models.vit import BViT
 
-from .visits import MAIN, OF_MODEL, OF_PROBE, PATIENCE, VIEWS, changed, complaint, curve, is_whole, words
+from .visits import MAIN, OF_MODEL, OF_PROBE, PATIENCE, VIEWS, changed, complaint, curve, is_whole, without_words, words
 
 # The table of contents
 
@@ -32,9 +34,11 @@ def test_every_result_is_of_one_command_that_names_its_probe():
 @pytest.mark.parametrize("view", VIEWS)
 def test_a_page_shows_a_whole_run_without_a_complaint(view, tiny_runs, opened):
     app = opened(tiny_runs, view)
-    assert is_whole(app) and app.title[0].value
+    assert is_whole(app) and app.title[0].value and not without_words(app)
     assert not [warning.value for warning in app.warning if "masks are noise" not in warning.value]
-    assert app.get("plotly_chart") or view in ("story", "other")
+    charts = len(app.get("plotly_chart")) - (view == "transplant")  # whose patches can be chosen from a list too
+    assert charts > 0 or view in ("story", "other")
+    assert charts == sum(button.label == "Table as CSV" for button in app.get("download_button"))
 
 
 def test_the_sidebar_says_what_is_here_and_what_makes_the_rest(runs, opened):
@@ -61,6 +65,16 @@ def test_the_overview_counts_parameters_and_scores_every_state(tiny_runs, opened
     with torch.no_grad():
         expected = [100 * (model(images, n_steps=k).argmax(-1) == labels).float().mean().item() for k in range(4)]
     assert curve(app, "read out") == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize(("blocks", "steps", "said"), [(1, 12, "× 12"), (3, 12, "over 12 steps"), (12, 12, "")])
+def test_the_picture_of_the_model_says_how_often_a_block_is_passed(blocks, steps, said, dark):
+    drawn = ElementTree.fromstring(idea.picture(blocks, steps, dark=dark))
+    kinds = Counter(part.tag.rpartition("}")[2] for part in drawn)
+    words = [part.text for part in drawn if part.text]
+    assert kinds["circle"] == steps and ("one block" if blocks == 1 else f"{blocks} blocks") in words
+    assert said in words if said else not [word for word in words if "steps" in word]
 
 
 def test_moving_the_slider_runs_no_forward(tiny_runs, opened, monkeypatch):

@@ -1,5 +1,6 @@
 """The pages of results: without one, with a broken one, with others', and those that have no page of their own."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,15 @@ def test_a_result_made_without_pixels_says_where_the_images_are(view, runs, open
     result.drop_vars(pixels).to_netcdf(path, engine="h5netcdf")
     app = opened(runs, view)
     assert is_whole(app) and "elsewhere, split val" in words(app)
+
+
+def test_neurons_that_cannot_be_opened_are_listed_apart_with_the_command_that_opens_them(tiny_runs, opened):
+    app = opened(tiny_runs, "neurons")
+    offered, table = [int(option) for option in app.selectbox(key="neuron").options], app.table[0].value
+    parts = {name: {int(unit) for cell in table[name] for unit in re.findall("[0-9]+", cell)} for name in table}
+    assert parts["opened above"] <= set(offered) and parts["no pictures yet"].isdisjoint(offered)
+    named = re.fullmatch(r"python -m probes.neurons \S+ --neurons ([0-9,]+)", app.main.code[-1].value)[1].split(",")
+    assert [int(unit) for unit in named[:-1]] == offered and int(named[-1]) in parts["no pictures yet"]
 
 
 def test_an_older_result_without_controls_is_shown_all_the_same(runs, opened):

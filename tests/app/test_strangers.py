@@ -59,6 +59,17 @@ def test_text_of_a_message_is_shown_word_for_word(runs, opened):
     assert r"!\[a\](b)" in complaint(opened(runs))
 
 
+def test_a_message_names_no_place_in_memory(tiny_runs, opened, monkeypatch):
+    app = opened(tiny_runs, "rank")
+
+    def fails(path: str, changed: tuple) -> xr.Dataset:
+        raise ValueError(f"cannot read {object()!r}")
+
+    monkeypatch.setattr(results, "_read", fails)
+    said = complaint(app.run())
+    assert "ValueError: cannot read" in said and "0x" not in said
+
+
 # Results that are none
 
 

@@ -54,6 +54,15 @@ def changed(path: Path, **attributes: object) -> None:
     xr.load_dataset(path, engine="h5netcdf").assign_attrs(attributes).to_netcdf(path, engine="h5netcdf")
 
 
+def without_words(app: AppTest) -> list[dict]:
+    """Of the charts, what plotly would speak for by itself under the mouse: as ``trace 0``, with all digits."""
+    figures = [json.loads(chart.proto.spec) for chart in app.get("plotly_chart")]
+    assert all(figure["layout"]["hoverlabel"]["font"]["color"] for figure in figures)
+    traces = [trace for figure in figures for trace in figure["data"]]
+    own = [trace for trace in traces if trace.get("hoverinfo") != "skip"]
+    return [trace for trace in own if not (trace.get("hovertemplate") or "").endswith("<extra></extra>")]
+
+
 def curve(app: AppTest, said: str) -> list[float]:
     """The first line of the chart that says this."""
     chart = json.loads(next(chart.proto.spec for chart in app.get("plotly_chart") if said in chart.proto.spec))
