@@ -5,7 +5,7 @@ initialisation gives: a step is specific where it overlaps with the others less 
 each other, never merely because it differs from random.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations, pairwise
 
@@ -26,21 +26,26 @@ CATEGORY_COLOURS = ("#dee2e6", style.SECOND, style.SEQUENCE[2], style.MAIN)  # o
 # Statistics
 
 
-def statistics(masks: np.ndarray, replicates: np.ndarray, sizes: Mapping[str, int]) -> xr.Dataset:
+def statistics(
+    masks: np.ndarray, replicates: np.ndarray, sizes: Mapping[str, int], replicated: Sequence[int]
+) -> xr.Dataset:
     """What masks [round step byte] share, per matrix and over all; bits as `numpy.packbits` of qkv, proj, fc1, fc2.
 
-    replicates: [round replicate byte], grafts of the middle step T // 2 with other data orders; the step's own mask is
-    one more.
+    replicates: [round replicated replicate byte], grafts of the steps `replicated` with other data orders; a step's own
+    mask is one more.
     """
     n, (n_rounds, n_steps, _) = sum(sizes.values()), masks.shape
     rounds = [
-        of_round(*(np.unpackbits(part, axis=-1, count=n) for part in both), sizes, n_steps // 2)
+        of_round(*(np.unpackbits(part, axis=-1, count=n) for part in both), sizes, replicated)
         for both in zip(masks, replicates, strict=True)
     ]
     stacked = {
         name: (("round", *dims), np.stack([one[name][1] for one in rounds])) for name, (dims, _) in rounds[0].items()
     }
-    kept = {"mask": (("round", "step", "byte"), masks), "replicate_mask": (("round", "replicate", "byte"), replicates)}
+    kept = {
+        "mask": (("round", "step", "byte"), masks),
+        "replicate_mask": (("round", "replicated", "replicate", "byte"), replicates),
+    }
     parts = ", ".join(f"{name}:{size}" for name, size in sizes.items())
     return xr.Dataset(
         stacked | kept,
@@ -48,6 +53,7 @@ def statistics(masks: np.ndarray, replicates: np.ndarray, sizes: Mapping[str, in
             "round": np.arange(n_rounds),
             "step": np.arange(n_steps),
             "other_step": np.arange(n_steps),
+            "replicated": list(replicated),
             "weight": ["all", *sizes],
             "category": list(overlap.CATEGORIES),
             "count": np.arange(n_steps + 1),
@@ -56,14 +62,16 @@ def statistics(masks: np.ndarray, replicates: np.ndarray, sizes: Mapping[str, in
     )
 
 
-def of_round(masks: np.ndarray, replicates: np.ndarray, sizes: Mapping[str, int], middle: int) -> Variables:
-    """The statistics of one round; masks [step weight], replicates [replicate weight]."""
+def of_round(
+    masks: np.ndarray, replicates: np.ndarray, sizes: Mapping[str, int], replicated: Sequence[int]
+) -> Variables:
+    """The statistics of one round; masks [step weight], replicates [replicated replicate weight]."""
     ends = np.cumsum([0, *sizes.values()])
     parts = [slice(0, ends[-1]), *(slice(a, b) for a, b in pairwise(ends))]
-    same = np.concatenate([masks[middle : middle + 1], replicates])
+    same = np.concatenate([masks[list(replicated), None], replicates], axis=1)
 
     def per_part(function: Callable[[np.ndarray], np.ndarray], of: np.ndarray = masks) -> np.ndarray:
-        return np.stack([function(of[:, part]) for part in parts])
+        return np.stack([function(of[..., part]) for part in parts])
 
     pairs = ("weight", "step", "other_step")
     return {
@@ -76,7 +84,10 @@ def of_round(masks: np.ndarray, replicates: np.ndarray, sizes: Mapping[str, int]
         "usage": (("weight", "count"), per_part(overlap.usage)),
         "categories": (("weight", "category"), per_part(lambda m: overlap.categories(overlap.usage(m)))),
         "union_density": (("weight",), per_part(lambda m: np.array(overlap.union_density(m)))),
-        "replicate_jaccard": (("weight", "pair"), per_part(lambda m: _between(overlap.jaccard(m)), same)),
+        "replicate_jaccard": (
+            ("weight", "replicated", "pair"),
+            per_part(lambda each: np.stack([_between(overlap.jaccard(m)) for m in each]), same),
+        ),
     } | _random(np.stack([masks[:, part].mean(1) for part in parts[1:]]), np.array(list(sizes.values())))
 
 
@@ -109,9 +120,15 @@ def mean_jaccard(result: xr.Dataset, name: str = "jaccard", weight: str = "all")
 
 
 def replicate_jaccard(result: xr.Dataset, weight: str = "all") -> np.ndarray:
-    """Mean over the pairs of replicates: [round]; NaN where there are none."""
+    """Mean over the pairs of replicates of one step: [round]; NaN where there are none."""
     pairs = result["replicate_jaccard"].sel(weight=weight)
-    return pairs.mean("pair").values if result.sizes.get("pair") else np.full(result.sizes["round"], np.nan)
+    others = [dim for dim in pairs.dims if dim != "round"]  # results of before had one replicated step
+    return pairs.mean(others).values if result.sizes.get("pair") else np.full(result.sizes["round"], np.nan)
+
+
+def replicated(result: xr.Dataset) -> list[int]:
+    """The steps whose grafts were trained again with other data orders."""
+    return result["replicated"].values.tolist() if "replicated" in result.coords else [result.attrs["replicated_step"]]
 
 
 def over_rounds(result: xr.Dataset) -> xr.Dataset:

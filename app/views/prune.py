@@ -70,7 +70,8 @@ def show_numbers() -> None:
     between, random = (analysis.mean_jaccard(result, name, weight)[place] for name in ("jaccard", "jaccard_random"))
     page.metric(columns[3], "Jaccard between steps", f"{between:.3f}", f"random {random:.3f}")
     if result.sizes.get("pair"):
-        about = f"of {style.step_label(int(result.attrs['replicated_step']))}, grafted again with other data orders"
+        steps = [style.step_label(t) for t in analysis.replicated(result)]
+        about = f"of {' and of '.join(steps)}, grafted again with other data orders"
         replicates = float(row["replicate_jaccard"].mean())
         page.metric(columns[4], "between replicates", f"{replicates:.3f}", help=about)
 

@@ -25,7 +25,7 @@ class Plan:
     scope: Literal["global", "matrix"] = "global"
     """The smallest weights over the whole block (global), or in each matrix."""
     replicates: int = 3
-    """Grafts of the middle step with other data orders (its own among them): the second null."""
+    """Grafts of the first and of the middle step with other data orders (their own among them): the second null."""
     batch_size: int = 64
     """Images per update over all processes."""
     optimizer: str = "muon"

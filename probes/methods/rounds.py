@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -62,7 +63,7 @@ class Lottery:
         if len(self.train_set) < plan.batch_size:
             n = len(self.train_set)
             raise InputError(f"{self.spec} has {n} training images, fewer than one batch of {plan.batch_size}")
-        self.replicated = model.config.n_steps // 2  # the step of the replicate null
+        self.replicated = sorted({0, model.config.n_steps // 2})  # the steps of the replicate null
 
     def play(self) -> None:
         for number in range(self.plan.rounds + 1):
@@ -77,17 +78,16 @@ class Lottery:
     # The stages of a round, each done once
 
     def masks(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The masks that round `number` trains under: of the steps [step weight], of the replicates [replicate
-        weight].
+        """The masks that round `number` trains under: of the steps [step weight], of the replicates of each
+        replicated step [replicated replicate weight].
         """
+        n, others = sum(masks.sizes(self.config).values()), (len(self.replicated), self.plan.replicates - 1)
         if number == 0:
-            n = sum(masks.sizes(self.config).values())
-            rows = (self.config.n_steps, self.plan.replicates - 1)
-            return tuple(torch.ones(count, n, dtype=torch.bool) for count in rows)
-        content = self.cut(number - 1)
-        rows = {"masks": self.config.n_steps, "replicates": self.plan.replicates - 1}
-        path = self.path(number - 1, "pruned")
-        return tuple(masks.unpacked(content[name], self.config, n, path) for name, n in rows.items())
+            return torch.ones(self.config.n_steps, n, dtype=torch.bool), torch.ones(*others, n, dtype=torch.bool)
+        content, path = self.cut(number - 1), self.path(number - 1, "pruned")
+        rows = {"masks": self.config.n_steps, "replicates": math.prod(others)}
+        steps, again = (masks.unpacked(content[name], self.config, rows[name], path) for name in rows)
+        return steps, again.view(*others, n)
 
     def trained(self, number: int) -> dict[str, float]:
         """Stage 1 of a round: the whole model, rewound and trained under the round's masks."""
@@ -140,14 +140,14 @@ class Lottery:
         model = self.load(number)
         weights, losses = self.grafted(model, range(self.config.n_steps), steps, number, GRAFT, "grafts")
         after = self.without_smallest(weights, steps)
-        others = []
-        for r, row in enumerate(replicates, 1):
-            label = f"replicate {r}/{len(replicates)}"
-            weights, _ = self.grafted(model, [self.replicated], row[None], number, GRAFT + r, label)
-            others.append(self.without_smallest(weights, row[None]))
+        others = torch.empty_like(replicates)
+        for r, rows in enumerate(replicates.unbind(1), 1):
+            label = f"replicate {r}/{self.plan.replicates - 1}"
+            weights, _ = self.grafted(model, self.replicated, rows, number, GRAFT + r, label)
+            others[:, r - 1] = self.without_smallest(weights, rows)
         content = {
             "masks": masks.packed(after),
-            "replicates": masks.packed(torch.cat(others) if others else replicates),
+            "replicates": masks.packed(others.flatten(0, 1)),
             "graft_loss": losses,
             "accuracy_cut": self.accuracy(masks.put_on(model, after)),
         }
@@ -344,7 +344,7 @@ class Lottery:
         nothing = {"graft_loss": np.full(self.config.n_steps, np.nan), "accuracy_cut": np.nan}
         after = [self.cut(n) if self.path(n, "pruned").exists() else nothing for n in rounds]
         packed = [np.stack([masks.packed(pair[i]).numpy() for pair in rows]) for i in (0, 1)]
-        result = analysis.statistics(*packed, masks.sizes(self.config))
+        result = analysis.statistics(*packed, masks.sizes(self.config), self.replicated)
         result["accuracy"] = "round", [of_round["accuracy"] for of_round in metrics]
         cut = [np.nan, *(of_round["accuracy_cut"] for of_round in after[:-1])]
         result["accuracy_cut"] = "round", cut  # the round before's weights under this round's masks
@@ -363,7 +363,6 @@ class Lottery:
             "init_sha256": self.init_sha256,
             "chance": chance,
             "n_val": n_val,
-            "replicated_step": self.replicated,
             "note": f"unpruned accuracy {accuracy:.3f} is below three times chance: the masks are noise"
             if weak
             else "",

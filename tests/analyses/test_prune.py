@@ -16,11 +16,11 @@ SIZES = {"qkv": 40, "proj": 24}
 def result() -> xr.Dataset:
     """Two rounds of three steps: all weights, then steps 1 and 2 that share half of theirs, and step 3 alone."""
     n = sum(SIZES.values())
-    masks, replicates = np.ones((2, 3, n), bool), np.ones((2, 1, n), bool)
+    masks, replicates = np.ones((2, 3, n), bool), np.ones((2, 2, 1, n), bool)
     masks[1], replicates[1] = False, False
     masks[1, 0, :16], masks[1, 1, 8:24], masks[1, 2, 48:] = True, True, True
-    replicates[1, 0, 8:20] = True  # of step 2, the middle one
-    made = prune.statistics(np.packbits(masks, axis=-1), np.packbits(replicates, axis=-1), SIZES)
+    replicates[1, 0, 0, :12] = replicates[1, 1, 0, 8:16] = True  # of steps 1 and 2
+    made = prune.statistics(np.packbits(masks, axis=-1), np.packbits(replicates, axis=-1), SIZES, [0, 1])
     numbers = {"accuracy": ("round", [0.5, 1.0]), "accuracy_cut": ("round", [np.nan, 0.25])}
     return made.assign(numbers).assign_attrs(chance=0.05, n_val=20, note="few images")
 
@@ -31,7 +31,7 @@ def test_statistics_are_those_of_the_planted_masks(result) -> None:
     assert last["jaccard"].sel(step=0, other_step=1) == 8 / 24 and last["jaccard"].sel(step=0, other_step=2) == 0
     assert np.allclose(last["specialization"], [0.5, 0.5, 1])
     assert np.allclose(last["categories"], [24 / 64, 32 / 64, 8 / 64, 0]) and last["union_density"] == 40 / 64
-    assert last["replicate_jaccard"].values.tolist() == [12 / 16]
+    assert last["replicate_jaccard"].values.tolist() == [[12 / 16], [8 / 16]]
     of_qkv = result.sel(round=1, weight="qkv")
     assert of_qkv["kept_by_weight"].values.tolist() == [16, 16, 0]
     assert of_qkv["specialization_random"].sel(step=0) == pytest.approx((1 - 16 / 40) * (1 - 0))
@@ -40,9 +40,11 @@ def test_statistics_are_those_of_the_planted_masks(result) -> None:
 def test_shipped_statistics_follow_from_the_shipped_masks() -> None:
     result = shipped("pruned/prune").isel(round=[0, 4, 8])
     sizes = {name: int(result["usage"].sel(weight=name).isel(round=0).sum()) for name in result["weight"].values[1:]}
-    again = prune.statistics(result["mask"].values, result["replicate_mask"].values, sizes)
+    masks, steps = result["mask"].values, prune.replicated(result)
+    replicates = result["replicate_mask"].values.reshape(len(masks), len(steps), -1, masks.shape[-1])
+    again = prune.statistics(masks, replicates, sizes, steps)
     for name, values in again.data_vars.items():
-        assert np.allclose(values, result[name], atol=1e-12), name
+        assert np.allclose(values.values.ravel(), result[name].values.ravel(), atol=1e-12), name
 
 
 def test_nulls_are_those_of_the_densities(result) -> None:
@@ -56,7 +58,7 @@ def test_the_table_and_the_frame_have_a_line_a_round(result) -> None:
     assert lines[0] == "step-specific pruning: 3 steps, 64 weights, chance 5.0 %" and lines[-1] == "note: few images"
     assert lines[3].split()[:6] == ["round", "1", "25.00", "%", "100.0", "%"] and "50.0->25.0" in lines[3]
     frame = prune.frame(result)
-    assert frame["jaccard"].tolist() == pytest.approx([1, 8 / 24 / 3]) and frame["jaccard_replicates"][1] == 0.75
+    assert frame["jaccard"].tolist() == pytest.approx([1, 8 / 24 / 3]) and frame["jaccard_replicates"][1] == 0.625
     expected = stats.binomtest(20, 20).proportion_ci(method="wilson")  # 20 of 20 is not certain
     assert np.allclose(frame.loc[1, ["accuracy_low", "accuracy_high"]].astype(float), expected)
 
