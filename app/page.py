@@ -11,6 +11,7 @@ import logging
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
@@ -41,6 +42,18 @@ def one_sentence() -> Iterator[None]:
         st.error(
             f"This page could not be drawn to its end ({text(said)}); make its result anew, the terminal says more."
         )
+
+
+@st.cache_resource(
+    max_entries=512,
+    show_spinner=False,
+    hash_funcs={FunctionType: lambda function: f"{function.__module__}.{function.__qualname__}"},
+)
+def drawn(draw: Callable[..., go.Figure], *arrays: Any, **options: Any) -> go.Figure:
+    """The figure that `draw` makes of these, once for all visitors, who do not change it: drawing takes longer than all
+    else that a move of a slider asks for.
+    """
+    return draw(*arrays, **options)
 
 
 def show(

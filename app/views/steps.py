@@ -23,7 +23,7 @@ def at_step(shown: image.Shown, traced: dict[str, np.ndarray]) -> None:
 
 def show_attention(shown: image.Shown, traced: dict[str, np.ndarray], step: int) -> None:
     st.markdown(f"**What CLS attends to at {style.step_label(step)}**, one panel a head")
-    figure = steps.attention(shown.picture, traced["attention"][step], shown.mask)
+    figure = page.drawn(steps.attention, shown.picture, traced["attention"][step], shown.mask)
     page.show(figure, "attention", f"{shown.name}, {style.step_label(step)}")
     to_itself = ", ".join(f"{100 * share:.0f} %" for share in traced["to_cls"][step])
     st.caption(
@@ -37,7 +37,7 @@ def show_answer(shown: image.Shown, traced: dict[str, np.ndarray], step: int) ->
     if "probability" not in traced:
         st.info("This model has no classifier, so there is no answer to read out.")
         return
-    figure = steps.lens(traced["probability"], model.classes, step=step, truth=shown.label)
+    figure = page.drawn(steps.lens, traced["probability"], model.classes, step=step, truth=shown.label)
     page.show(figure, "lens", shown.name)
     off = f"Switch a head off at {style.step_label(step)}"
     head = st.segmented_control(off, range(model.config.n_heads), key="head", **page.LINKED)
@@ -55,7 +55,7 @@ def show_norms(traced: dict[str, np.ndarray], step: int) -> None:
     n_prefix, (rows, columns) = model.config.n_prefix, traced["attention"].shape[-2:]
     norm = traced["norm"]
     patches = norm[:, n_prefix:].reshape(len(norm), rows, columns)
-    page.show(steps.norms(patches, norm[:, 0], norm[:, 1:n_prefix], step=step), "norms")
+    page.show(page.drawn(steps.norms, patches, norm[:, 0], norm[:, 1:n_prefix], step=step), "norms")
     st.caption("Patches of unusually high norm on plain background are the artefact that registers were made for.")
 
 

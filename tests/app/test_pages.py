@@ -5,11 +5,13 @@ from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
+import plotly.graph_objects as go
 import pytest
 import torch
 from streamlit.testing.v1 import AppTest
 
-from app import contents, idea
+from app import contents, idea, page
 from models import load, open_data
 from models.checkpoint import save
 from models.vit import BViT
@@ -21,7 +23,7 @@ from .visits import MAIN, OF_MODEL, OF_PROBE, PATIENCE, VIEWS, changed, complain
 
 def test_every_view_is_in_the_table_and_every_page_has_its_view():
     assert sorted(VIEWS) == sorted(path.stem for path in (MAIN.parent / "views").glob("*.py"))
-    assert len({page.title for page in contents.PAGES}) == len(VIEWS)
+    assert len({one.title for one in contents.PAGES}) == len(VIEWS)
 
 
 def test_every_result_is_of_one_command_that_names_its_probe():
@@ -85,6 +87,20 @@ def test_moving_the_slider_runs_no_forward(tiny_runs, opened, monkeypatch):
     app.slider(key="step").set_value(1).run()
     assert is_whole(app) and "step 2 (blocks.1)" in words(app)
     assert calls == []
+
+
+def test_a_figure_is_drawn_once_for_all_visitors_and_anew_for_other_values():
+    drawn = []
+
+    def draw(values, *, step):
+        drawn.append(step)
+        return go.Figure(go.Scatter(y=values * step))
+
+    first, again = (page.drawn(draw, np.arange(3.0), step=2) for _ in range(2))
+    assert again is first and drawn == [2] and list(first.data[0].y) == [0, 2, 4]
+    assert list(page.drawn(draw, np.arange(3.0), step=3).data[0].y) == [0, 3, 6]
+    assert list(page.drawn(draw, np.arange(3.0) + 1, step=2).data[0].y) == [2, 4, 6]
+    assert drawn == [2, 3, 2]
 
 
 def test_a_head_switched_off_is_told_and_can_be_switched_on_again(tiny_runs, opened):
