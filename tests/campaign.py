@@ -1,6 +1,6 @@
 """Tries to lose work, to crash on files, and to reach outside: what ``docs/reliability.md`` says was measured here.
 
-    make campaign                                            # the size that fits four minutes of one core
+    make campaign                                            # the size that fits ten minutes of one core
     .venv/bin/python tests/campaign.py --kills 20 --inputs 10000 --write
     .venv/bin/python tests/campaign.py --quick               # seconds; part of make test
 
@@ -360,7 +360,7 @@ def campaign(
     Args:
         kills: of each long job; 0 leaves long jobs out, with signals and full disks.
         inputs: damaged files, over all kinds.
-        visitors: of the dashboard at once, for a minute; 0 for none.
+        visitors: of the dashboard at once, for five minutes; 0 for none.
         seed: of moments and damage.
         quick: the part that runs in make test.
         write: put the table into docs/reliability.md.
@@ -376,7 +376,7 @@ def campaign(
         touched = sorted(path.name for path in (work / "outside").rglob("*") if path.name not in ("ckpt.pt", "00"))
     lines.append(Line("code executed, addresses fetched, files outside touched", 1, int(not touched), "none"))
     lines[-1].wrong += touched
-    lines += [visited(visitors, 60)] if visitors else []
+    lines += [visited(visitors, 300)] if visitors else []
     tried, seconds = f"{kills} kills a job, {inputs} damaged files, {visitors} visitors", time.monotonic() - started
     size = f"{tried}, seed {seed}, {seconds:.0f} s"
     text = table(lines, size)
