@@ -52,6 +52,21 @@ def without_gradient(function: Callable[..., object], *args: object, **kwargs: o
     return run
 
 
+def training(net: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:
+    return lambda: cross_entropy(net(images), labels).backward()
+
+
+def of_the_study(n: int = 64) -> None:
+    """Training at the sizes of studies/core.yaml; `n` images a step."""
+    for width, n_heads in ((32, 2), (64, 4), (128, 8)):
+        config = ViTConfig.preset("bvit_easy", d_model=width, n_heads=n_heads, n_classes=20)
+        size = dict(img_size=config.image_size, patch_size=config.patch_size, num_heads=config.n_heads, num_classes=20)
+        vit = VisionTransformer(**size, embed_dim=width, depth=config.n_steps)
+        images, labels = torch.randn(n, 3, config.image_size, config.image_size), torch.randint(0, 20, (n,))
+        name = f"training step at the study's width {width}, {n} images, bViT / timm's ViT"
+        ratio(name, training(fresh(config, 0), images, labels), training(vit, images, labels))
+
+
 def against_timm() -> None:
     """The model and its hooks, against timm's ViT of the same size and against the same arithmetic without hook
     points.
@@ -60,9 +75,6 @@ def against_timm() -> None:
     model = fresh(ViTConfig(**shape), 0)
     vit = VisionTransformer(img_size=96, patch_size=8, embed_dim=192, depth=12, num_heads=3, num_classes=10)
     images, labels = torch.randn(16, 3, 96, 96), torch.randint(0, 10, (16,))
-
-    def training(net: torch.nn.Module) -> Callable[[], None]:
-        return lambda: cross_entropy(net(images), labels).backward()
 
     def bare() -> None:
         z, block = model.embed(images), model.core[0]
@@ -76,7 +88,9 @@ def against_timm() -> None:
             z = z + block.mlp.fc2(torch.nn.functional.gelu(block.mlp.fc1(h)))
         model.read_out(z)
 
-    ratio("training step (forward + backward), bViT / timm's ViT of its size", training(model), training(vit))
+    ratio(
+        "training step, bViT / timm's ViT of its size", training(model, images, labels), training(vit, images, labels)
+    )
     model.eval(), vit.eval()
     plain = without_gradient(model, images)
     cached = without_gradient(model.run_with_cache, images, names_filter="blocks.*.attn.hook_pattern")
@@ -180,6 +194,7 @@ def main() -> None:
         "of the other side's\n"
     )
     against_timm()
+    of_the_study()
     passes()
     pictures_of_neurons()
     training_of_grafts()
