@@ -46,6 +46,12 @@ def brief(error: Exception, line: int = 0) -> str:
     return lines[line].strip()[:120] if lines else type(error).__name__
 
 
+def quoted(value: object) -> str:
+    """A value as a message shows it: as in Python, its middle left out where it is long."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:40]}...{text[-15:]}"
+
+
 def require(*checks: tuple[bool, str]) -> None:
     """Raise `InputError` with the complaint of the first check that does not hold."""
     for holds, complaint in checks:

@@ -248,6 +248,9 @@ class Watched(torch.utils.data.Dataset):
         (dict(val_limit=0), "--val-limit is 0"),
         (dict(seed=-1), "--seed is -1"),
         (dict(workers=-1), "--workers is -1"),
+        (dict(workers=100_000), "--workers is 100000, it must lie between 0 and 256"),
+        (dict(fields=("n_classes=3",)), "--fields: n_classes is what the data says, leave it out"),
+        (dict(fields=("d_model=" + 5000 * "9",)), r"d_model is '99+\.\.\.9+', it must be a whole number"),
         (dict(stop_after=0), "--stop-after is 0"),
     ],
 )
