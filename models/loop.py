@@ -232,7 +232,7 @@ def _refuse_other_moments(optimizer: Optimizer) -> None:
         for name, value in kept.items():
             is_number = value.numel() == 1 if isinstance(value, Tensor) else is_bearable(value, float | int)
             if not is_number and not any(value is moment for moment in moments):
-                raise ValueError(f"{name} is {quoted(value)}")
+                raise ValueError(f"its {name} is of another kind or size")
 
 
 def is_finite(content: Any) -> bool:

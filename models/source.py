@@ -5,6 +5,7 @@ This is the only place that knows all of them.
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def _loaded(source: str | Path | nn.Module, weights: Weights) -> BViT:
         return _of_timm(module, str(source), "init" if weights == "init" else held)
     if kind == "hf":
         return _of_hub(rest, weights)
-    if str(source) in presets() and not Path(source).exists():
+    if str(source) in presets() and not os.path.exists(source):
         return _of_preset(str(source))
     if (Path(source) / hub.WEIGHTS).is_file() and not run_folder.checkpoint(Path(source)).exists():
         return _of_hub(str(source), weights)
@@ -118,7 +119,7 @@ def named_run(name: str) -> Path:
 def file_of(source: Path) -> Path:
     """The checkpoint file of a run folder, or the file itself."""
     path = run_folder.checkpoint(source) if source.is_dir() else source
-    if not path.exists():
+    if not os.path.exists(path):
         missing = f"{source} holds no ckpt.pt" if source.is_dir() else f"there is no file or folder {source}"
         raise InputError(
             f"{missing}; train one with python -m models.train, or name a run folder, a ckpt.pt, timm:NAME or hf:REPO"

@@ -139,8 +139,8 @@ def test_what_an_optimiser_kept_is_checked_and_its_rates_are_those_of_now(tmp_pa
     damaged = [
         ({}, "it is empty"),
         ({0: {"step": torch.tensor(3.0)}}, "it has no moments of a parameter of shape .2."),
-        ({0: moments | {"exp_avg": torch.zeros(3)}}, "exp_avg is tensor"),
-        ({0: moments | {"exp_avg": "x"}}, "exp_avg is 'x'"),
+        ({0: moments | {"exp_avg": torch.zeros(3)}}, "its exp_avg is of another kind or size"),
+        ({0: moments | {"exp_avg": "x"}}, "its exp_avg is of another kind or size"),
         ({0: moments | {"exp_avg": torch.full((2,), torch.nan)}}, "it holds values that are not finite"),
     ]
     for state, said in damaged:

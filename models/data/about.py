@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,8 +79,21 @@ def require_masks(data: Any) -> None:
 
 
 def match_classes(data_classes: Sequence[str], model_classes: Sequence[str] | None) -> list[int]:
-    """The model's index of each class of the data, matched by name."""
+    """The model's index of each class of the data, matched by name; by place where both name the same classes in the
+    same order, so that two of one name (ImageNet has cranes of two kinds) stay two.
+
+    Raises `InputError` for a class that the model lacks, or has twice where the order differs.
+    """
+    if list(data_classes) == list(model_classes or ()):
+        return list(range(len(data_classes)))
     place = {name: i for i, name in enumerate(model_classes or ())}
+    for names, whose in ((data_classes, "the data"), (model_classes or (), "the model")):
+        twice = [name for name, n in Counter(names).items() if n > 1 and name in place]
+        if twice:
+            raise InputError(
+                f"{whose} has {Counter(names)[twice[0]]} classes of the name {twice[0]}, and other classes than "
+                f"{'the model' if whose == 'the data' else 'the data'}; rename them so that they can be matched"
+            )
     missing = [name for name in data_classes if name not in place]
     if missing:
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
