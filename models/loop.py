@@ -192,7 +192,7 @@ def is_state(state: Any) -> bool:
     """Whether this is what `Loop.save` writes."""
     kinds = {"key": dict, "update": int, "mean": tuple[Tensor | None, int], "parts": dict}
     is_whole = isinstance(state, dict) and all(is_bearable(state.get(name), kind) for name, kind in kinds.items())
-    return is_whole and state["update"] >= 0
+    return is_whole and not isinstance(state["update"], bool) and state["update"] >= 0
 
 
 def _fill(part: Part, state: Any) -> None:
@@ -230,7 +230,7 @@ def _refuse_other_moments(optimizer: Optimizer) -> None:
         if kept and not moments:
             raise ValueError(f"it has no moments of a parameter of shape {[*parameter.shape]}")
         for name, value in kept.items():
-            is_number = value.numel() == 1 if isinstance(value, Tensor) else is_bearable(value, float | int)
+            is_number = value.ndim == 0 if isinstance(value, Tensor) else is_bearable(value, float | int)
             if not is_number and not any(value is moment for moment in moments):
                 raise ValueError(f"its {name} is of another kind or size")
 

@@ -110,6 +110,7 @@ def test_a_damaged_state_is_one_sentence(tmp_path: Path) -> None:
         dict(update=-1),
         dict(update=21),
         dict(update="4"),
+        dict(update=True),
         dict(mean=(1, 2)),
         dict(parts={}),
         dict(parts=[1]),
@@ -140,6 +141,7 @@ def test_what_an_optimiser_kept_is_checked_and_its_rates_are_those_of_now(tmp_pa
         ({}, "it is empty"),
         ({0: {"step": torch.tensor(3.0)}}, "it has no moments of a parameter of shape .2."),
         ({0: moments | {"exp_avg": torch.zeros(3)}}, "its exp_avg is of another kind or size"),
+        ({0: moments | {"exp_avg": torch.zeros(1)}}, "its exp_avg is of another kind or size"),
         ({0: moments | {"exp_avg": "x"}}, "its exp_avg is of another kind or size"),
         ({0: moments | {"exp_avg": torch.full((2,), torch.nan)}}, "it holds values that are not finite"),
     ]
