@@ -87,12 +87,13 @@ def match_classes(data_classes: Sequence[str], model_classes: Sequence[str] | No
     if list(data_classes) == list(model_classes or ()):
         return list(range(len(data_classes)))
     place = {name: i for i, name in enumerate(model_classes or ())}
-    for names, whose in ((data_classes, "the data"), (model_classes or (), "the model")):
-        twice = [name for name, n in Counter(names).items() if n > 1 and name in place]
+    shared = set(data_classes) & place.keys()
+    for whose, names in (("the data", data_classes), ("the model", model_classes or ())):
+        twice = [name for name, n in Counter(names).items() if n > 1 and name in shared]
         if twice:
             raise InputError(
-                f"{whose} has {Counter(names)[twice[0]]} classes of the name {twice[0]}, and other classes than "
-                f"{'the model' if whose == 'the data' else 'the data'}; rename them so that they can be matched"
+                f"{whose} has several classes of the name {twice[0]}, and data and model list their classes otherwise; "
+                "rename them so that they can be matched"
             )
     missing = [name for name in data_classes if name not in place]
     if missing:

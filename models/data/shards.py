@@ -156,17 +156,18 @@ def shards_of(spec: str, place: str, split: str) -> tuple[list[Path], str | None
     info = next((Path(place, name) for name in INFO if Path(place, name).is_file()), None)
     if info is None:
         return files_of_split(spec, place, split, "tar"), None
+    text = text_of(info, spec)
     try:
-        splits = json.loads(text_of(info, spec))["splits"]
-        own = next((splits[name] for name in names_of(split) if name in splits), None)
-        if own is None:
-            raise InputError(f"{spec} has no split {split!r}; {info.name} tells of {', '.join(splits) or 'none'}")
+        splits = dict(json.loads(text)["splits"])
+        own = next((splits[name] for name in names_of(split) if name in splits), {"filenames": ()})
         shards, alternative = [info.parent / name for name in own["filenames"]], own.get("alt_label")
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError):
         raise InputError(
             f"{spec}: {info.name} is not timm's list of splits with their filenames; mend or remove it"
         ) from None
-    lost = [shard.name for shard in shards if not shard.is_file()]
+    if not splits.keys() & names_of(split):
+        raise InputError(f"{spec} has no split {split!r}; {info.name} tells of {', '.join(splits) or 'none'}")
+    lost = [shard.name for shard in shards if not os.path.isfile(shard)]
     if lost or not shards:
         raise InputError(
             f"{spec}: {len(lost)} of {len(shards)} shards of {info.name} are not there, the first is "
