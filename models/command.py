@@ -67,6 +67,10 @@ def run(
             raise
         where = f" at {str(error.filename)[:200]}" if error.filename else ""
         _stop(f"{prog}: {error.strerror}{where}; what was already written is intact, free or choose another place", 2)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        _stop(f"{prog}: there is not enough memory for this; lower --batch-size, or ask for less or smaller", 2)
     except KeyboardInterrupt as stop:
         code = 128 + stop.signal if isinstance(stop, Stopped) else 130
         resumed = " with --resume to go on" if "resume" in inspect.signature(function).parameters else ""
@@ -88,6 +92,12 @@ def stopped_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether Python, NumPy or torch ran out of memory, of the machine or the accelerator."""
+    is_of_torch = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError) or is_of_torch
 
 
 def at_home(word: str) -> str:

@@ -104,9 +104,7 @@ def at_image_size(model: BViT, image_size: int) -> BViT:
     state["pos_embed"] = timm.layers.resample_abs_pos_embed(
         state["pos_embed"].float(), (side, side), num_prefix_tokens=config.n_prefix
     )
-    other, found = filled(config, state, Path(model.origin.source)), masks.taken_from(model)
-    if found is not None:
-        masks.put_on(other, found)
+    other = masks.handed_on(model, filled(config, state, Path(model.origin.source)))
     source = f"{model.origin.source} at {image_size} px"
     other.origin = replace(model.origin, source=source, sha256=state_sha256(other.state_dict()))
     return other.train(model.training)

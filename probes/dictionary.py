@@ -131,10 +131,10 @@ def numbers(
 ) -> xr.Dataset:
     """What the dictionaries explain, how often and how much features fire, what they tell, and where they fire most."""
     top, config = features.Top(n_top), trained.model.config
-    seen = images.over(lambda batch: read(trained, batch, known, choice, top, images))
-    drawn = means.drawn(seen)
-    n, kinds = len(seen["position"]), [kind for kind in KINDS if (kind, "cls") in trained.every or kind == "pca"]
-    both, fires, holds = seen["told"]
+    measured = images.over(lambda batch: read(trained, batch, known, choice, top, images))
+    drawn = means.drawn(measured)
+    n, kinds = len(measured["position"]), [kind for kind in KINDS if (kind, "cls") in trained.every or kind == "pca"]
+    both, fires, holds = measured["told"]
     score = 2 * both / (fires + holds).where(lambda counts: counts > 0)
     names = [(token, *name) for token in activations.TOKENS for name in known[token].names]
     told: dict[str, list[int]] = {}
@@ -153,19 +153,19 @@ def numbers(
         ),
         "l0": drawn["l0"][{"draw": 0}],
         "ffn_l0": drawn["ffn_l0"][{"draw": 0}],
-        "ffn_dead": ((), float((seen["ffn_fired"] == 0).all("step").mean())),
+        "ffn_dead": ((), float((measured["ffn_fired"] == 0).all("step").mean())),
     }
     dead = np.full((len(kinds), 2, config.n_steps + 1), np.nan)
     dead_everywhere = np.full((len(kinds), 2), np.nan)
     for i, kind in enumerate(kinds[:-1]):
         for j, token in enumerate(activations.TOKENS):
-            never = seen[f"count {kind} {token}"].values == 0  # [state feature]
+            never = measured[f"count {kind} {token}"].values == 0  # [state feature]
             dead[i, j] = never.mean(1)
             dead_everywhere[i, j] = never.mean() if len(trained.every[kind, token].decoder) > 1 else never.all(0).mean()
     n_rows = np.array([1, config.n_patches])[:, None, None] * n
     for kind, prefix in (("shared", ""), ("rotated", "rotated_")):
         for what, name in (("count", "rate"), ("amount", "profile")):
-            of = np.stack([seen[f"{what} {kind} {token}"].values.T for token in activations.TOKENS]) / n_rows
+            of = np.stack([measured[f"{what} {kind} {token}"].values.T for token in activations.TOKENS]) / n_rows
             variables[prefix + name] = ("token", "feature", "state"), of.astype(np.float32)
     variables |= {
         "dead": (("kind", "token", "state"), dead),
@@ -184,7 +184,7 @@ def numbers(
         "concept_factor": ("concept", [factor for _, factor, _ in names]),
         "concept_value": ("concept", [value for _, _, value in names]),
     }
-    return xr.Dataset(variables, coords, dict(n_measured=n, n_unreadable=seen.attrs["n_unreadable"]))
+    return xr.Dataset(variables, coords, dict(n_measured=n, n_unreadable=measured.attrs["n_unreadable"]))
 
 
 def read(

@@ -19,7 +19,9 @@ import typing
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import tyro
 
 from models import command
@@ -135,6 +137,16 @@ def test_bad_input_of_an_analysis_is_a_sentence_too(monkeypatch, capsys) -> None
     assert end.value.code == 2 and capsys.readouterr().err == "analyse: two\\nlines\n"
     with pytest.raises(ValueError, match="lines"):
         command.run(analyse, "analyse")
+
+
+def test_too_little_memory_is_a_sentence_and_other_errors_stay_what_they_are(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["it"])
+    for large in (lambda: torch.empty(10**15), lambda: np.empty(10**15), lambda: bytearray(10**15)):
+        with pytest.raises(SystemExit) as end:
+            command.run(large, "it")
+        assert end.value.code == 2 and "not enough memory" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        command.run(lambda: torch.zeros(2) + torch.zeros(3), "it")
 
 
 @pytest.mark.parametrize("can_resume", [True, False])
