@@ -80,8 +80,10 @@ def train(
     require(
         (stop_after is None or stop_after >= 1, f"--stop-after is {stop_after}, it must be at least 1 update"),
     )
+    run_folder.refuse_taken(out, resume=resume, force=force)
+    trainer = Trainer(options, out, device, workers)  # says what is wrong before --force removes anything
     with run_folder.owned(out, resume=resume, force=force):
-        Trainer(options, out, device, workers).run(stop_after)
+        trainer.run(stop_after)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from tyro.conf import Positional
 
 from models import command
 from models.command import Preset
-from models.errors import InputError
+from models.errors import InputError, require
 from probes import probe
 from probes.methods.plan import Plan
 
@@ -115,22 +115,24 @@ def prune(
         "plan": asdict(plan),
     }
     probe.refuse_undrawable(figure)
+    require((val_limit >= 1, f"--val-limit is {val_limit}, it must be at least 1"))
     if control is not None and force:
         raise InputError(f"--control {control} measures the rounds that are there, --force removes them; leave one out")
-    with run_folder.owned(out, resume=resume or control is not None, force=force):
+    claim = dict(resume=resume or control is not None, force=force)
+    run_folder.refuse_taken(out, **claim)
+    if control is None:
+        pruning = opened(options, out, device)  # says what is wrong before --force removes anything
+    with run_folder.owned(out, **claim):
         refuse_without_rounds(out)
         if control is None:
             keep_options(out, options)
-        else:
-            options = kept_options(out)
-        pruning = opened(options, out, device)
-        if control is None:
             pruning.play()
-            result = pruning.result()
+            table = analysis.table(pruning.result())
         else:
-            result = pruning.control(control, at)
+            pruning = opened(kept_options(out), out, device)
+            table = analysis.compared(pruning.control(control, at), pruning.result())
         if pruning.accelerator.is_main_process:
-            print(analysis.table(result) if control is None else analysis.compared(result, pruning.result()))
+            print(table)
             probe.save_figure(pruning.result(), analysis, figure)
 
 
