@@ -48,13 +48,7 @@ LEAST = 1e-5  # perturbation that float32 does not round away
 MOST = 1000  # vectors and iterations for the Jacobian of an image, and how often all trained steps are run
 
 
-def of_untrained(result: xr.Dataset) -> xr.Dataset:
-    """All that is not of single images."""
-    single = {"image", "place"}
-    return result[[name for name, of in result.data_vars.items() if not single & set(of.dims)]]
-
-
-@probe.measurement(control=of_untrained)
+@probe.measurement
 def measure(
     model: models.BViT,
     images: Any,

@@ -36,13 +36,7 @@ with epy.lazy_imports():
 N_SHOWN = 24  # images whose pixels the result keeps
 
 
-def of_untrained(result: xr.Dataset) -> xr.Dataset:
-    """All that is not of single images."""
-    single = {"image", "place"}
-    return result[[name for name, of in result.data_vars.items() if not single & set(of.dims)]]
-
-
-@probe.measurement(control=of_untrained, lighter=dict(thumbnails=False))
+@probe.measurement(lighter=dict(thumbnails=False))
 def measure(
     model: models.BViT,
     images: Any,
