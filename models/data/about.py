@@ -18,6 +18,9 @@ WITH_MASKS = (
     "parquet:PATH and wds/NAME:FOLDER?mask=KEY where they hold masks"
 )
 
+# What a data set says of itself
+TOLD = ("spec", "split", "classes", "labels", "fingerprint", "has_masks", "image_size")
+
 
 @dataclass(frozen=True)
 class About:
@@ -52,6 +55,12 @@ def describe(data: Any) -> About:
             whole.has_masks,
             whole.image_size,
             whole.photographs[rows],
+        )
+    lacking = [name for name in TOLD if not hasattr(data, name)]
+    if lacking:
+        raise InputError(
+            f"a {type(data).__name__} does not say its {', '.join(lacking)}; open the data with models.open_data, or "
+            "give it these attributes"
         )
     indices = np.arange(len(data))
     return About(

@@ -138,6 +138,13 @@ def test_two_classes_of_one_name_stay_two_and_are_never_guessed():
     assert match_classes(("dog",), cranes) == [1]
 
 
+def test_a_data_set_that_does_not_say_what_it_is_is_one_sentence():
+    bare = torch.utils.data.TensorDataset(torch.zeros(2, 3, 8, 8), torch.zeros(2))
+    for data in (bare, Subset(bare, [0])):
+        with pytest.raises(InputError, match=r"^a TensorDataset does not say its spec, split.*models.open_data"):
+            describe(data)
+
+
 def test_a_class_whose_name_is_no_text_is_named(tmp_path):
     plant(tmp_path, "val/a/1.png")
     os.rename(os.fsencode(tmp_path / "val" / "a"), os.fsencode(tmp_path / "val") + b"/\xff")
