@@ -115,7 +115,6 @@ def prune(
         "plan": asdict(plan),
     }
     probe.refuse_undrawable(figure)
-    require((val_limit >= 1, f"--val-limit is {val_limit}, it must be at least 1"))
     if control is not None and force:
         raise InputError(f"--control {control} measures the rounds that are there, --force removes them; leave one out")
     claim = dict(resume=resume or control is not None, force=force)
@@ -138,7 +137,8 @@ def prune(
 
 def opened(options: dict[str, Any], out: Path, device_name: str) -> rounds.Lottery:
     """The rounds of a folder: the untrained model, its training data and its validation data."""
-    plan = planned(options, out)
+    plan, limit = planned(options, out), options["val_limit"]
+    require((limit >= 1, f"--val-limit is {limit}, it must be at least 1"))
     if options["source"] is not None:
         model = source.load(options["source"], weights="init")
         spec, config = options["data"] or model.origin.data, model.config
@@ -154,7 +154,7 @@ def opened(options: dict[str, Any], out: Path, device_name: str) -> rounds.Lotte
     elif classes != tuple(config.classes or ()):
         raise InputError(f"{spec} has other classes than {options['source']}; pruning trains on them: name the same")
     model = model.to(device.device(device_name))
-    return rounds.Lottery(model, train_data, val_data, plan, out, options["val_limit"])
+    return rounds.Lottery(model, train_data, val_data, plan, out, limit)
 
 
 def planned(options: dict[str, Any], out: Path) -> Plan:
