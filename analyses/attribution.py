@@ -114,9 +114,8 @@ def _trust(result: xr.Dataset, kind: str, how: str) -> str:
 def _beside_random(result: xr.Dataset) -> str:
     size = np.abs(result["exact_edge"].values)
     strong = result["checked_as"].values == "strongest"
-    return (
-        f"exact |effect| of an edge: {size[strong].mean():.3f} of the strongest, {size[~strong].mean():.4f} of random"
-    )
+    said = f"exact |effect| of an edge: {size[strong].mean():.3f} of the strongest"
+    return said + ("" if strong.all() else f", {size[~strong].mean():.4f} of random")
 
 
 def _strongest_lines(result: xr.Dataset, n: int = 5) -> list[str]:

@@ -19,7 +19,7 @@ class Moment:
     head: int = 0
 
 
-def found(results: Mapping[str, xr.Dataset]) -> list[Moment]:
+def worth_a_look(results: Mapping[str, xr.Dataset]) -> list[Moment]:
     """About a dozen, of as many different images, from the results that there are, by the probe's name."""
     finders = (forming, after_training, wavering, deciding, looking)
     every = [moment for finder in finders for moment in finder(results)]
@@ -40,19 +40,19 @@ def aligned(results: Mapping[str, xr.Dataset], *names: str) -> xr.Dataset | None
     return joined if joined.sizes["index"] else None
 
 
-def pick(seen: xr.Dataset, score: xr.DataArray, where: xr.DataArray) -> int | None:
+def pick(images: xr.Dataset, score: xr.DataArray, where: xr.DataArray) -> int | None:
     """The index of the image that scores highest among some; the first of several."""
     score = np.where(where.values, score.values.astype(np.float64), -np.inf)
     best = int(score.argmax())
-    return int(seen["index"][best]) if np.isfinite(score[best]) else None
+    return int(images["index"][best]) if np.isfinite(score[best]) else None
 
 
 def forming(results: Mapping[str, xr.Dataset]) -> Iterator[Moment]:
     """When the answer became final, for images answered right or wrong."""
-    seen = aligned(results, "recurrence", "lens")
-    if seen is None:
+    images = aligned(results, "recurrence", "lens")
+    if images is None:
         return
-    settled, right, last = seen["settled"], seen["is_right"], int(results["recurrence"].attrs["trained_steps"])
+    settled, right, last = images["settled"], images["is_right"], int(results["recurrence"].attrs["trained_steps"])
     for score, where, said in (
         (settled, right, "right only from step {} on"),
         (-abs(settled - last // 2), right, "wrong until step {}"),
@@ -60,7 +60,7 @@ def forming(results: Mapping[str, xr.Dataset]) -> Iterator[Moment]:
         (-settled, ~right, "wrong, and sure of it from step {} on"),
         (settled, ~right, "wrong in the end, decided at step {}"),
     ):
-        index = pick(seen, score, where)
+        index = pick(images, score, where)
         if index is not None:
             step = int(settled.sel(index=index))
             yield Moment(index, said.format(step), max(step - 1, 0))
@@ -68,41 +68,41 @@ def forming(results: Mapping[str, xr.Dataset]) -> Iterator[Moment]:
 
 def after_training(results: Mapping[str, xr.Dataset]) -> Iterator[Moment]:
     """What running on does to the answer."""
-    seen = aligned(results, "recurrence", "lens")
-    if seen is None:
+    images = aligned(results, "recurrence", "lens")
+    if images is None:
         return
     until, last = results["recurrence"].sizes["state"] - 1, int(results["recurrence"].attrs["trained_steps"])
-    final, right = seen["settled_by_max"], seen["is_right"]
-    index = pick(seen, -final, right & (final > last))
+    final, right = images["settled_by_max"], images["is_right"]
+    index = pick(images, -final, right & (final > last))
     if index is not None and until > last:
         yield Moment(index, f"right at step {last}, forgotten by step {until}", last - 1)
-    index = pick(seen, -seen["settled"], right & (final <= last))
+    index = pick(images, -images["settled"], right & (final <= last))
     if index is not None and until > last:
         yield Moment(index, f"still right after {until} steps", last - 1)
 
 
 def wavering(results: Mapping[str, xr.Dataset]) -> Iterator[Moment]:
     """The answer that changes most often."""
-    seen = aligned(results, "lens")
-    if seen is None:
+    images = aligned(results, "lens")
+    if images is None:
         return
-    flips = seen["flips"].sel(lens="logit")
-    index = pick(seen, flips, seen["is_right"])
+    flips = images["flips"].sel(lens="logit")
+    index = pick(images, flips, images["is_right"])
     if index is not None and (n := int(flips.sel(index=index))) > 1:
         yield Moment(index, f"changes its mind {n} times and ends right", 0)
 
 
 def deciding(results: Mapping[str, xr.Dataset]) -> Iterator[Moment]:
     """How much of what the heads add to the answer one head at one step adds."""
-    seen = aligned(results, "attribution")
-    if seen is None:
+    images = aligned(results, "attribution")
+    if images is None:
         return
-    heads = [part for part in seen["part"].values if str(part).startswith("h") and str(part)[1:].isdigit()]
-    worth = abs(seen["node_of_image"].isel(how=-1).sel(part=heads))
+    heads = [part for part in images["part"].values if str(part).startswith("h") and str(part)[1:].isdigit()]
+    worth = abs(images["node_of_image"].isel(how=-1).sel(part=heads))
     most, total = worth.max(("step", "part")), worth.sum(("step", "part"))
     share = most / total.clip(min=1e-12)
     for score, said in ((share, "one head does {:.0f} % of what the heads do"), (-share, "no head does over {:.0f} %")):
-        index = pick(seen, score, total > 0)
+        index = pick(images, score, total > 0)
         if index is None:
             continue
         of = worth.sel(index=index).transpose("step", "part").values
@@ -112,20 +112,20 @@ def deciding(results: Mapping[str, xr.Dataset]) -> Iterator[Moment]:
 
 def looking(results: Mapping[str, xr.Dataset]) -> Iterator[Moment]:
     """How many heads and steps point at the object, of images answered right and wrong."""
-    seen = aligned(results, "pointing_game", "lens")
-    if seen is None:
+    images = aligned(results, "pointing_game", "lens")
+    if images is None:
         return
-    hit = seen["hit"].isel(radius=0).sel(target="class")
+    hit = images["hit"].isel(radius=0).sel(target="class")
     hit = hit.where(hit >= 0)  # images without the class
     share = hit.mean(("step", "head"))
     shape = hit.sizes["step"], hit.sizes["head"]
     n = shape[0] * shape[1]
     for score, where, said in (
-        (share, seen["is_right"], "{} of {} pointers on the object"),
-        (-share, seen["is_right"], "right, with {} of {} pointers on the object"),
-        (share, ~seen["is_right"], "wrong, with {} of {} pointers on the object"),
+        (share, images["is_right"], "{} of {} pointers on the object"),
+        (-share, images["is_right"], "right, with {} of {} pointers on the object"),
+        (share, ~images["is_right"], "wrong, with {} of {} pointers on the object"),
     ):
-        index = pick(seen, score, where & share.notnull())
+        index = pick(images, score, where & share.notnull())
         if index is not None:
             most = hit.sel(index=index).transpose("step", "head").values.argmax()
             step, head = np.unravel_index(most, shape)

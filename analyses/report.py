@@ -24,7 +24,7 @@ from typing import Any
 from etils import epy
 from tyro.conf import Positional
 
-from analyses import command
+from models import command
 
 with epy.lazy_imports():
     import matplotlib
@@ -355,4 +355,4 @@ def report(runs: Positional[tuple[Path, ...]], *, out: Path | None = None) -> No
 
 
 if __name__ == "__main__":
-    command.run(report, "python -m analyses.report")
+    command.run(report, "python -m analyses.report", bad=ValueError)

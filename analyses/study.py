@@ -18,7 +18,7 @@ from typing import Any
 from etils import epy
 from tyro.conf import Positional
 
-from analyses import command
+from models import command
 
 with epy.lazy_imports():
     import numpy as np
@@ -298,4 +298,4 @@ def draw(frame: pd.DataFrame, predicted: pd.DataFrame, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    command.run(show, "python -m analyses.study")
+    command.run(show, "python -m analyses.study", bad=ValueError)

@@ -14,7 +14,6 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from analyses import command as of_analyses
 from models import command
 
 ROOT, PACKAGES = Path(__file__).parents[1], ("models", "probes", "analyses", "app")
@@ -57,8 +56,7 @@ def main() -> None:
         print(f"bvit: there is no command {name!r}; there are {', '.join(found)}", file=sys.stderr)
         raise SystemExit(2)
     module = module_of(found[name])
-    for package in (command, of_analyses):
-        package.called[f"python -m {module}"] = f"bvit {name}"
+    command.called[f"python -m {module}"] = f"bvit {name}"
     os.environ["PYTHONSAFEPATH"] = "1"  # the processes that it starts do not look in the working directory either
     sys.argv = [f"bvit {name}", *sys.argv[2:]]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

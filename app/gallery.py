@@ -44,7 +44,7 @@ def is_of(run: Path, kind: Result, images: Any) -> bool:
 @st.cache_data(max_entries=8, show_spinner=False, hash_funcs=live.BY_WEIGHTS | {Result: lambda kind: kind.file})
 def _of(run: str, stamps: tuple, model: live.Model, kinds: tuple[Result, ...]) -> list[dict[str, Any]]:
     images = model.images()
-    found = moments.found({Path(kind.file).stem: results.of(Path(run), kind) for kind in kinds})
+    found = moments.worth_a_look({Path(kind.file).stem: results.of(Path(run), kind) for kind in kinds})
     config = model.config
     return [
         dict(index=one.index, title=one.title, step=one.step, head=one.head, picture=live.data_uri(pixels))

@@ -152,9 +152,7 @@ def with_head(model: BViT, classes: Sequence[str], seed: int = 0) -> BViT:
     state = {name: value.clone() for name, value in model.state_dict().items() if not name.startswith("head.")}
     drawn = checkpoint.fresh(config, seed).head.state_dict()
     state |= {f"head.{name}": value.to(model.pos_embed) for name, value in drawn.items()}
-    other, found = checkpoint.filled(config, state, Path(model.origin.source)), masks.taken_from(model)
-    if found is not None:
-        masks.put_on(other, found)
+    other = masks.handed_on(model, checkpoint.filled(config, state, Path(model.origin.source)))
     other.origin = model.origin
     return other.train(model.training)
 

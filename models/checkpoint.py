@@ -72,9 +72,9 @@ def save(
         "init_sha256": init_sha256,
         "provenance": provenance or {},
     }
-    found = masks.taken_from(model)
-    if found is not None:
-        content["masks"] = masks.packed(found)
+    own_masks = masks.taken_from(model)
+    if own_masks is not None:
+        content["masks"] = masks.packed(own_masks)
     content["sha256"] = {part: state_sha256(state) for part, state in _states(content).items()}
     run_folder.write_tensors(path, content)
 

@@ -1,13 +1,14 @@
 """Turns a typed function into a command: arguments by tyro, one exit code per kind of end.
 
 0 done, 2 bad input (one sentence on standard error), 130 stopped by Ctrl-C, 143 by SIGTERM. Nothing heavy
-is imported here, so ``--help`` answers before torch is loaded.
+is imported here, so ``--help`` answers before torch is loaded, and `analyses`, which knows no model, ends so too.
 """
 
 import errno
 import functools
 import inspect
 import os
+import re
 import signal
 import sys
 import threading
@@ -42,15 +43,23 @@ Presets = Mapping[str, Preset]  # by the flag's name
 called: dict[str, str] = {}  # how a command was called, where not as python -m
 
 
-def run(function: Callable[..., object], prog: str, presets: Presets | None = None) -> None:
-    """Parse ``sys.argv`` into the arguments of `function`, call it, exit with the house's codes."""
-    prog = called.get(prog, prog)
+def run(
+    function: Callable[..., object],
+    prog: str,
+    presets: Presets | None = None,
+    bad: type[Exception] = InputError,
+) -> None:
+    """Parse ``sys.argv`` into the arguments of `function`, call it, exit with the house's codes.
+
+    `bad` is what `function` raises at bad input.
+    """
+    prog, words = called.get(prog, prog), [at_home(word) for word in sys.argv[1:]]
     try:
         with stopped_by_sigterm():
-            tyro.cli(with_presets(function, presets or {}, sys.argv[1:]), prog=prog)
+            tyro.cli(with_presets(function, presets or {}, words), prog=prog, args=words)
             sys.stdout.flush()
-    except InputError as error:
-        _stop(f"{prog}: {error}", 2)
+    except bad as error:
+        _stop(f"{prog}: {InputError(error)}", 2)
     except BrokenPipeError:
         silence()
     except OSError as error:
@@ -58,9 +67,14 @@ def run(function: Callable[..., object], prog: str, presets: Presets | None = No
             raise
         where = f" at {str(error.filename)[:200]}" if error.filename else ""
         _stop(f"{prog}: {error.strerror}{where}; what was already written is intact, free or choose another place", 2)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        _stop(f"{prog}: there is not enough memory for this; lower --batch-size, or ask for less or smaller", 2)
     except KeyboardInterrupt as stop:
         code = 128 + stop.signal if isinstance(stop, Stopped) else 130
-        _stop(f"\n{prog}: stopped; run it again to go on (long commands: with --resume)", code)
+        resumed = " with --resume to go on" if "resume" in inspect.signature(function).parameters else ""
+        _stop(f"\n{prog}: stopped; run it again{resumed}", code)
 
 
 @contextmanager
@@ -78,6 +92,18 @@ def stopped_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether Python, NumPy or torch ran out of memory, of the machine or the accelerator."""
+    is_of_torch = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError) or is_of_torch
+
+
+def at_home(word: str) -> str:
+    """``~`` at the start of an argument as the home folder, as a shell has it, but for ``--out=~/run``."""
+    option, tilde, rest = re.fullmatch("(--[^=]*=)?(~?)(.*)", word, re.DOTALL).groups()
+    return (option or "") + (os.path.expanduser(tilde + rest) if tilde else rest)
 
 
 def with_presets(function: Callable[..., object], presets: Presets, words: Sequence[str]) -> Callable[..., object]:

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from beartype.door import is_bearable
 
-from models.errors import InputError
+from models.errors import InputError, quoted
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -109,7 +109,7 @@ class ViTConfig:
                 if is_whole(item) and abs(item) >= 2**63:
                     raise InputError(f"ViTConfig: {field.name} holds a number of {item.bit_length()} bits")
                 if isinstance(item, str) and not is_text(item):
-                    raise InputError(f"ViTConfig: {field.name} holds {item!r}, which is no text")
+                    raise InputError(f"ViTConfig: {field.name} holds {quoted(item)}, which is no text")
 
     def _refuse_other_types(self) -> None:
         """Every field holds what its annotation says; a whole number will do where a fraction may stand."""
@@ -119,7 +119,7 @@ class ViTConfig:
             if isinstance(value, bool) is not (field.type is bool) or not is_bearable(shown, field.type):
                 options = [str(option) for option in get_args(field.type) if isinstance(option, str)]
                 wanted = " or ".join(options) or MEANING.get(field.name, "a whole number")
-                raise InputError(f"ViTConfig: {field.name} is {value!r}, it must be {wanted}")
+                raise InputError(f"ViTConfig: {field.name} is {quoted(value)}, it must be {wanted}")
 
     def _refuse_out_of_range(self) -> None:
         for name, (least, most) in LIMITS.items():

@@ -2,6 +2,7 @@
 
 import re
 
+ENDLESS = re.compile(r"\S{300,}")  # a word that no reader would read to its end
 ADDRESS = re.compile(r"(?: object)? at 0x[0-9a-fA-F]+")
 
 
@@ -13,11 +14,12 @@ def without_addresses(message: str) -> str:
 class InputError(ValueError):
     """Bad input. The message is one sentence: what is wrong, where, and what to do about it.
 
-    It may quote names out of anybody's files: what is not printable in them, as a line's end, is written as in Python.
+    It may quote names out of anybody's files: what is not printable in them, as a line's end, is written as in Python,
+    and of a word without end the middle is left out.
     """
 
     def __init__(self, message: object = ""):
-        said = without_addresses(str(message))
+        said = ENDLESS.sub(lambda word: f"{word[0][:200]}...{word[0][-40:]}", without_addresses(str(message)))
         super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in said))
 
 
@@ -44,6 +46,12 @@ def brief(error: Exception, line: int = 0) -> str:
     """One line of an error's text, or its kind where it says nothing."""
     lines = without_addresses(str(error)).strip().splitlines()
     return lines[line].strip()[:120] if lines else type(error).__name__
+
+
+def quoted(value: object) -> str:
+    """A value as a message shows it: as in Python, its middle left out where it is long."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:40]}...{text[-15:]}"
 
 
 def require(*checks: tuple[bool, str]) -> None:

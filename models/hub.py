@@ -62,9 +62,9 @@ class Shareable(ModelHubMixin, library_name="bvit-toolkit", paper_url=PAPER):
         state = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
         if any(".lora_" in name for name in state):
             raise InputError("a model with adapters is not shared as one; save them with models.adapters.save")
-        found, tensors = masks.taken_from(self), dict(state)
-        if found is not None:
-            tensors[MASKS] = masks.packed(found)
+        own_masks, tensors = masks.taken_from(self), dict(state)
+        if own_masks is not None:
+            tensors[MASKS] = masks.packed(own_masks)
         about = {
             "weights": self.origin.weights,
             "state_sha256": state_sha256(tensors),

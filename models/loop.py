@@ -23,13 +23,13 @@ import torch
 from accelerate.utils import set_seed
 from beartype.door import is_bearable
 from torch import Tensor
+from torch.optim import Optimizer
 from tqdm import tqdm
 
 from models import run_folder
 from models.checkpoint import DAMAGED, load_plain
 from models.device import processes
-from models.errors import InputError, Stopped
-from models.errors import brief as told
+from models.errors import InputError, Stopped, brief, quoted
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -62,7 +62,7 @@ class Loop:
         unit: str = " images",
         label: str = "",
         accelerator: Accelerator | None = None,
-        advice: str = "lower the learning rate (--lr) and go on with --resume, or start over",
+        advice: str = "start over",
     ):
         self.path, self.parts, self.updates, self.images = path, parts, updates, images
         self.key = json.loads(json.dumps(key or {}))
@@ -145,8 +145,10 @@ class Loop:
         for name, part in self.parts.items():
             try:
                 _fill(part, state["parts"][name])
+                if isinstance(part, Optimizer) and state["update"]:
+                    _refuse_other_moments(part)
             except DAMAGED as error:
-                raise InputError(f"{path} is damaged: {name} ({told(error, -1)}); remove it to start over") from None
+                raise InputError(f"{path} is damaged: {name} ({brief(error, -1)}); remove it to start over") from None
         self.update, self.mean = state["update"], Mean(*state["mean"])
 
     def _refuse_other(self, path: Path, before: dict[str, Any]) -> None:
@@ -156,14 +158,8 @@ class Loop:
         ]
         changed = [name for name in changed if name not in fell]
         if changed:
-            started = ", ".join(f"{name}={brief(before.get(name))} (now {brief(self.key[name])})" for name in changed)
+            started = ", ".join(f"{name}={quoted(before.get(name))} (now {quoted(self.key[name])})" for name in changed)
             raise InputError(f"{path.parent} was started with {started}; resume it with the same options and data")
-
-
-def brief(value: Any) -> str:
-    """A value of a key as a message shows it."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:40]}...{text[-15:]}"
 
 
 class Mean:
@@ -196,10 +192,17 @@ def is_state(state: Any) -> bool:
     """Whether this is what `Loop.save` writes."""
     kinds = {"key": dict, "update": int, "mean": tuple[Tensor | None, int], "parts": dict}
     is_whole = isinstance(state, dict) and all(is_bearable(state.get(name), kind) for name, kind in kinds.items())
-    return is_whole and state["update"] >= 0
+    return is_whole and not isinstance(state["update"], bool) and state["update"] >= 0
 
 
 def _fill(part: Part, state: Any) -> None:
+    if not is_finite(state):
+        raise ValueError("it holds values that are not finite")
+    if isinstance(part, Optimizer):
+        own = part.state_dict()["param_groups"]  # rates and decays are the options', what was summed up is the file's
+        groups = [now | {"params": then["params"]} for now, then in zip(own, state["param_groups"], strict=True)]
+        part.load_state_dict({"state": state["state"], "param_groups": groups})
+        return
     if hasattr(part, "load_state_dict"):
         part.load_state_dict(state)
         return
@@ -211,7 +214,25 @@ def _fill(part: Part, state: Any) -> None:
         elif is_bearable(value, float | int) and is_bearable(part[name], float | int):
             part[name] = value
         else:
-            raise TypeError(f"{name} is {brief(value)}")
+            raise TypeError(f"{name} is {quoted(value)}")
+
+
+def _refuse_other_moments(optimizer: Optimizer) -> None:
+    """After an update an optimiser keeps moments as large as their parameters, and numbers; but nothing of a parameter
+    that has had no gradient yet.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if not any(optimizer.state[parameter] for parameter in parameters):
+        raise ValueError("it is empty")
+    for parameter in parameters:
+        kept = optimizer.state[parameter]
+        moments = [value for value in kept.values() if isinstance(value, Tensor) and value.shape == parameter.shape]
+        if kept and not moments:
+            raise ValueError(f"it has no moments of a parameter of shape {[*parameter.shape]}")
+        for name, value in kept.items():
+            is_number = value.ndim == 0 if isinstance(value, Tensor) else is_bearable(value, float | int)
+            if not is_number and not any(value is moment for moment in moments):
+                raise ValueError(f"its {name} is of another kind or size")
 
 
 def is_finite(content: Any) -> bool:
@@ -274,6 +295,16 @@ class Order:
         epoch, place = divmod(update, self.per_epoch)
         places = torch.arange(place * self.batch_size, (place + 1) * self.batch_size)
         return epoch, self.of_epoch(epoch)[places], places % self.repeats
+
+    def shares(self, first: int, last: int, rank: int = 0, world: int = 1) -> Iterator[list[tuple[int, int, int]]]:
+        """A process's part of the batches of updates `first` .. `last` - 1, as (epoch, image, repeat).
+
+        Each is made when it is asked for: a long training has hundreds of millions of images.
+        """
+        for update in range(first, last):
+            epoch, images, repeats = self.batch(update)
+            batch = zip(images.tolist(), repeats.tolist(), strict=True)
+            yield share([(epoch, image, repeat) for image, repeat in batch], rank, world)
 
 
 def share(batch: Sequence[Any], rank: int, world: int) -> list[Any]:

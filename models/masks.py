@@ -67,6 +67,12 @@ def taken_from(model: Any) -> Masks | None:
     return torch.stack([joined(row) for row in rows])
 
 
+def handed_on(model: Any, other: Any) -> Any:
+    """`other`, a model of the same steps, under the masks of `model`, where it has any (in place, and returned)."""
+    masks = taken_from(model)
+    return other if masks is None else put_on(other, masks)
+
+
 def packed(masks: Masks) -> Tensor:
     """Eight weights a byte, as `numpy.packbits`: uint8 [step byte]."""
     return torch.from_numpy(np.packbits(masks.cpu().numpy(), axis=-1))

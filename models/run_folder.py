@@ -95,15 +95,18 @@ def is_alive(process: int) -> bool:
 @contextmanager
 def owned(run: Path, *, resume: bool, force: bool) -> Iterator[None]:
     """The run folder, claimed and locked by the first process of a long command."""
-    if resume and force:
-        raise InputError("--resume goes on and --force starts over; pass one of them")
-    if int(os.environ.get("RANK", 0)) > 0:
+    if not is_first():
         yield
         return
     is_ours = (run / "lock").is_file()
     with locked(run):
         claim(run, resume=resume, force=force, is_ours=is_ours)
         yield
+
+
+def is_first() -> bool:
+    """Whether this is the first of the processes that one command runs in."""
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 @contextmanager
@@ -146,9 +149,21 @@ def claim(run: Path, *, resume: bool, force: bool, is_ours: bool = True) -> None
     Only a folder with a lock of ours (`is_ours`) is started over; of what is in it, files that we write are removed,
     each named on standard error. A link is refused: nothing here writes links, and nothing follows them.
     """
+    refuse_taken(run, resume=resume, force=force)
     if force:
         start_over(run, is_ours)
-    elif not resume and run.exists() and any(path.name != "lock" for path in run.iterdir()):
+
+
+def refuse_taken(run: Path, *, resume: bool, force: bool) -> None:
+    """`InputError` for a folder that cannot be written to, or holds a run that is neither to be continued nor started
+    over; nothing is changed.
+    """
+    if resume and force:
+        raise InputError("--resume goes on and --force starts over; pass one of them")
+    if not is_first():
+        return
+    refuse_unwritable(run)
+    if not (resume or force) and run.is_dir() and any(path.name != "lock" for path in run.iterdir()):
         raise InputError(f"{run} is not empty; pass --resume to continue it, --force to start over, or another --out")
 
 

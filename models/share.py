@@ -18,6 +18,7 @@ from models.errors import InputError, brief, require
 
 with epy.lazy_imports():
     import huggingface_hub
+    from huggingface_hub import utils as hub_utils
 
     from models import run_folder, source
 
@@ -34,7 +35,8 @@ def share(run: Positional[Path], *, out: Path, push: str | None = None) -> None:
         push: repository to upload it to, as OWNER/NAME.
     """
     require(
-        (not (out.exists() and (not out.is_dir() or any(out.iterdir()))), f"{out} is not empty; choose another --out")
+        (run.is_dir(), f"{run} is no folder of a run; name the one that holds its ckpt.pt"),
+        (not (out.exists() and (not out.is_dir() or any(out.iterdir()))), f"{out} is not empty; choose another --out"),
     )
     run_folder.refuse_unwritable(out)
     if push is not None:
@@ -80,7 +82,7 @@ def is_own(path: Path, run: Path) -> bool:
 def refuse_name(repo: str) -> None:
     """A repository that the hub would not take by its name."""
     try:
-        huggingface_hub.utils.validate_repo_id(repo)
+        hub_utils.validate_repo_id(repo)
     except ValueError as error:
         raise InputError(f"--push: {brief(error)}") from None
 

@@ -5,6 +5,7 @@ This is the only place that knows all of them.
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,15 +46,16 @@ def _loaded(source: str | Path | nn.Module, weights: Weights) -> BViT:
     kind, _, rest = str(source).partition(":")
     if kind == "timm":
         name, _, file = rest.partition("@")
-        module, held = timm_bridge.create(name, Path(file) if file else None, weights)
+        module, held = timm_bridge.create(name, Path(os.path.expanduser(file)) if file else None, weights)
         return _of_timm(module, str(source), "init" if weights == "init" else held)
     if kind == "hf":
         return _of_hub(rest, weights)
-    if str(source) in presets() and not Path(source).exists():
+    if str(source) in presets() and not os.path.exists(source):
         return _of_preset(str(source))
-    if (Path(source) / hub.WEIGHTS).is_file() and not run_folder.checkpoint(Path(source)).exists():
-        return _of_hub(str(source), weights)
-    return load_file(file_of(Path(source)), weights)
+    place = Path(os.path.expanduser(source))
+    if os.path.isfile(place / hub.WEIGHTS) and not run_folder.checkpoint(place).exists():
+        return _of_hub(str(place), weights)
+    return load_file(file_of(place), weights)
 
 
 def _of_hub(repo: str, weights: Weights) -> BViT:
@@ -102,9 +104,7 @@ def at_image_size(model: BViT, image_size: int) -> BViT:
     state["pos_embed"] = timm.layers.resample_abs_pos_embed(
         state["pos_embed"].float(), (side, side), num_prefix_tokens=config.n_prefix
     )
-    other, found = filled(config, state, Path(model.origin.source)), masks.taken_from(model)
-    if found is not None:
-        masks.put_on(other, found)
+    other = masks.handed_on(model, filled(config, state, Path(model.origin.source)))
     source = f"{model.origin.source} at {image_size} px"
     other.origin = replace(model.origin, source=source, sha256=state_sha256(other.state_dict()))
     return other.train(model.training)
@@ -117,9 +117,10 @@ def named_run(name: str) -> Path:
 
 def file_of(source: Path) -> Path:
     """The checkpoint file of a run folder, or the file itself."""
-    path = run_folder.checkpoint(source) if source.is_dir() else source
-    if not path.exists():
-        missing = f"{source} holds no ckpt.pt" if source.is_dir() else f"there is no file or folder {source}"
+    is_folder = os.path.isdir(source)
+    path = run_folder.checkpoint(source) if is_folder else source
+    if not os.path.exists(path):
+        missing = f"{source} holds no ckpt.pt" if is_folder else f"there is no file or folder {source}"
         raise InputError(
             f"{missing}; train one with python -m models.train, or name a run folder, a ckpt.pt, timm:NAME or hf:REPO"
         )

@@ -27,7 +27,7 @@ from etils import epy
 from tyro.conf import Positional
 
 from models import command
-from models.errors import InputError, require
+from models.errors import InputError, brief, require
 
 with epy.lazy_imports():
     import filelock
@@ -171,8 +171,8 @@ def read(file: Path) -> Study:
     """A study file, checked as a whole before anything is trained."""
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{file} cannot be read as YAML ({str(error).splitlines()[0]})") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"{file} cannot be read as YAML ({brief(error)})") from None
     made = typed(Study, content, str(file), groups=lambda i, group: typed(Group, group, f"{file}, group {i + 1}"))
     require(
         (bool(made.groups), f"{file}: groups is empty; name at least one"),

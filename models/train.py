@@ -21,7 +21,7 @@ from typing import Any, Literal
 from etils import epy
 
 from models import command
-from models.errors import InputError, require
+from models.errors import InputError, quoted, require
 
 with epy.lazy_imports():
     import torch
@@ -75,13 +75,15 @@ def train(
         resume: continue the run in --out; starts if it holds nothing, does nothing if it is finished.
         force: start over in a folder that holds a run.
     """
+    stream.refuse_workers(workers)
     options = Options(data, model, recipe, epochs, batch_size, lr, tuple(fields), grow, seed, val_limit, precision)
     require(
-        (workers >= 0, f"--workers is {workers}, it cannot be negative"),
         (stop_after is None or stop_after >= 1, f"--stop-after is {stop_after}, it must be at least 1 update"),
     )
+    run_folder.refuse_taken(out, resume=resume, force=force)
+    trainer = Trainer(options, out, device, workers)  # says what is wrong before --force removes anything
     with run_folder.owned(out, resume=resume, force=force):
-        Trainer(options, out, device, workers).run(stop_after)
+        trainer.run(stop_after)
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,7 @@ class Trainer:
             until=until,
             images=self.recipe.batch_size,
             accelerator=self.accelerator,
+            advice="lower the learning rate (--lr) and go on with --resume, or start over",
         )
 
     def run(self, stop_after: int | None = None, until: float | None = None) -> None:
@@ -239,11 +242,7 @@ class Trainer:
         """This process's images and labels of updates `first` .. `last` - 1."""
         self.model.train()
         accelerator = self.accelerator
-        keys = []
-        for update in range(first, last):
-            epoch, images, repeats = self.order.batch(update)
-            batch = [(epoch, int(i), int(r)) for i, r in zip(images, repeats, strict=True)]
-            keys.append(loop.share(batch, accelerator.process_index, accelerator.num_processes))
+        keys = self.order.shares(first, last, accelerator.process_index, accelerator.num_processes)
         drawn = augmented.Augmented(self.train_data, self.recipe, self.model.config, self.options.seed)
         for images, labels in stream.labelled(drawn, keys, self.workers, full=True):
             yield images.to(accelerator.device), labels.to(accelerator.device)
@@ -304,7 +303,7 @@ def read_log(path: Path) -> list[dict[str, float]]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); move it away and go on with --resume") from None
+        raise InputError(f"{path} cannot be read ({error.strerror}); move it away") from None
     return [record for record in map(as_record, lines) if record]
 
 
@@ -323,7 +322,7 @@ def as_record(line: str) -> dict[str, float] | None:
 def open_all(options: Options) -> tuple[Any, Any, recipes.Recipe, config.ViTConfig]:
     """Training and validation data, the recipe and the config that the options ask for."""
     fields = parsed(options.fields)
-    plan = config.ViTConfig.preset(options.model, **{k: v for k, v in fields.items() if k != "n_classes"})
+    plan = config.ViTConfig.preset(options.model, **fields)
     train_data, val_data = (data.open_data(options.data, split, like=plan) for split in ("train", "val"))
     if tuple(train_data.classes) != tuple(val_data.classes):
         raise InputError(f"{options.data}: the classes of train and val differ; give both the same class folders")
@@ -344,10 +343,14 @@ def parsed(pairs: tuple[str, ...]) -> dict[str, Any]:
     for pair in pairs:
         name, separator, value = pair.partition("=")
         if not separator:
-            raise InputError(f"--fields takes name=value, not {pair!r}")
+            raise InputError(f"--fields takes name=value, not {quoted(pair)}")
+        if name in fields:
+            raise InputError(f"--fields gives {name} twice; leave one of them out")
+        if name in ("n_classes", "classes"):
+            raise InputError(f"--fields: {name} is what the data says, leave it out")
         try:
             fields[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
             fields[name] = value
     return fields
 

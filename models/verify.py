@@ -52,10 +52,10 @@ class Subject:
     @functools.cached_property
     def masks(self) -> Any:
         """A pruned model's masks by step and matrix, or None."""
-        found = masks.taken_from(self.model)
-        if found is None:
+        rows_of_steps = masks.taken_from(self.model)
+        if rows_of_steps is None:
             return None
-        rows = (masks.split(row, self.model.config) for row in found)
+        rows = (masks.split(row, self.model.config) for row in rows_of_steps)
         return [{masks.WEIGHTS[name]: mask for name, mask in row.items()} for row in rows]
 
     @functools.cached_property

@@ -311,12 +311,16 @@ class BViT(Watched, Shareable):
 
 
 @torch.fx.wrap
-def refuse_other_images(images: Tensor, size: int) -> None:
+def refuse_other_images(images: Any, size: int) -> None:
     """Raise `InputError` for anything but a batch of floating-point RGB images of the model's size."""
-    if images.ndim != 4 or images.shape[1:] != (3, size, size) or not images.is_floating_point():
+    is_tensor = isinstance(images, Tensor)
+    if not is_tensor or images.ndim != 4 or images.shape[1:] != (3, size, size) or not images.is_floating_point():
+        given = (
+            f"{images.dtype} {list(images.shape)}" if is_tensor else f"a {type(images).__name__}, which is no tensor"
+        )
         raise InputError(
-            f"the model takes floating-point images [batch 3 {size} {size}], it was given {images.dtype} "
-            f"{list(images.shape)}; open the data with like=model, and put one image in a batch with image[None]"
+            f"the model takes floating-point images [batch 3 {size} {size}], it was given {given}; open the data with "
+            "like=model, and put one image in a batch with image[None]"
         )
 
 

@@ -65,10 +65,10 @@ def measure(
     put_in = parts.substitute(model, walk, how)
     mean = put_in if how == "mean" else parts.substitute(model, walk, "mean")
     every = parts.parts_of(model, parts.ranked_neurons(model, walk, mean, target))
-    seen = walk.over(lambda batch: read(model, batch, target(batch), every, put_in, walk))
-    n, resampled = len(seen["position"]), seen["resampled"] / seen["weight"]
+    measured = walk.over(lambda batch: read(model, batch, target(batch), every, put_in, walk))
+    n, resampled = len(measured["position"]), measured["resampled"] / measured["weight"]
     low, high = np.quantile(resampled.transpose("resample", "metric", ...), [0.025, 0.975], axis=0)
-    change, untouched = seen["change"].transpose("metric", ...) / n, seen["untouched"].values / n
+    change, untouched = measured["change"].transpose("metric", ...) / n, measured["untouched"].values / n
     low[0], high[0] = intervals.unless_constant(low[0], high[0], change[0], n, least=-1)  # of accuracy
     dims = change.dims[1:]
     variables = {name: (dims, change.values[i]) for i, name in enumerate(METRICS)}
@@ -87,7 +87,7 @@ def measure(
             how=how,
             chance=1 / config.n_classes,
             n_measured=n,
-            n_unreadable=seen.attrs["n_unreadable"],
+            n_unreadable=measured.attrs["n_unreadable"],
             note="" if n >= 100 else f"only {n} images: read the intervals",
         ),
     )

@@ -36,6 +36,7 @@ with epy.lazy_imports():
 
 N_DRAWS = 3  # random circuits of every size
 BYTES = 2**29  # of the split streams of all steps at once
+MOST_POINTS = 1000  # of the integral, all of which are kept until it is taken
 
 
 def of_untrained(result: xr.Dataset) -> xr.Dataset:
@@ -70,16 +71,16 @@ def measure(
         checked: strongest edges patched exactly, and as many random ones.
     """
     refuse(model, images, points, exact, checked)
-    chosen, held_out = halves(data, images, exact)
-    run = Run.of(model, data, chosen, corrupt, points)
-    seen = chosen.over(run.with_edges if edges else run.with_nodes)
+    attributed, held_out = halves(data, images, exact)
+    run = Run.of(model, data, attributed, corrupt, points)
+    measured = attributed.over(run.with_edges if edges else run.with_nodes)
     result = xr.Dataset(
         {
-            "node": seen["node_of_image"].mean("image").variable,
-            "node_of_image": seen["node_of_image"].astype(np.float32).variable,
-            "clean": ((), float(seen["clean"].mean())),
-            "corrupted": ((), float(seen["corrupted"].mean())),
-            "index": ("image", chosen.indices(seen["position"])),
+            "node": measured["node_of_image"].mean("image").variable,
+            "node_of_image": measured["node_of_image"].astype(np.float32).variable,
+            "clean": ((), float(measured["clean"].mean())),
+            "corrupted": ((), float(measured["corrupted"].mean())),
+            "index": ("image", attributed.indices(measured["position"])),
         }
         | composition.variables(model, data.seed),
         coords={
@@ -88,10 +89,10 @@ def measure(
             "step": np.arange(run.graph.n_steps),
             "part": run.graph.parts,
         },
-        attrs=dict(corrupt=corrupt, points=points, n_unreadable=seen.attrs["n_unreadable"], note=""),
+        attrs=dict(corrupt=corrupt, points=points, n_unreadable=measured.attrs["n_unreadable"], note=""),
     )
     if edges:
-        result["edge"] = seen["edge_sums"].variable / seen.sizes["image"]
+        result["edge"] = measured["edge_sums"].variable / measured.sizes["image"]
         result = result.assign_coords(source=run.graph.sources, target=run.graph.targets)
     if held_out is not None:
         result = result.assign(held_against(run, held_out, result, checked))
@@ -102,7 +103,7 @@ def refuse(model: models.BViT, images: int, points: int, exact: int, checked: in
     require(
         (model.config.n_classes >= 2, "the model tells no two classes apart, so there is no logit difference"),
         (images >= 1, f"--images is {images}, it must be at least 1"),
-        (points >= 1, f"--points is {points}, it must be at least 1"),
+        (1 <= points <= MOST_POINTS, f"--points is {points}, it must lie between 1 and {MOST_POINTS}"),
         (exact >= 0, f"--exact is {exact}, it cannot be negative"),
         (checked >= 1, f"--checked is {checked}, it must be at least 1"),
     )
@@ -117,8 +118,8 @@ def halves(data: probe.Pass, images: int, exact: int) -> tuple[probe.Pass, probe
     require((n >= 2, "one image is too few: attributions are checked on others; use more images, or --exact 0"))
     others = set(stream.evenly(n, kept_back))
     parts = ([i for i in range(n) if i not in others], sorted(others))
-    chosen, held_out = (replace(sample, data=torch.utils.data.Subset(sample.data, part)) for part in parts)
-    return chosen, held_out
+    attributed, held_out = (replace(sample, data=torch.utils.data.Subset(sample.data, part)) for part in parts)
+    return attributed, held_out
 
 
 @dataclass(frozen=True)
@@ -131,10 +132,10 @@ class Run:
     points: int
 
     @classmethod
-    def of(cls, model: models.BViT, data: probe.Pass, chosen: probe.Pass, corrupt: str, points: int) -> Run:
+    def of(cls, model: models.BViT, data: probe.Pass, attributed: probe.Pass, corrupt: str, points: int) -> Run:
         of_model, wires = data.classes_of(model), circuits.Circuits(model)
         make = {"mean": references.mean, "image": references.other_image}[corrupt]
-        return cls(wires, make(wires, replace(chosen, label="reference")), of_model, points)
+        return cls(wires, make(wires, replace(attributed, label="reference")), of_model, points)
 
     @property
     def graph(self) -> graphs.Graph:
@@ -227,8 +228,8 @@ def held_against(run: Run, images: probe.Pass, result: xr.Dataset, checked: int)
             "checked_as": ("checked", kinds),
             "n_edges": ("n_edges", sizes),
         }
-    seen = replace(images, label="exact patches").over(lambda batch: exact_of(run, batch, pairs, masks))
-    means = {name: (of.dims, of.values / seen.sizes["image"]) for name, of in seen.data_vars.items()}
+    measured = replace(images, label="exact patches").over(lambda batch: exact_of(run, batch, pairs, masks))
+    means = {name: (of.dims, of.values / measured.sizes["image"]) for name, of in measured.data_vars.items()}
     return means | beside
 
 

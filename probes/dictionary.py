@@ -131,45 +131,18 @@ def numbers(
 ) -> xr.Dataset:
     """What the dictionaries explain, how often and how much features fire, what they tell, and where they fire most."""
     top, config = features.Top(n_top), trained.model.config
-    seen = images.over(lambda batch: read(trained, batch, known, choice, top, images))
-    drawn = means.drawn(seen)
-    n, kinds = len(seen["position"]), [kind for kind in KINDS if (kind, "cls") in trained.every or kind == "pca"]
-    both, fires, holds = seen["told"]
-    score = 2 * both / (fires + holds).where(lambda counts: counts > 0)
+    measured = images.over(lambda batch: read(trained, batch, known, choice, top, images))
+    n, kinds = len(measured["position"]), [kind for kind in KINDS if (kind, "cls") in trained.every or kind == "pca"]
     names = [(token, *name) for token in activations.TOKENS for name in known[token].names]
     told: dict[str, list[int]] = {}
     for i, (token, factor, _) in enumerate(names):
         told.setdefault(f"{token} {factor}", []).append(i)
-    explained = 1 - drawn["error"] / drawn["total"].where(drawn["total"] > NOTHING)
-    over_states = explained.mean("state")
     variables = {
-        **means.with_interval("explained", explained),
-        **means.with_interval("explained_by_all", over_states),
-        **means.with_interval("sharing", over_states[{"kind": 0}] - over_states),
-        **means.with_interval("ffn_explained", 1 - drawn["ffn_error"] / drawn["ffn_total"]),
-        **means.with_interval("f1", score),
-        **means.with_interval(
-            "f1_of_factor", xr.concat([score[{"concept": of}].mean("concept") for of in told.values()], "told")
-        ),
-        "l0": drawn["l0"][{"draw": 0}],
-        "ffn_l0": drawn["ffn_l0"][{"draw": 0}],
-        "ffn_dead": ((), float((seen["ffn_fired"] == 0).all("step").mean())),
-    }
-    dead = np.full((len(kinds), 2, config.n_steps + 1), np.nan)
-    dead_everywhere = np.full((len(kinds), 2), np.nan)
-    for i, kind in enumerate(kinds[:-1]):
-        for j, token in enumerate(activations.TOKENS):
-            never = seen[f"count {kind} {token}"].values == 0  # [state feature]
-            dead[i, j] = never.mean(1)
-            dead_everywhere[i, j] = never.mean() if len(trained.every[kind, token].decoder) > 1 else never.all(0).mean()
-    n_rows = np.array([1, config.n_patches])[:, None, None] * n
-    for kind, prefix in (("shared", ""), ("rotated", "rotated_")):
-        for what, name in (("count", "rate"), ("amount", "profile")):
-            of = np.stack([seen[f"{what} {kind} {token}"].values.T for token in activations.TOKENS]) / n_rows
-            variables[prefix + name] = ("token", "feature", "state"), of.astype(np.float32)
-    variables |= {
-        "dead": (("kind", "token", "state"), dead),
-        "dead_everywhere": (("kind", "token"), dead_everywhere),
+        **of_means(means.drawn(measured)),
+        **of_telling(measured["told"], told),
+        "ffn_dead": ((), float((measured["ffn_fired"] == 0).all("step").mean())),
+        **of_firing(measured, n * np.array([1, config.n_patches])),
+        **never_fired(trained, measured, kinds),
         **places(top, images, config),
     }
     coords = {
@@ -184,7 +157,52 @@ def numbers(
         "concept_factor": ("concept", [factor for _, factor, _ in names]),
         "concept_value": ("concept", [value for _, _, value in names]),
     }
-    return xr.Dataset(variables, coords, dict(n_measured=n, n_unreadable=seen.attrs["n_unreadable"]))
+    return xr.Dataset(variables, coords, dict(n_measured=n, n_unreadable=measured.attrs["n_unreadable"]))
+
+
+def of_means(drawn: dict[str, xr.DataArray]) -> dict[str, Any]:
+    """What is explained of states and of the FFN, with intervals, and how many features fire."""
+    explained = 1 - drawn["error"] / drawn["total"].where(drawn["total"] > NOTHING)
+    over_states = explained.mean("state")
+    return {
+        **means.with_interval("explained", explained),
+        **means.with_interval("explained_by_all", over_states),
+        **means.with_interval("sharing", over_states[{"kind": 0}] - over_states),
+        **means.with_interval("ffn_explained", 1 - drawn["ffn_error"] / drawn["ffn_total"]),
+        "l0": drawn["l0"][{"draw": 0}],
+        "ffn_l0": drawn["ffn_l0"][{"draw": 0}],
+    }
+
+
+def of_telling(sums: xr.DataArray, told: dict[str, list[int]]) -> dict[str, Any]:
+    """F1 of the best feature of every concept, and its mean over the concepts of a factor, with intervals."""
+    both, fires, holds = sums
+    score = 2 * both / (fires + holds).where(lambda counts: counts > 0)
+    of_factors = xr.concat([score[{"concept": of}].mean("concept") for of in told.values()], "told")
+    return {**means.with_interval("f1", score), **means.with_interval("f1_of_factor", of_factors)}
+
+
+def of_firing(measured: xr.Dataset, n_rows: np.ndarray) -> dict[str, Any]:
+    """How often each feature fires at each state, and its mean activation, over rows of either kind [token]."""
+    variables = {}
+    for kind, prefix in (("shared", ""), ("rotated", "rotated_")):
+        for what, name in (("count", "rate"), ("amount", "profile")):
+            sums = np.stack([measured[f"{what} {kind} {token}"].values.T for token in activations.TOKENS])
+            values = (sums / n_rows[:, None, None]).astype(np.float32)
+            variables[prefix + name] = ("token", "feature", "state"), values
+    return variables
+
+
+def never_fired(trained: coding.Trained, measured: xr.Dataset, kinds: list[str]) -> dict[str, Any]:
+    """The share of each dictionary's features that never fire at a state, and at none; NaN for principal components."""
+    dead = np.full((len(kinds), len(activations.TOKENS), trained.model.config.n_steps + 1), np.nan)
+    dead_everywhere = np.full(dead.shape[:2], np.nan)
+    for i, kind in enumerate(kinds[:-1]):
+        for j, token in enumerate(activations.TOKENS):
+            never = measured[f"count {kind} {token}"].values == 0  # [state feature]
+            dead[i, j] = never.mean(1)
+            dead_everywhere[i, j] = never.mean() if len(trained.every[kind, token].decoder) > 1 else never.all(0).mean()
+    return {"dead": (("kind", "token", "state"), dead), "dead_everywhere": (("kind", "token"), dead_everywhere)}
 
 
 def read(
@@ -198,19 +216,15 @@ def read(
     """What one batch leaves: sums of errors, of what fires, and of what the chosen features tell."""
     telling = features.Telling(known, choice, batch, images)
     of_ffn: dict[str, list[torch.Tensor]] = {"error": [], "total": [], "l0": [], "fired": []}
-    error, l0 = ({token: [] for token in activations.TOKENS} for _ in range(2))
-    total, highest, sums = {token: [] for token in activations.TOKENS}, {token: [] for token in activations.TOKENS}, {}
+    error, l0, total, highest = ({token: [] for token in activations.TOKENS} for _ in range(4))
+    sums: dict[tuple[str, str, str], list[torch.Tensor]] = {}
     with torch.inference_mode(), trained.model.hooks(ffn_errors(trained, of_ffn)):
         for state, z in enumerate(reading.states_of(trained.model, batch.images)):
             for token in activations.TOKENS:
                 rows = trained.coded["dictionary"].rows(z, token, state)
+                codes = codes_of(trained, rows, token, state)
                 total[token].append(rows.square().sum((1, 2)))
-                codes = {
-                    kind: of.codes(rows, state) for (kind, of_token), of in trained.every.items() if of_token == token
-                }
-                back = [trained.every[kind, token].decoded(of, state) for kind, of in codes.items()]
-                back.append(rows @ trained.principal[token][state] @ trained.principal[token][state].T)
-                error[token].append(torch.stack([(rows - of).square().sum((1, 2)) for of in back]))
+                error[token].append(errors_of(trained, rows, codes, token, state))
                 fired = [(of > 0).sum(-1).float().mean(1) for of in codes.values()]
                 l0[token].append(torch.stack([*fired, torch.full_like(fired[0], trained.principal[token].shape[-1])]))
                 for kind, of in codes.items():
@@ -218,9 +232,8 @@ def read(
                     sums.setdefault(("amount", kind, token), []).append(of.sum((0, 1), dtype=torch.float64))
                 highest[token].append(codes["shared"].max(1))
                 telling.add(token, state, {"dictionary": codes["shared"], "rotated": codes["rotated"]})
-    n_patches = trained.model.config.n_patches
     for token in activations.TOKENS:
-        top.add(token, batch, highest[token], 1 if token == "cls" else n_patches)
+        top.add(token, batch, highest[token], 1 if token == "cls" else trained.model.config.n_patches)
     dims = ("token", "state")
     values = {
         "error": (("kind", *dims), torch.stack([torch.stack(error[token], 1) for token in activations.TOKENS], 1)),
@@ -234,6 +247,21 @@ def read(
         "ffn_fired": (("step", "ffn feature"), torch.stack(of_ffn["fired"])),
         "told": (("what", "against", "concept", "state", "draw"), telling.sums()),
     }
+
+
+def codes_of(trained: coding.Trained, rows: torch.Tensor, token: str, state: int) -> dict[str, torch.Tensor]:
+    """The features of rows [image row d] of one state, by the kind of dictionary: [image row feature]."""
+    return {kind: of.codes(rows, state) for (kind, of_token), of in trained.every.items() if of_token == token}
+
+
+def errors_of(
+    trained: coding.Trained, rows: torch.Tensor, codes: dict[str, torch.Tensor], token: str, state: int
+) -> torch.Tensor:
+    """What is left of rows by each kind of dictionary, principal components last: squared and summed, [kind image]."""
+    back = [trained.every[kind, token].decoded(of, state) for kind, of in codes.items()]
+    components = trained.principal[token][state]
+    back.append(rows @ components @ components.T)
+    return torch.stack([(rows - of).square().sum((1, 2)) for of in back])
 
 
 def ffn_errors(trained: coding.Trained, into: dict[str, list[torch.Tensor]]) -> list[tuple[str, Any]]:

@@ -48,13 +48,7 @@ LEAST = 1e-5  # perturbation that float32 does not round away
 MOST = 1000  # vectors and iterations for the Jacobian of an image, and how often all trained steps are run
 
 
-def of_untrained(result: xr.Dataset) -> xr.Dataset:
-    """All that is not of single images."""
-    single = {"image", "place"}
-    return result[[name for name, of in result.data_vars.items() if not single & set(of.dims)]]
-
-
-@probe.measurement(control=of_untrained)
+@probe.measurement
 def measure(
     model: models.BViT,
     images: Any,
@@ -89,8 +83,8 @@ def measure(
     refuse_unusable(token, sample, perturbation, jacobian_images, state_images, probes, iterations)
     images, last = once_each(images), furthest(model, max_steps)
     rows = motion.Rows(model, opened(beside, model), token)
-    seen, grams = streamed(rows, images)
-    result = paths(model, seen)
+    measured, grams = streamed(rows, images)
+    result = paths(model, measured)
     few = images.sample(sample)
     sampled = few.over(lambda batch: read_sample(rows, batch, few, perturbation, last))
     result |= similarities(rows, grams, sampled["rows"].values, images.seed) | of_sample(model, sampled, few, last)
@@ -101,16 +95,16 @@ def measure(
         part = replace(images.sample(state_images), batch_size=1, label=f"{images.label} (state Jacobians)")
         result |= of_state_jacobians(model, part, probes, iterations)
     return xr.Dataset(result, coords=coordinates(rows, result, last)).assign_attrs(
-        about(rows, seen),
+        about(rows, measured),
         max_steps=last,
         perturbation=perturbation,
         n_sample=sampled.sizes["image"],
     )
 
 
-def about(rows: motion.Rows, seen: xr.Dataset) -> dict[str, Any]:
+def about(rows: motion.Rows, measured: xr.Dataset) -> dict[str, Any]:
     """Attributes: the model, what stands for an image, and how many there were."""
-    config, n = rows.model.config, len(seen["position"])
+    config, n = rows.model.config, len(measured["position"])
     return dict(
         token=rows.token(rows.model),
         beside=rows.name,
@@ -119,7 +113,7 @@ def about(rows: motion.Rows, seen: xr.Dataset) -> dict[str, Any]:
         trained_steps=config.n_steps,
         tolerance=TOLERANCE,
         n_measured=n,
-        n_unreadable=seen.attrs["n_unreadable"],
+        n_unreadable=measured.attrs["n_unreadable"],
         note="" if n >= 100 else f"only {n} images: read the intervals",
     )
 
@@ -221,14 +215,14 @@ def streamed(rows: motion.Rows, images: probe.Pass) -> tuple[xr.Dataset, dict[st
                 "units": (("state", "pos", "d"), units.double()),
             }
 
-        seen = images.over(read)
-    return seen, {name: of.with_sums(images.sum(of.sums)) for name, of in grams.items()}
+        measured = images.over(read)
+    return measured, {name: of.with_sums(images.sum(of.sums)) for name, of in grams.items()}
 
 
-def paths(model: models.BViT, seen: xr.Dataset) -> dict[str, Any]:
+def paths(model: models.BViT, measured: xr.Dataset) -> dict[str, Any]:
     """Means with their intervals, and what the same would be between different images."""
-    n, prefix, variables = len(seen["position"]), model.config.n_prefix, averaged(seen)
-    units, patches = seen["units"].values, model.config.n_patches
+    n, prefix, variables = len(measured["position"]), model.config.n_prefix, averaged(measured)
+    units, patches = measured["units"].values, model.config.n_patches
     final = (units * units[-1]).sum(-1)
     final = np.stack([final[:, 0], final[:, prefix:].mean(1)]) - n * variables["cosine_to_final"].values
     together = units[:, prefix:].sum(1)
@@ -342,9 +336,9 @@ def of_cls_jacobians(model: models.BViT, images: probe.Pass) -> dict[str, Any]:
         of_images = {"eigenvalue": (("image", "step", "rank", "part"), eigenvalues)}
         return of_images | means.sums(values, images.photographs(batch.index), images.seed)
 
-    seen = images.over(read)
-    few = seen["eigenvalue"].values[:N_EIGEN].astype(np.float32)
-    return averaged(seen) | {"eigenvalue": (("place", "step", "rank", "part"), few)}
+    measured = images.over(read)
+    few = measured["eigenvalue"].values[:N_EIGEN].astype(np.float32)
+    return averaged(measured) | {"eigenvalue": (("place", "step", "rank", "part"), few)}
 
 
 def of_state_jacobians(model: models.BViT, images: probe.Pass, probes: int, iterations: int) -> dict[str, Any]:
@@ -359,19 +353,19 @@ def of_state_jacobians(model: models.BViT, images: probe.Pass, probes: int, iter
             values = jacobians.volumes(model, entering, index, **how)
         return means.sums(values, images.photographs(batch.index), images.seed)
 
-    seen = images.over(read)
-    variables = averaged(seen)
-    error = np.sqrt(variables["state_squared_error"].values / len(seen["position"]))
+    measured = images.over(read)
+    variables = averaged(measured)
+    error = np.sqrt(variables["state_squared_error"].values / len(measured["position"]))
     null = analysis.random_log_det(variables["state_size"].values, n_dimensions)
     for end in ("", "_low", "_high"):
         del variables[f"state_squared_error{end}"]
     return variables | {"state_log_det_error": ("step", error), "null_state_log_det": ("step", null)}
 
 
-def averaged(seen: xr.Dataset) -> dict[str, Any]:
+def averaged(measured: xr.Dataset) -> dict[str, Any]:
     """Every mean of a pass with its interval."""
     variables: dict[str, Any] = {}
-    for name, of in means.drawn(seen).items():
+    for name, of in means.drawn(measured).items():
         variables |= means.with_interval(name, of)
     return variables
 

@@ -57,12 +57,12 @@ def measure(model: models.BViT, images: Any, *, fit_images: int = 4096) -> xr.Da
         )
     linear, n_unreadable = fitted(model, fitting, [group for group, _ in groups], names)
     probes = [(one, group) for one, (_, group) in zip(linear, groups, strict=True)]
-    seen = measuring.over(lambda batch: read(model, batch, probes, names, measuring))
-    n = len(seen["position"])
-    return summary(seen, probes, names).assign_attrs(
+    measured = measuring.over(lambda batch: read(model, batch, probes, names, measuring))
+    n = len(measured["position"])
+    return summary(measured, probes, names).assign_attrs(
         n_fitted=len(fitting),
         n_measured=n,
-        n_unreadable=n_unreadable + seen.attrs["n_unreadable"],
+        n_unreadable=n_unreadable + measured.attrs["n_unreadable"],
         note="" if n >= 100 else f"only {n} images: read the intervals",
     )
 
@@ -170,11 +170,11 @@ def errors(linear: ridge.Ridge, group: targets.Group, x: torch.Tensor, images: n
     return {"error": torch.stack(each, 2), "shuffled": shuffled, "constant": constant, "base": base}
 
 
-def summary(seen: xr.Dataset, probes: list[tuple[ridge.Ridge, targets.Group]], names: list[str]) -> xr.Dataset:
+def summary(measured: xr.Dataset, probes: list[tuple[ridge.Ridge, targets.Group]], names: list[str]) -> xr.Dataset:
     """Scores with their intervals, chance, and where and how far a factor is read."""
     factors = [factor for _, group in probes for factor in group.factors]
     coords = {"factor": [factor.name for factor in factors], "token": names}
-    drawn = {name: of.assign_coords(coords) for name, of in means.drawn(seen).items()}
+    drawn = {name: of.assign_coords(coords) for name, of in means.drawn(measured).items()}
     for factor, tokens in GIVEN_AWAY.items():
         is_asked = ~(drawn["base"]["factor"].isin([factor]) & drawn["base"]["token"].isin(tokens))
         drawn = {name: of.where(is_asked) for name, of in drawn.items()}

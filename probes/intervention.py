@@ -74,12 +74,12 @@ def measure(
     of_model = walk.classes_of(model)
     cases, left_out = interventions.chosen(run_on, what, walk.seed)
     nulls = [case.null(walk.seed) for case in cases[1:]] if null else []
-    seen = walk.over(lambda batch: read([*cases, *nulls], batch, of_model, walk))
-    n = seen["position"].size
-    variables = numbers(seen, n, slice(len(cases)))
+    measured = walk.over(lambda batch: read([*cases, *nulls], batch, of_model, walk))
+    n = measured["position"].size
+    variables = numbers(measured, n, slice(len(cases)))
     if null:  # nothing was done to the untouched model, so that it is its own null
         rows = [0, *range(len(cases), len(cases) + len(nulls))]
-        variables |= {f"null_{name}": values for name, values in numbers(seen, n, rows).items()}
+        variables |= {f"null_{name}": values for name, values in numbers(measured, n, rows).items()}
     return xr.Dataset(
         variables,
         coords={
@@ -93,20 +93,20 @@ def measure(
             chance=1 / model.trained.n_classes,
             n_measured=n,
             left_out="; ".join(f"{name}: {reason}" for name, reason in left_out.items()),
-            n_unreadable=seen.attrs["n_unreadable"],
+            n_unreadable=measured.attrs["n_unreadable"],
             note="" if n >= 100 else f"only {n} images: read the intervals",
         ),
     )
 
 
-def numbers(seen: xr.Dataset, n: int, rows: Any) -> dict[str, tuple[tuple[str, str], np.ndarray]]:
+def numbers(measured: xr.Dataset, n: int, rows: Any) -> dict[str, tuple[tuple[str, str], np.ndarray]]:
     """Of some runs [case state]: accuracy over all `n` images, its change from the untouched model's with an interval,
     loss over the images whose state is finite, and how many those are.
     """
-    right, loss, n_finite = seen["sums"].values[:, rows]
-    changes = (seen["changes"] / seen["weight"]).transpose("resample", "run", "state").values
+    right, loss, n_finite = measured["sums"].values[:, rows]
+    changes = (measured["changes"] / measured["weight"]).transpose("resample", "run", "state").values
     low, high = np.quantile(changes[:, rows], [0.025, 0.975], axis=0)
-    change = (right - seen["sums"].values[0, :1]) / n
+    change = (right - measured["sums"].values[0, :1]) / n
     low, high = intervals.unless_constant(low, high, change, n, least=-1)
     return {
         name: (("case", "state"), values)

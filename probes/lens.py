@@ -36,13 +36,7 @@ with epy.lazy_imports():
 N_SHOWN = 24  # images whose pixels the result keeps
 
 
-def of_untrained(result: xr.Dataset) -> xr.Dataset:
-    """All that is not of single images."""
-    single = {"image", "place"}
-    return result[[name for name, of in result.data_vars.items() if not single & set(of.dims)]]
-
-
-@probe.measurement(control=of_untrained, lighter=dict(thumbnails=False))
+@probe.measurement(lighter=dict(thumbnails=False))
 def measure(
     model: models.BViT,
     images: Any,
@@ -74,11 +68,11 @@ def measure(
     readout = reading.Readout(model)
     rows = fitting.over(lambda batch: {"rows": (("image", "state", "d"), rows_of(readout, batch.images))})
     every = fit(readout, fitting, rows, updates, jacobian_images)
-    seen = measuring.over(lambda batch: read(readout, every, batch, of_model, measuring))
-    result = summary(readout, seen, list(every), measuring)
+    measured = measuring.over(lambda batch: read(readout, every, batch, of_model, measuring))
+    result = summary(readout, measured, list(every), measuring)
     if thumbnails:
-        result = result.assign(examples(readout, every, measuring, seen["position"].values, of_model))
-    n = len(seen["position"])
+        result = result.assign(examples(readout, every, measuring, measured["position"].values, of_model))
+    n = len(measured["position"])
     return result.assign_attrs(
         chance=1 / model.config.n_classes,
         classes=list(model.config.classes or map(str, range(model.config.n_classes))),
@@ -86,7 +80,7 @@ def measure(
         n_measured=n,
         updates=updates,
         jacobian_images=min(jacobian_images, rows.sizes["image"]),
-        n_unreadable=rows.attrs["n_unreadable"] + seen.attrs["n_unreadable"],
+        n_unreadable=rows.attrs["n_unreadable"] + measured.attrs["n_unreadable"],
         note="" if n >= 100 else f"only {n} images: read the intervals",
     )
 
@@ -103,10 +97,10 @@ def rows_of(readout: reading.Readout, images: torch.Tensor) -> torch.Tensor:
 
 
 def fit(
-    readout: reading.Readout, walk: probe.Pass, seen: xr.Dataset, updates: int, n_jacobian: int
+    readout: reading.Readout, walk: probe.Pass, measured: xr.Dataset, updates: int, n_jacobian: int
 ) -> dict[str, lenses.Lens]:
     """Every lens by name."""
-    rows = torch.from_numpy(seen["rows"].values).to(readout.model.pos_embed.device)
+    rows = torch.from_numpy(measured["rows"].values).to(readout.model.pos_embed.device)
     sha256 = checkpoint.state_sha256(readout.model.state_dict())
     key = dict(model=sha256, data=walk.about.fingerprint, seed=walk.seed, images=len(rows))
     kept = [walk.unfinished(f"{name}-{sha256[:8]}") for name in ("lenses", "jacobian")]
@@ -114,7 +108,7 @@ def fit(
     how = dict(updates=updates, seed=walk.seed, kept=kept[0], key=key | {"updates": updates})
     every |= lenses.fitted(readout, rows, **how)
     if n_jacobian:
-        positions = seen["position"].values[stream.evenly(len(rows), n_jacobian)]
+        positions = measured["position"].values[stream.evenly(len(rows), n_jacobian)]
         weight = lenses.jacobian(
             readout, walk, positions, kept=kept[1], key=key | dict(n=len(positions), shard=walk.shard)
         )
@@ -197,27 +191,27 @@ def of_depths(depth: np.ndarray, flips: np.ndarray, is_right: torch.Tensor, n_st
     }
 
 
-def summary(readout: reading.Readout, seen: xr.Dataset, names: list[str], walk: probe.Pass) -> xr.Dataset:
+def summary(readout: reading.Readout, measured: xr.Dataset, names: list[str], walk: probe.Pass) -> xr.Dataset:
     """Means with their intervals, chance levels, and depth and flips of every image."""
-    drawn, variables = means.drawn(seen), {}
+    drawn, variables = means.drawn(measured), {}
     drawn["recovered"] = analysis.recovered(drawn["kl"].assign_coords(lens=names))
     for name, of in drawn.items():
         variables |= means.with_interval(name, of)
-    answers = seen["answers"].values / len(seen["position"])
-    final = seen["final"].values / len(seen["position"])
+    answers = measured["answers"].values / len(measured["position"])
+    final = measured["final"].values / len(measured["position"])
     standing, chance_flips = analysis.independent(answers)
     where = saying.kinds_of(readout.model.config.n_prefix, walk.about.has_masks)
-    position = seen["position"].values
+    position = measured["position"].values
     result = xr.Dataset(variables).assign(
         {
             "constant_agreement": ((), answers[0, -1].max()),
             "constant_kl": ((), float(special.entr(final).sum() - variables["entropy"])),
             "chance_standing": (("lens", "state"), standing),
             "chance_flips": ("lens", chance_flips),
-            "depth": (("image", "lens"), seen["depth"].values.T),
-            "flips": (("image", "lens"), seen["flips"].values.T),
-            "is_right": ("image", seen["is_right"].values),
-            "rest": ((), float(seen["error"].max())),
+            "depth": (("image", "lens"), measured["depth"].values.T),
+            "flips": (("image", "lens"), measured["flips"].values.T),
+            "is_right": ("image", measured["is_right"].values),
+            "rest": ((), float(measured["error"].max())),
             "index": ("image", walk.indices(position)),
             "image_label": ("image", walk.labels(position)),
         }

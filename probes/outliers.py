@@ -65,21 +65,21 @@ def measure(
     score = written_on(model, choosing)
     blocks = [config.block_of(t) for t in range(config.n_steps)]
     by_block = torch.zeros(max(blocks) + 1, config.d_mlp, dtype=score.dtype).index_add(0, torch.tensor(blocks), score)
-    chosen = registers.Neurons.strongest(by_block, neurons)
-    random = registers.Neurons.random(*by_block.shape, len(chosen.neuron), images.seed)
-    every, limits = (chosen, random), sorted({*TIMES, times})
+    strongest = registers.Neurons.strongest(by_block, neurons)
+    random = registers.Neurons.random(*by_block.shape, len(strongest.neuron), images.seed)
+    every, limits = (strongest, random), sorted({*TIMES, times})
     of_model = images.classes_of(model)
-    seen = measuring.over(lambda batch: read(model, other, batch, every, limits, of_model, measuring))
-    side, n, result = config.side, len(seen["position"]), xr.Dataset()
-    for name, drawn in means.drawn(seen).items():
+    measured = measuring.over(lambda batch: read(model, other, batch, every, limits, of_model, measuring))
+    side, n, result = config.side, len(measured["position"]), xr.Dataset()
+    for name, drawn in means.drawn(measured).items():
         bounded = dict(n=n, least=LEAST[name]) if name in LEAST else {}
         result = result.assign(means.with_interval(name, drawn, **bounded))
     return (
         result.assign(
-            place=(("state", "row", "column"), seen["place"].values.reshape(-1, side, side) / n),
+            place=(("state", "row", "column"), measured["place"].values.reshape(-1, side, side) / n),
             written=(("step", "neuron"), score.numpy()),
-            chosen_block=("rank", chosen.block.numpy()),
-            chosen_neuron=("rank", chosen.neuron.numpy()),
+            chosen_block=("rank", strongest.block.numpy()),
+            chosen_neuron=("rank", strongest.neuron.numpy()),
         )
         .assign_coords(
             condition=[*CONDITIONS, *([TRAINED] if other else [])],
@@ -95,7 +95,7 @@ def measure(
             chance=1 / config.n_classes,
             n_chosen_on=len(choosing),
             n_measured=n,
-            n_unreadable=seen.attrs["n_unreadable"],
+            n_unreadable=measured.attrs["n_unreadable"],
             note="" if n >= 100 else f"only {n} images: read the intervals",
         )
     )
@@ -219,11 +219,11 @@ def conditions(
     neurons: tuple[registers.Neurons, registers.Neurons],
 ) -> Iterator[tuple[models.BViT, list[torch.Tensor], int]]:
     """Under every condition: the model, its states, and how many registers come before the patches."""
-    n_registers, (chosen, _) = model.config.n_prefix - 1, neurons
+    n_registers, (strongest, _) = model.config.n_prefix - 1, neurons
     yield model, states, n_registers
     for moved in neurons:
         yield model, list(registers.states(model, batch.images, moved)), n_registers + 1
-    yield model, list(registers.states(model, batch.images, chosen, has_register=False)), n_registers
+    yield model, list(registers.states(model, batch.images, strongest, has_register=False)), n_registers
     if other is not None:
         yield other, list(reading.states_of(other, batch.images)), other.config.n_prefix - 1
 

@@ -119,8 +119,8 @@ def answered(model: models.BViT, walk: probe.Pass, of_model: torch.Tensor) -> pr
         answers = of_model[walk.data.answers[batch.index]].to(logits.device)
         return {"right": ("image", (logits.argmax(-1) == answers).all(1))}
 
-    seen = walk.over(read)
-    kept = seen["position"].values[seen["right"].values]
+    measured = walk.over(read)
+    kept = measured["position"].values[measured["right"].values]
     if not len(kept):
         raise InputError(
             f"of {len(walk)} pairs there is none whose two images the model is right on; name a better checkpoint, or "
@@ -156,11 +156,11 @@ def of_factor(model: models.BViT, walk: probe.Pass, of_model: torch.Tensor) -> x
             "head_effect": (("image", "source", "direction", "step", "head"), moved["z"]),
         }
 
-    seen = walk.over(read)
-    photographs, found = walk.photographs(seen["position"]), {}
+    measured = walk.over(read)
+    photographs, found = walk.photographs(measured["position"]), {}
     for name in ("effect", "head_effect"):
-        each = intervals.ratio_of_sums(seen[name].values, seen["apart"].values, photographs, seed=walk.seed)
-        found |= named(name, seen[name].dims[1:], each)
+        each = intervals.ratio_of_sums(measured[name].values, measured["apart"].values, photographs, seed=walk.seed)
+        found |= named(name, measured[name].dims[1:], each)
     groups = of_images.GROUPS[walk.data.has_masks]
     names = {"source": SOURCES, "direction": tuple(DIRECTIONS), "site": patches.SITES, "group": groups}
     return xr.Dataset(found, {dim: list(of) for dim, of in names.items()})
@@ -220,10 +220,10 @@ def of_tokens(model: models.BViT, walk: probe.Pass, of_model: torch.Tensor, maps
         tokens = torch.stack([moved[site][:, 0] for site in patches.SITES], -2)
         return {"token_effect": (("image", "direction", "step", "site", "token"), tokens / apart[:, *[None] * 4])}
 
-    seen = replace(walk, data=pairs, batch_size=1, label=f"{walk.label} by token").over(read).rename(image="pair")
+    measured = replace(walk, data=pairs, batch_size=1, label=f"{walk.label} by token").over(read).rename(image="pair")
     both = (pairs.data, pairs.clean), (pairs.others, pairs.corrupt)
     pictures = np.stack([pixels.shown(data, positions, config) for data, positions in both], 1)
-    return seen.drop_vars("position").assign(
+    return measured.drop_vars("position").assign(
         pair_label=(("pair", "run"), pairs.answers),
         pair_index=("pair", pairs.indices),
         thumbnail=(("pair", "run", "y", "x", "channel"), pictures),
@@ -235,10 +235,10 @@ def of_tokens(model: models.BViT, walk: probe.Pass, of_model: torch.Tensor, maps
 
 def shifted(model: models.BViT, walk: probe.Pass, of_model: torch.Tensor) -> xr.Dataset:
     """Accuracy and margin when a step gets what another step of this image had, or of one of another class."""
-    seen = walk.over(lambda batch: read_shifted(model, batch, of_model[batch.labels], 8 * walk.batch_size))
-    photographs, n = walk.photographs(seen["position"]), seen.sizes["image"]
+    measured = walk.over(lambda batch: read_shifted(model, batch, of_model[batch.labels], 8 * walk.batch_size))
+    photographs, n = walk.photographs(measured["position"]), measured.sizes["image"]
     found = {"n_shifted": ((), n)}
-    for name, margins in seen.data_vars.items():
+    for name, margins in measured.data_vars.items():
         each = intervals.ratio_of_sums(margins.values, np.ones(n), photographs, seed=walk.seed)
         found |= named(f"{name}_margin", margins.dims[1:], each)
         found[f"{name}_accuracy"] = margins.dims[1:], (margins.values > 0).mean(0)

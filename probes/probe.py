@@ -59,6 +59,8 @@ with epy.lazy_imports():
 __all__ = ["Numbers", "Pass", "Reading", "as_pass", "limited", "main", "measurement", "split"]
 
 Measure = Callable[..., "xr.Dataset"]
+OF_IMAGES = {"image", "place"}  # dimensions of what is kept of single images
+
 # A measurement
 
 
@@ -74,10 +76,10 @@ def measurement(
 
     `images` may be a plain data set (with ``batch_size``, ``workers``, ``seed`` beside it) or a `Pass`. With
     ``control=untrained`` the untrained model is measured too and set beside, as ``control_*``: the variables named by
-    `control` here (or what a function makes of its result; by default all that are not per image; () for none), with
-    the options in `lighter` in place of those asked for. A probe that needs no data, only a model, says so; one whose
-    options measure different things names its file after them (`file` of the options, without suffix). The result says
-    where it comes from.
+    `control` here (or what a function makes of its result; by default all that are not of single images; () for none),
+    with the options in `lighter` in place of those asked for. A probe that needs no data, only a model, says so; one
+    whose options measure different things names its file after them (`file` of the options, without suffix). The result
+    says where it comes from.
     """
     if measure is None:
         return functools.partial(measurement, control=control, lighter=lighter, needs_data=needs_data, file=file)
@@ -113,7 +115,7 @@ def measurement(
 def as_control(result: xr.Dataset, *, kept: Sequence[str] | Callable[[xr.Dataset], xr.Dataset] | None) -> xr.Dataset:
     """The untrained model's numbers under the names that `analyses.style.models` reads."""
     if kept is None:
-        kept = [name for name, values in result.data_vars.items() if "image" not in values.dims]
+        kept = [name for name, values in result.data_vars.items() if not OF_IMAGES & {*values.dims}]
     part = kept(result) if callable(kept) else result[list(kept)]
     return part.rename({name: f"control_{name}" for name in part.data_vars})
 

@@ -27,7 +27,7 @@ from tyro.conf import Positional
 
 from models import command
 from models.command import Preset
-from models.errors import InputError
+from models.errors import InputError, require
 from probes import probe
 from probes.methods.plan import Plan
 
@@ -117,26 +117,28 @@ def prune(
     probe.refuse_undrawable(figure)
     if control is not None and force:
         raise InputError(f"--control {control} measures the rounds that are there, --force removes them; leave one out")
-    with run_folder.owned(out, resume=resume or control is not None, force=force):
+    claim = dict(resume=resume or control is not None, force=force)
+    run_folder.refuse_taken(out, **claim)
+    if control is None:
+        pruning = opened(options, out, device)  # says what is wrong before --force removes anything
+    with run_folder.owned(out, **claim):
         refuse_without_rounds(out)
         if control is None:
             keep_options(out, options)
-        else:
-            options = kept_options(out)
-        pruning = opened(options, out, device)
-        if control is None:
             pruning.play()
-            result = pruning.result()
+            table = analysis.table(pruning.result())
         else:
-            result = pruning.control(control, at)
+            pruning = opened(kept_options(out), out, device)
+            table = analysis.compared(pruning.control(control, at), pruning.result())
         if pruning.accelerator.is_main_process:
-            print(analysis.table(result) if control is None else analysis.compared(result, pruning.result()))
+            print(table)
             probe.save_figure(pruning.result(), analysis, figure)
 
 
 def opened(options: dict[str, Any], out: Path, device_name: str) -> rounds.Lottery:
     """The rounds of a folder: the untrained model, its training data and its validation data."""
-    plan = planned(options, out)
+    plan, limit = planned(options, out), options["val_limit"]
+    require((limit >= 1, f"--val-limit is {limit}, it must be at least 1"))
     if options["source"] is not None:
         model = source.load(options["source"], weights="init")
         spec, config = options["data"] or model.origin.data, model.config
@@ -152,7 +154,7 @@ def opened(options: dict[str, Any], out: Path, device_name: str) -> rounds.Lotte
     elif classes != tuple(config.classes or ()):
         raise InputError(f"{spec} has other classes than {options['source']}; pruning trains on them: name the same")
     model = model.to(device.device(device_name))
-    return rounds.Lottery(model, train_data, val_data, plan, out, options["val_limit"])
+    return rounds.Lottery(model, train_data, val_data, plan, out, limit)
 
 
 def planned(options: dict[str, Any], out: Path) -> Plan:

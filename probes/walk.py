@@ -161,8 +161,8 @@ def split(images: Pass, most: int) -> tuple[Pass, Pass]:
     return tuple(
         replace(
             images,
-            data=torch.utils.data.Subset(images.data, np.flatnonzero(chosen).tolist()),
+            data=torch.utils.data.Subset(images.data, np.flatnonzero(is_part).tolist()),
             label=images.label + said,
         )
-        for said, chosen in parts
+        for said, is_part in parts
     )

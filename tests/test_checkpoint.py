@@ -131,6 +131,9 @@ def test_a_missing_file_or_folder_says_what_to_do(tmp_path) -> None:
         load(tmp_path)
     with pytest.raises(InputError, match="there is no file or folder"):
         load(tmp_path / "none.pt")
+    for strange in (300 * "x", "~nobody-at-all/run", "a\0b"):
+        with pytest.raises(InputError, match="there is no file or folder"):
+            load(strange)
     with pytest.raises(InputError, match="not ema, raw or init"):
         load(tmp_path, "best")
 

@@ -12,18 +12,20 @@ import pickle
 import re
 import runpy
 import shlex
+import signal
 import subprocess
 import sys
 import typing
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import tyro
 
-import analyses.command
-import models.command
-from models.errors import InputError
+from models import command
+from models.errors import InputError, Stopped
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -88,7 +90,7 @@ def test_a_wrong_command_is_noticed(rest, monkeypatch, capsys) -> None:
 
 HALF_READ = """
 import sys
-from {package} import command
+from models import command
 
 def long() -> None:
     print(0, flush=True)
@@ -102,18 +104,16 @@ command.run(long, "long")
 
 
 @pytest.mark.parametrize("lines", [1, 100_000])
-@pytest.mark.parametrize("package", ["models", "analyses"])
-def test_a_reader_that_goes_early_is_no_error(package, lines) -> None:
-    command, pipe = [sys.executable, "-c", HALF_READ.format(package=package, lines=lines)], subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=ROOT) as child:
+def test_a_reader_that_goes_early_is_no_error(lines) -> None:
+    half_read, pipe = [sys.executable, "-c", HALF_READ.format(lines=lines)], subprocess.PIPE
+    with subprocess.Popen(half_read, stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=ROOT) as child:
         assert child.stdout.readline() == "0\n"
         child.stdout.close()
         child.stdin.close()
         assert child.stderr.read() == "" and child.wait() == 0
 
 
-@pytest.mark.parametrize("commands", [models.command, analyses.command], ids=["models", "analyses"])
-def test_where_not_even_the_sentence_can_be_written_the_code_says_it(commands, monkeypatch) -> None:
+def test_where_not_even_the_sentence_can_be_written_the_code_says_it(monkeypatch) -> None:
     def full() -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "run/last.pt")
 
@@ -123,8 +123,62 @@ def test_where_not_even_the_sentence_can_be_written_the_code_says_it(commands, m
     monkeypatch.setattr(sys, "argv", ["full"])
     monkeypatch.setattr(sys.stderr, "write", write)
     with pytest.raises(SystemExit) as end:
-        commands.run(full, "full")
+        command.run(full, "full")
     assert end.value.code == 2
+
+
+def test_bad_input_of_an_analysis_is_a_sentence_too(monkeypatch, capsys) -> None:
+    def analyse() -> None:
+        raise ValueError("two\nlines")
+
+    monkeypatch.setattr(sys, "argv", ["analyse"])
+    with pytest.raises(SystemExit) as end:
+        command.run(analyse, "analyse", bad=ValueError)
+    assert end.value.code == 2 and capsys.readouterr().err == "analyse: two\\nlines\n"
+    with pytest.raises(ValueError, match="lines"):
+        command.run(analyse, "analyse")
+
+
+def test_too_little_memory_is_a_sentence_and_other_errors_stay_what_they_are(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["it"])
+    for large in (lambda: torch.empty(10**15), lambda: np.empty(10**15), lambda: bytearray(10**15)):
+        with pytest.raises(SystemExit) as end:
+            command.run(large, "it")
+        assert end.value.code == 2 and "not enough memory" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        command.run(lambda: torch.zeros(2) + torch.zeros(3), "it")
+
+
+@pytest.mark.parametrize("can_resume", [True, False])
+def test_what_was_stopped_names_resume_where_there_is_such_an_option(can_resume, monkeypatch, capsys) -> None:
+    def long(*, resume: bool = False) -> None:
+        raise Stopped(signal.SIGTERM)
+
+    def short() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["it"])
+    with pytest.raises(SystemExit) as end:
+        command.run(long if can_resume else short, "it")
+    assert end.value.code == (143 if can_resume else 130)
+    assert ("--resume" in capsys.readouterr().err) == can_resume
+
+
+@pytest.mark.parametrize(
+    ("word", "place"),
+    [
+        ("--out=~/run", "--out=HOME/run"),
+        ("~/run", "HOME/run"),
+        ("--data=folder:~/a", "--data=folder:~/a"),
+        ("--fields", "--fields"),
+        ("a~b", "a~b"),
+        ("~nobody-at-all/x", "~nobody-at-all/x"),
+        ("--out=a\nb", "--out=a\nb"),
+    ],
+)
+def test_a_tilde_is_the_home_folder_behind_an_option_too(word, place, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert command.at_home(word) == place.replace("HOME", "/home/me")
 
 
 def test_a_sentence_stays_one_line_whatever_it_quotes() -> None:

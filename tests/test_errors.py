@@ -26,5 +26,13 @@ def test_no_message_says_where_in_memory_an_object_lies(value) -> None:
     assert str(error).endswith(" cannot be read; name another")
 
 
+def test_a_word_without_end_loses_its_middle() -> None:
+    path = "/data/" + 5000 * "x" + "/photo.jpg"
+    said = str(InputError(f"there is no file {path}; name another"))
+    assert said.startswith("there is no file /data/xxx") and said.endswith("xxx/photo.jpg; name another")
+    assert "x...x" in said and len(said) < 300
+    assert str(InputError(f"there is no file {path[:250]}")) == f"there is no file {path[:250]}"
+
+
 def test_other_numbers_in_base_16_stay() -> None:
     assert brief(ValueError("byte 0xff at 3, signature 0x89504e47")) == "byte 0xff at 3, signature 0x89504e47"

@@ -2,6 +2,7 @@
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from models import checkpoint as checkpoints
 from models.checkpoint import fresh
 from models.errors import InputError
 from models.hooks import add_noise, cls_attention, head, zero
+from models.vit import refuse_other_images
 
 from .warm import python
 
@@ -316,6 +318,12 @@ def test_what_heads_and_neurons_add_to_the_stream_are_their_weights_with_the_lay
 def test_images_of_another_kind_are_one_sentence(model, images, wrong) -> None:
     with pytest.raises(InputError, match=r"takes floating-point images \[batch 3 32 32\]"):
         model(wrong(images))
+
+
+@pytest.mark.parametrize("given", [None, [1.0], np.zeros((1, 3, 32, 32))], ids=["None", "list", "ndarray"])
+def test_what_is_no_tensor_is_one_sentence(given) -> None:
+    with pytest.raises(InputError, match=r"images \[batch 3 32 32\], it was given a .*, which is no tensor"):
+        refuse_other_images(given, 32)
 
 
 @pytest.mark.parametrize("name", ["blocks.0.attn", "blocks.0", "", "blocks.0.attn.hook_zz", "core.0.attn.qkv"])

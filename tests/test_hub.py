@@ -6,6 +6,8 @@ Run with: pytest tests/test_hub.py
 import json
 import re
 import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -216,6 +218,11 @@ def test_a_place_or_a_name_that_will_not_do_is_refused_before_anything_is_writte
         assert code == 2 and "is no folder; choose another place" in err
     code, _, err = command("models.share", run, "--out", tmp_path / "out", "--push", "a/b/c")
     assert code == 2 and "--push" in err and not (tmp_path / "out").exists()
+    alone = [sys.executable, "-m", "models.share", run, "--out", tmp_path / "out", "--push", "a/b/c"]
+    said = subprocess.run(alone, capture_output=True, text=True, cwd=Path(__file__).parents[1])  # nothing imported yet
+    assert said.returncode == 2 and "models.share: --push" in said.stderr and "Traceback" not in said.stderr
+    code, _, err = command("models.share", run / "ckpt.pt", "--out", tmp_path / "out")
+    assert code == 2 and "ckpt.pt is no folder of a run" in err and not (tmp_path / "out").exists()
     assert command("models.share", "a" * 300, "--out", tmp_path / "out")[0] == 2
 
 

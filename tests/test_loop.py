@@ -110,6 +110,7 @@ def test_a_damaged_state_is_one_sentence(tmp_path: Path) -> None:
         dict(update=-1),
         dict(update=21),
         dict(update="4"),
+        dict(update=True),
         dict(mean=(1, 2)),
         dict(parts={}),
         dict(parts=[1]),
@@ -128,6 +129,43 @@ def test_a_state_of_another_make_is_one_sentence(tmp_path: Path, change: dict) -
     torch.save([1], path)
     with pytest.raises(InputError, match=r"last\.pt .*damaged; remove it to start over"):
         training(path)
+
+
+def test_what_an_optimiser_kept_is_checked_and_its_rates_are_those_of_now(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    weight, optimizer, updates = training(path, stop_after=3)
+    descend(weight, optimizer, updates)
+    whole = torch.load(path, weights_only=True)
+    moments = whole["parts"]["optimizer"]["state"][0]
+    damaged = [
+        ({}, "it is empty"),
+        ({0: {"step": torch.tensor(3.0)}}, "it has no moments of a parameter of shape .2."),
+        ({0: moments | {"exp_avg": torch.zeros(3)}}, "its exp_avg is of another kind or size"),
+        ({0: moments | {"exp_avg": torch.zeros(1)}}, "its exp_avg is of another kind or size"),
+        ({0: moments | {"exp_avg": "x"}}, "its exp_avg is of another kind or size"),
+        ({0: moments | {"exp_avg": torch.full((2,), torch.nan)}}, "it holds values that are not finite"),
+    ]
+    for state, said in damaged:
+        groups = whole["parts"]["optimizer"]["param_groups"]
+        parts = whole["parts"] | {"optimizer": {"state": state, "param_groups": groups}}
+        torch.save(whole | {"parts": parts}, path)
+        with pytest.raises(InputError, match=rf"last.pt is damaged: optimizer \({said}.*; remove it to start over"):
+            training(path)
+    whole["parts"]["optimizer"]["param_groups"][0] |= {"lr": "x", "betas": None}
+    torch.save(whole, path)
+    _, optimizer, updates = training(path, lr=0.05)
+    assert updates.update == 3 and optimizer.param_groups[0]["lr"] == 0.05
+    assert optimizer.param_groups[0]["betas"] == (0.9, 0.999)
+
+
+def test_shares_of_updates_are_made_when_asked_for_and_deal_out_every_batch() -> None:
+    order = Order(10**6, 1000, 7, repeats=2)
+    endless = order.shares(3, 10**12)
+    epoch, images, repeats = order.batch(3)
+    every = list(zip([epoch] * 1000, images.tolist(), repeats.tolist(), strict=True))
+    assert next(endless) == every
+    halves = [next(order.shares(3, 10**12, rank, 2)) for rank in (0, 1)]
+    assert halves == [share(every, rank, 2) for rank in (0, 1)]
 
 
 def test_an_order_gives_every_image_once_an_epoch_and_another_order_the_next() -> None:

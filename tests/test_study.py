@@ -134,7 +134,9 @@ def test_a_wrong_file_is_one_sentence_before_anything_is_trained(tmp_path: Path,
 
 def test_other_wrong_input_is_one_sentence(undisturbed: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text("a: [1")
-    for file in (tmp_path / "broken.yaml", tmp_path / "none.yaml"):
+    (tmp_path / "deep.yaml").write_text("[" * 5000)
+    for name in ("broken", "deep", "none"):
+        file = tmp_path / f"{name}.yaml"
         with pytest.raises(InputError, match="cannot be read as YAML"):
             study.study(file, out=tmp_path / "out")
     with pytest.raises(InputError, match="fits none of the cells"):

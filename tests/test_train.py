@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing
 import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,6 +121,24 @@ def test_starting_over_leaves_no_result_of_the_old_model_and_nothing_but_ours_is
     train(out=tmp_path / "run", force=True, seed=1, **(TINY | {"epochs": 1.0}))
     assert (tmp_path / "run" / "ckpt.pt").read_bytes() != before
     assert (tmp_path / "run" / "notes.txt").read_text() == (tmp_path / "run" / "prune notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(data="folder:nowhere"),
+        dict(model="bvit_huge"),
+        dict(fields=("d_model=15",)),
+        dict(device="gpu"),
+        dict(batch_size=10**6),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_is_said_before_force_removes_anything(whole: Path, tmp_path: Path, wrong: dict) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    with pytest.raises(InputError):
+        train(out=tmp_path / "run", force=True, **(TINY | wrong))
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {path.name for path in whole.iterdir()}
 
 
 def test_a_second_process_is_refused(tmp_path: Path) -> None:
@@ -248,6 +267,9 @@ class Watched(torch.utils.data.Dataset):
         (dict(val_limit=0), "--val-limit is 0"),
         (dict(seed=-1), "--seed is -1"),
         (dict(workers=-1), "--workers is -1"),
+        (dict(workers=100_000), "--workers is 100000, it must lie between 0 and 256"),
+        (dict(fields=("n_classes=3",)), "--fields: n_classes is what the data says, leave it out"),
+        (dict(fields=("d_model=" + 5000 * "9",)), r"d_model is '99+\.\.\.9+', it must be a whole number"),
         (dict(stop_after=0), "--stop-after is 0"),
     ],
 )

@@ -7,7 +7,7 @@ one is as good as the whole.
 
 from __future__ import annotations
 
-from pathlib import Path
+import re
 from typing import Any
 
 from etils import epy
@@ -15,6 +15,7 @@ from etils import epy
 from models.config import ViTConfig
 from models.data.about import About, describe, match_classes, require_masks
 from models.data.boxes import open_boxes
+from models.data.files import place
 from models.data.folder import open_folder
 from models.data.imagenet_s import open_imagenet_s
 from models.data.lists import open_list
@@ -23,7 +24,7 @@ from models.data.shapes import Shapes
 from models.data.shards import open_shards
 from models.data.stream import Batch, Stream
 from models.data.voc import open_voc
-from models.errors import InputError
+from models.errors import InputError, quoted, require
 
 with epy.lazy_imports():  # timm takes seconds
     from models.data import timm_reader
@@ -51,6 +52,7 @@ def open_data(spec: str, split: str = "val", *, like: Any = None) -> Any:
     Without `like`, `shapes` is 64 px (`shapes-easy` 32) with mean = std = 0.5, everything else 224 px with ImageNet's.
     ``shapes:N`` has N training images; its validation split stays as it is. Raises `InputError`.
     """
+    require((is_name(split), f"--split is {quoted(split)}, which names no split; choose val or train"))
     config: ViTConfig | None = getattr(like, "config", like)
     kind, colon, rest = spec.partition(":")
     if kind in ("shapes", "shapes-easy"):
@@ -58,7 +60,7 @@ def open_data(spec: str, split: str = "val", *, like: Any = None) -> Any:
     if kind in ON_DISK:
         if not rest:
             raise InputError(f"{spec!r} names no place; write {kind}:PATH")
-        return ON_DISK[kind](spec, Path(rest).expanduser(), split, config)
+        return ON_DISK[kind](spec, place(rest), split, config)
     if spec.startswith("wds/"):
         return open_shards(spec, rest, split, config)
     if spec.startswith(OF_TIMM):
@@ -66,8 +68,15 @@ def open_data(spec: str, split: str = "val", *, like: Any = None) -> Any:
     raise InputError(f"no data set is called {spec!r}; there are {FORMS}")
 
 
+def is_name(split: str) -> bool:
+    """Whether a split may be called so: not a path, which would lead elsewhere."""
+    return split not in ("", ".", "..") and not set("/\0") & set(split)
+
+
 def _shapes(spec: str, kind: str, size: str | None, split: str, config: ViTConfig | None) -> Shapes:
-    if size is not None and not (size.isdecimal() and int(size) > 0):
-        raise InputError(f"{spec!r}: after the colon stands the number of training images, as in {kind}:100000")
+    if size is not None and not re.fullmatch("0*[1-9][0-9]{0,7}", size):
+        raise InputError(
+            f"{spec!r}: after the colon stands the number of training images, below 100,000,000, as in {kind}:100000"
+        )
     geometry = {} if config is None else dict(image_size=config.image_size, mean=config.mean, std=config.std)
     return Shapes(split, easy=kind == "shapes-easy", n=int(size) if size and split == "train" else None, **geometry)

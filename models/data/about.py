@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,9 @@ WITH_MASKS = (
     "shapes, shapes-easy, imagenet-s:PATH, imagenet-s:MASKS@IMAGES, voc:PATH and boxes:PATH, and list:FILE, "
     "parquet:PATH and wds/NAME:FOLDER?mask=KEY where they hold masks"
 )
+
+# What a data set says of itself
+TOLD = ("spec", "split", "classes", "labels", "fingerprint", "has_masks", "image_size")
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,12 @@ def describe(data: Any) -> About:
             whole.image_size,
             whole.photographs[rows],
         )
+    lacking = [name for name in TOLD if not hasattr(data, name)]
+    if lacking:
+        raise InputError(
+            f"a {type(data).__name__} does not say its {', '.join(lacking)}; open the data with models.open_data, or "
+            "give it these attributes"
+        )
     indices = np.arange(len(data))
     return About(
         data.spec,
@@ -78,8 +88,22 @@ def require_masks(data: Any) -> None:
 
 
 def match_classes(data_classes: Sequence[str], model_classes: Sequence[str] | None) -> list[int]:
-    """The model's index of each class of the data, matched by name."""
+    """The model's index of each class of the data, matched by name; by place where both name the same classes in the
+    same order, so that two of one name (ImageNet has cranes of two kinds) stay two.
+
+    Raises `InputError` for a class that the model lacks, or has twice where the order differs.
+    """
+    if list(data_classes) == list(model_classes or ()):
+        return list(range(len(data_classes)))
     place = {name: i for i, name in enumerate(model_classes or ())}
+    shared = set(data_classes) & place.keys()
+    for whose, names in (("the data", data_classes), ("the model", model_classes or ())):
+        twice = [name for name, n in Counter(names).items() if n > 1 and name in shared]
+        if twice:
+            raise InputError(
+                f"{whose} has several classes of the name {twice[0]}, and data and model list their classes otherwise; "
+                "rename them so that they can be matched"
+            )
     missing = [name for name in data_classes if name not in place]
     if missing:
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")

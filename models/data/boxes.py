@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+import math
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
@@ -65,7 +67,7 @@ def read_boxes(spec: str, table: Path) -> dict[tuple[str, str], Boxes]:
     """The boxes of a CSV by (file, class)."""
     boxes: dict[tuple[str, str], list[Box]] = defaultdict(list)
     sizes: dict[tuple[str, str], tuple[float, float]] = {}
-    reader = csv.DictReader(text_of(table, spec).splitlines())
+    reader = csv.DictReader(io.StringIO(text_of(table, spec), newline=""), skipinitialspace=True)
     columns = set(reader.fieldnames or ())
     name = "wnid" if "wnid" in columns else "label"
     missing = [column for column in ("file", name, *COLUMNS) if column not in columns]
@@ -73,13 +75,14 @@ def read_boxes(spec: str, table: Path) -> dict[tuple[str, str], Boxes]:
         raise InputError(
             f"{spec}: {table.name} lacks the columns {', '.join(missing).replace('label', 'wnid or label')}"
         )
-    for number, row in enumerate(parsed(reader, spec, table), 2):
-        w, h, *box = _numbers(row, f"{spec}: line {number} of {table.name}")
-        key = row["file"], row[name]
+    for row in parsed(reader, spec, table):
+        where = f"{spec}: line {reader.line_num} of {table.name}"
+        w, h, *box = _numbers(row, where)
+        if not row["file"] or not row[name]:
+            raise InputError(f"{where} lacks a value; it needs a picture and its class")
+        key = row["file"].replace("\\", "/"), row[name]
         if sizes.setdefault(key, (w, h)) != (w, h):
-            raise InputError(
-                f"{spec}: line {number} of {table.name} gives {row['file']} another size than an earlier line"
-            )
+            raise InputError(f"{where} gives {row['file']} another size than an earlier line")
         boxes[key].append(tuple(box))
     return {key: (*sizes[key], tuple(boxes[key])) for key in boxes}
 
@@ -89,6 +92,8 @@ def _numbers(row: dict[str, str], where: str) -> list[float]:
         w, h, x0, y0, x1, y1 = numbers = [float(row[column]) for column in COLUMNS]
     except (TypeError, ValueError):
         raise InputError(f"{where} has a value that is not a number") from None
+    if not (0 < w < math.inf and 0 < h < math.inf):
+        raise InputError(f"{where} has an image of {w:g} x {h:g} pixels; give its width and height")
     if not (-SLACK <= x0 < x1 <= w + SLACK and -SLACK <= y0 < y1 <= h + SLACK):
         raise InputError(f"{where} has a box outside its image of {w:g} x {h:g} pixels, or an empty one")
     return numbers

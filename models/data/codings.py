@@ -24,6 +24,7 @@ TWO_BYTES_IGNORE, ONE_BYTE_IGNORE = 1000, 255
 WIDE_IGNORE = (1000, 65535, 255)  # of one channel of 16 bits, the usual first
 FEW, OWN = 8, 0.25  # masks, from which on a smaller share that show their image's class is refused
 LOOKED_AT = 64  # masks of a set
+COLOURS = ("CMYK", "YCbCr", "LAB", "HSV")  # modes whose channels are no numbers
 
 Looked = tuple[str, int, np.ndarray]  # name, label, and the numbers as the file holds them
 
@@ -126,8 +127,15 @@ def raw_mask(file: Path | BinaryIO, name: str) -> np.ndarray:
         raise InputError(f"{name}: {what} cannot be read ({brief(error)}); restore it from the data set") from None
     if kind in ("JPEG", "MPO"):
         raise InputError(f"{name}: {what} is a JPEG, which does not keep class numbers; store it as PNG")
-    if raw.dtype.kind == "f":
-        raise InputError(f"{name}: {what} holds fractions, not class numbers; store it as integers")
+    if kind in COLOURS:
+        raise InputError(f"{name}: {what} holds colours ({kind}), not class numbers; store them in one channel")
+    if raw.dtype.kind not in "bui":
+        held = "fractions" if raw.dtype.kind == "f" else f"values of type {raw.dtype}"
+        raise InputError(f"{name}: {what} holds {held}, not class numbers; store it as integers")
+    if raw.ndim == 3 and raw.shape[-1] == 1:
+        raw = raw[..., 0]
+    if raw.ndim != 2 and not (raw.ndim == 3 and 2 <= raw.shape[-1] <= 4):
+        raise InputError(f"{name}: {what} is of shape {raw.shape}; it has height and width, and one channel or three")
     return raw.astype(np.uint8) if raw.dtype == bool else raw
 
 
@@ -153,4 +161,4 @@ def _pixels(content: BinaryIO) -> tuple[str | None, np.ndarray]:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(content) as picture:
-            return picture.format, np.asarray(picture)
+            return picture.mode if picture.mode in COLOURS else picture.format, np.asarray(picture)

@@ -59,6 +59,7 @@ MASK_WORDS = ("mask", "seg", "gt", "label", "matte", "trimap")
 MASK_NAME = re.compile(
     r"[ _.-]+(masks?|seg|segm|segmentation|gt|labels?|labelids|matte|trimap)([ _.-]*\d+)?$", re.IGNORECASE
 )
+MOST_DIGITS = 18  # of a class that is a number; more are a word
 PHOTOGRAPHS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".webp"})  # beside one of these a .png of its name is a mask
 
 What = tuple[str, str]  # one, several
@@ -133,7 +134,8 @@ def is_leftover(name: str) -> bool:
 def in_order(names: Iterable[str]) -> list[str]:
     """Class names in order: numeric where all are numbers, else as text."""
     names = list(names)
-    return sorted(names, key=lambda name: (int(name), name)) if all(map(str.isdecimal, names)) else sorted(names)
+    are_numbers = all(name.isdecimal() and len(name) <= MOST_DIGITS for name in names)
+    return sorted(names, key=lambda name: (int(name), name)) if are_numbers else sorted(names)
 
 
 @dataclass(frozen=True)
@@ -264,8 +266,14 @@ def folders(path: Path | str) -> list[str]:
     return in_order(Walk(str(path)).scan()[1])
 
 
+def place(written: str) -> Path:
+    """The path that somebody wrote, with ``~`` for the home folder; that of nobody known stays as it is."""
+    return Path(os.path.expanduser(written))
+
+
 def existing(path: Path, spec: str) -> Path:
-    if not path.exists():
+    """`path`; `InputError` where nothing is there, or nothing can be, by its name."""
+    if not os.path.exists(path):
         raise InputError(f"{spec}: there is no file or folder {path}")
     return path
 

@@ -41,7 +41,7 @@ def found(path: Path, spec: str) -> str:
     """``; found 3 folders, 12 pictures there; what would fit: list:PATH/labels.csv``, for the end of a message about
     `spec`; nothing where there is no folder.
     """
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return ""
     counts, places, complete = census(path)
     parts = [f"{n:,} {kind if n == 1 else UNITS[kind]}" for kind in UNITS if (n := counts[kind])]

@@ -6,6 +6,7 @@ of the mask is the label: 13 % of the images stand in another class folder than 
 
 from __future__ import annotations
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +17,7 @@ import numpy as np
 
 from models.config import ViTConfig
 from models.data.codings import LOOKED_AT, Coding, Looked, raw_mask
-from models.data.files import LeftOut, Walk, existing, folders, stem, text_of
+from models.data.files import LeftOut, Walk, existing, folders, place, stem, text_of
 from models.data.folder import all_pictures
 from models.data.found import found
 from models.data.images import Images
@@ -49,8 +50,8 @@ def open_imagenet_s(spec: str, path: Path, split: str, like: ViTConfig | None) -
         pairs, present, places = joined(spec, *apart, split, left_out)
     classes = classes_of(spec, places, present)
     left_out.say(spec, split)
-    place = {name: label for label, name in enumerate(classes)}
-    labelled = [(image, name, mask, place[name.partition("/")[0]]) for image, name, mask in pairs]
+    label_of = {name: label for label, name in enumerate(classes)}
+    labelled = [(image, name, mask, label_of[name.partition("/")[0]]) for image, name, mask in pairs]
     looked = list(_readable([labelled[i][1:] for i in evenly(len(labelled), LOOKED_AT)]))
     coding = Coding.of(looked, len(classes))
     coding.check_labels(_right(looked, coding), spec)
@@ -112,13 +113,13 @@ def below(root: Path, left_out: LeftOut, *, with_masks: bool) -> tuple[list[str]
 def parted(spec: str, path: Path) -> tuple[Path, Path] | None:
     """MASKS and IMAGES of ``MASKS@IMAGES``; None for one place."""
     whole = str(path)
-    if "@" not in whole or path.exists():
+    if "@" not in whole or os.path.exists(path):
         return None
     cuts = [(whole[:at], whole[at + 1 :]) for at, letter in enumerate(whole) if letter == "@"]
-    masks, images = next((cut for cut in cuts if Path(cut[0]).expanduser().exists()), cuts[0])
+    masks, images = next((cut for cut in cuts if os.path.exists(place(cut[0]))), cuts[0])
     if not masks or not images:
         raise InputError(f"{spec} names one place only; write imagenet-s:MASKS@IMAGES")
-    return existing(Path(masks).expanduser(), spec), existing(Path(images).expanduser(), spec)
+    return existing(place(masks), spec), existing(place(images), spec)
 
 
 def joined(

@@ -22,7 +22,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from models.config import IMAGENET_MEAN, IMAGENET_STD, ViTConfig
+from models.config import IMAGENET_MEAN, IMAGENET_STD, ViTConfig, is_text
 from models.data import items as of_files
 from models.data.items import Item
 from models.data.stream import evenly
@@ -43,7 +43,10 @@ class Images(Dataset):
         self, spec: str, split: str, classes: tuple[str, ...], items: Sequence[Item], like: ViTConfig | None = None
     ):
         if not len(items):
-            raise InputError(f"{spec} holds no images for split {split!r}")
+            raise InputError(f"{spec} holds no images for split {split!r}; add pictures to it, or name another --split")
+        for name in classes:
+            if not is_text(name):
+                raise InputError(f"{spec}: the class name {name!r} is no text in UTF-8; rename it")
         self.spec, self.split, self.classes, self.items = spec, split, classes, items
         self.image_size = like.image_size if like else 224
         self.mean, self.std = (like.mean, like.std) if like else (IMAGENET_MEAN, IMAGENET_STD)

@@ -105,7 +105,7 @@ class Store:
         try:
             told = json.loads((schema_of(self.spec, self.files[0]).metadata or {})[b"huggingface"])
             return list(map(str, told["info"]["features"][self.columns["label"]]["names"])) or None
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, RecursionError):
             return None
 
     def name(self, row: int) -> str:
@@ -205,8 +205,9 @@ def bytes_of(value: Any, folder: Path) -> bytes | None:
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, str):
-        return (folder / value).read_bytes() if (folder / value).is_file() else None
-    return value
+        file = folder / value
+        return file.read_bytes() if os.path.isfile(file) else None
+    return value if isinstance(value, bytes) else None
 
 
 def schema_of(spec: str, file: Path) -> Any:
@@ -257,8 +258,9 @@ def label_values(spec: str, files: Sequence[Path], column: str) -> Any:
     chunks = []
     for file in files:
         with readable(spec, file):
-            chunks += pq.read_table(file, columns=[column], use_threads=False)[column].chunks
-    chunks = [chunk.dictionary_decode() if pa.types.is_dictionary(chunk.type) else chunk for chunk in chunks]
+            for chunk in pq.read_table(file, columns=[column], use_threads=False)[column].chunks:
+                plain = chunk.dictionary_decode() if pa.types.is_dictionary(chunk.type) else chunk
+                chunks.append(plain.cast(pa.int64()) if pa.types.is_integer(plain.type) else plain)
     if not chunks:
         raise InputError(f"{spec} holds no rows")
     return pa.concat_arrays(chunks)
@@ -267,7 +269,7 @@ def label_values(spec: str, files: Sequence[Path], column: str) -> Any:
 def without_missing(values: Any) -> tuple[np.ndarray, np.ndarray]:
     """Labels that are there, as numbers or words; and where they are: [row] bool (-1 stands for none, too)."""
     if pa.types.is_integer(values.type):
-        numbers = values.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+        numbers = values.fill_null(-1).to_numpy(zero_copy_only=False)
         return numbers[numbers >= 0], numbers >= 0
     words = np.array([word or "" for word in values.to_pylist()], dtype=object)
     return words[words != ""].astype(str), words != ""

@@ -9,6 +9,7 @@ of ``json``, and there are no masks. FOLDER holds ``_info.json`` (timm's), or sh
 from __future__ import annotations
 
 import json
+import os
 import re
 import tarfile
 from array import array
@@ -24,7 +25,17 @@ import numpy as np
 
 from models.config import ViTConfig
 from models.data.codings import LOOKED_AT, Coding, Looked, raw_mask
-from models.data.files import MASK_NAME, PHOTOGRAPHS, SYSTEM, LeftOut, What, endings, is_leftover, text_of
+from models.data.files import (
+    MASK_NAME,
+    MOST_DIGITS,
+    PHOTOGRAPHS,
+    SYSTEM,
+    LeftOut,
+    What,
+    endings,
+    is_leftover,
+    text_of,
+)
 from models.data.images import Images
 from models.data.items import Item, Lazy, Names
 from models.data.naming import coded
@@ -75,7 +86,7 @@ class Index:
 
 def open_shards(spec: str, rest: str, split: str, like: ViTConfig | None) -> Images:
     place, options = with_options(spec, rest, OPTIONS) if rest else ("", {})
-    if not place or not (any(letter in place for letter in "*{") or Path(place).exists()):
+    if not place or not (any(letter in place for letter in "*{") or os.path.exists(place)):
         raise InputError(f"{spec}: there is no folder {place or '(none given)'}; write {spec.partition(':')[0]}:FOLDER")
     shards, told = shards_of(spec, place, split)
     left_out, label_key = LeftOut(), options.get("label") or told
@@ -145,17 +156,18 @@ def shards_of(spec: str, place: str, split: str) -> tuple[list[Path], str | None
     info = next((Path(place, name) for name in INFO if Path(place, name).is_file()), None)
     if info is None:
         return files_of_split(spec, place, split, "tar"), None
+    text = text_of(info, spec)
     try:
-        splits = json.loads(text_of(info, spec))["splits"]
-        own = next((splits[name] for name in names_of(split) if name in splits), None)
-        if own is None:
-            raise InputError(f"{spec} has no split {split!r}; {info.name} tells of {', '.join(splits) or 'none'}")
+        splits = dict(json.loads(text)["splits"])
+        own = next((splits[name] for name in names_of(split) if name in splits), {"filenames": ()})
         shards, alternative = [info.parent / name for name in own["filenames"]], own.get("alt_label")
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError):
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError):
         raise InputError(
             f"{spec}: {info.name} is not timm's list of splits with their filenames; mend or remove it"
         ) from None
-    lost = [shard.name for shard in shards if not shard.is_file()]
+    if not splits.keys() & names_of(split):
+        raise InputError(f"{spec} has no split {split!r}; {info.name} tells of {', '.join(splits) or 'none'}")
+    lost = [shard.name for shard in shards if not os.path.isfile(shard)]
     if lost or not shards:
         raise InputError(
             f"{spec}: {len(lost)} of {len(shards)} shards of {info.name} are not there, the first is "
@@ -210,14 +222,13 @@ def label_of(spec: str, tar: tarfile.TarFile, name: str, parts: Parts, label_key
         value: Any = tar.fileobj.read(size).decode("utf-8-sig").strip()
         if kind == "json":
             value = json.loads(value).get(wanted or "label")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         raise InputError(
             f"{spec}: {name}.{kind} is no {'JSON object' if kind == 'json' else 'text'}; mend it"
         ) from None
     if value is None or value == "":
         return None
-    number = re.fullmatch(r"[+-]?\d+", str(value))
-    if number is None:
+    if not re.fullmatch(rf"[+-]?[0-9]{{1,{MOST_DIGITS}}}", str(value)):
         return str(value)
     return int(value) if int(value) >= 0 else None  # -1: none
 

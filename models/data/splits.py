@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import parse_qsl
 
 from models.data.files import Walk, folders, is_leftover
+from models.data.files import place as written
 from models.data.found import found
 from models.errors import InputError
 
@@ -77,9 +79,9 @@ def files_of_split(spec: str, place: str, split: str, kind: str) -> list[Path]:
 
 def files_at(spec: str, place: str, kind: str) -> list[Path]:
     path = Path(place)
-    if path.is_dir():
+    if os.path.isdir(place):
         files = [path / name for name in Walk(place, kinds=frozenset({f".{kind}"}), with_masks=True).below("")]
-    elif path.is_file():
+    elif os.path.isfile(place):
         files = [path]
     else:
         files = sorted(Path(file) for pattern in expanded(place) for file in glob.glob(pattern, recursive=True))
@@ -90,7 +92,7 @@ def files_at(spec: str, place: str, kind: str) -> list[Path]:
 
 def expanded(pattern: str) -> list[str]:
     """``a-{000..002}.tar`` as three names."""
-    braces = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    braces = re.search(r"\{([0-9]{1,6})\.\.([0-9]{1,6})\}", pattern)
     if braces is None:
         return [pattern]
     first, last = braces.groups()
@@ -101,7 +103,7 @@ def expanded(pattern: str) -> list[str]:
 def fixed_part(place: str) -> Path:
     """The folder of a file, or before the first folder or name that is a pattern."""
     path = Path(place)
-    if path.is_dir():
+    if os.path.isdir(place):
         return path
     return next((level for level in path.parents if not any(letter in str(level) for letter in "*?[{")), path.parent)
 
@@ -122,8 +124,8 @@ def mark_of(file: Path, root: Path) -> str | None:
 def with_options(spec: str, rest: str, allowed: Sequence[str]) -> tuple[str, dict[str, str]]:
     """A place and the options behind it: ``/data?image=jpg&mask=png`` as ``/data`` and a dict."""
     place, mark, query = rest.rpartition("?")
-    if not mark or Path(rest).exists() or ("=" not in query and not Path(place).exists()):
-        return str(Path(rest).expanduser()), {}
+    if not mark or os.path.exists(rest) or ("=" not in query and not os.path.exists(place)):
+        return str(written(rest)), {}
     options = dict(parse_qsl(query, keep_blank_values=True))
     wrong = [name for name in options if name not in allowed]
     if wrong or not all(options.values()) or not options:
@@ -131,4 +133,4 @@ def with_options(spec: str, rest: str, allowed: Sequence[str]) -> tuple[str, dic
             f"{spec}: after the question mark stand {', '.join(f'{name}=NAME' for name in allowed)}, joined by &, "
             f"not {query or 'nothing'}"
         )
-    return str(Path(place).expanduser()), options
+    return str(written(place)), options

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from models.errors import InputError, UnreadableImage, require
+
+MOST_WORKERS = 256  # processes: more would stop the machine before they read anything
+LARGEST = 1e6  # a normalised pixel: far beyond the 65,535 of 16 bits, far below what overflows in a norm
 
 
 @dataclass(frozen=True)
@@ -28,9 +31,14 @@ class Batch:
 
 def refuse_options(batch_size: int, workers: int) -> None:
     """`InputError` for options that nothing can be read with."""
+    require((batch_size >= 1, f"the batch size is {batch_size}, it must be at least 1"))
+    refuse_workers(workers)
+
+
+def refuse_workers(workers: int) -> None:
+    """`InputError` for a number of loading processes that cannot be started."""
     require(
-        (batch_size >= 1, f"the batch size is {batch_size}, it must be at least 1"),
-        (workers >= 0, f"--workers is {workers}, it cannot be negative"),
+        (0 <= workers <= MOST_WORKERS, f"--workers is {workers}, it must lie between 0 and {MOST_WORKERS}"),
     )
 
 
@@ -60,7 +68,7 @@ class Stream:
             left_out.say()
 
 
-def labelled(data: Any, batches: Sequence[Any], workers: int, *, full: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+def labelled(data: Any, batches: Iterable[Any], workers: int, *, full: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
     """Images [n 3 h w] and labels [n] of given batches of keys.
 
     Unreadable images are left out; where batches must stay `full`, their places are taken by others of the batch.
@@ -103,7 +111,7 @@ class Unreadable:
             print(f"left out {len(self.names)} unreadable images: {', '.join(self.names[:5])}{more}", file=sys.stderr)
 
 
-def loader(data: Any, batches: Sequence[Any], workers: int) -> DataLoader:
+def loader(data: Any, batches: Iterable[Any], workers: int) -> DataLoader:
     """Batches of (key, item or error) pairs, for given batches of keys, in order, whatever starts the worker
     processes.
     """
@@ -147,10 +155,16 @@ class Tolerant:
             return error
 
     def _checked(self, key: Any, item: Any) -> Any:
-        """The item, if its pixels are finite."""
-        if item[0].isfinite().all():
+        """The item, if its pixels are finite, and no larger than any that were normalised."""
+        low, high = item[0].aminmax()
+        if low >= -LARGEST and high <= LARGEST:  # which NaN is not
             return item
-        return InputError(f"{name_of(self.data, key)} holds pixels that are not finite (NaN or infinite); repair it")
+        if not item[0].isfinite().all():
+            wrong = "pixels that are not finite (NaN or infinite); repair it"
+        else:
+            largest = f"{max(-low, high):.3g} where {LARGEST:,.0f} is the most"
+            wrong = f"a pixel of {largest}; repair it, or the mean and std by which it was normalised"
+        return InputError(f"{name_of(self.data, key)} holds {wrong}")
 
 
 def name_of(data: Any, key: Any) -> str:

@@ -54,8 +54,9 @@ def open_voc(spec: str, path: Path, split: str, like: ViTConfig | None) -> Image
     classes = VOC_CLASSES
     if own.exists():
         classes = tuple(line.strip() for line in text_of(own, spec).splitlines() if line.strip())
-    names = [line.split()[0] for line in text_of(listing, spec).splitlines() if line.strip()]
     image_of, left_out = images_of(path), LeftOut()
+    lines = [line.strip() for line in text_of(listing, spec).splitlines() if line.strip()]
+    names = [line if line in image_of else line.split()[0] for line in lines]
     items = [item for name in names for item in _items(spec, path, name, image_of.get(name), len(classes))]
     for name in set(names) - {stem(item.name) for item in items}:
         left_out.add(("image whose mask shows no class", "images whose masks show no class"), name)

@@ -126,7 +126,7 @@ class Buffer:
         """What updates `first` .. `last` - 1 are trained on."""
         order = Order(len(self.images), min(HELD, len(self.images)), self.images.seed)
         fills = range(first // PER_FILL, -(-last // PER_FILL))
-        keys = [order.batch(number)[1].tolist() for number in fills]
+        keys = (order.batch(number)[1].tolist() for number in fills)
         update, seed = first, self.images.seed
         for number, (images, _) in zip(
             fills, labelled(self.images.data, keys, self.images.workers, full=True), strict=False

@@ -60,23 +60,23 @@ class Trained:
         }
 
 
-def train(model: BViT, fitting: Pass, chosen: dict[str, Any]) -> Trained:
+def train(model: BViT, fitting: Pass, options: dict[str, Any]) -> Trained:
     """All dictionaries, from one stream; on every process alike."""
     config, moments = model.config, activations.moments_of(model, fitting)
     scales = {site: Scale.of(of, common=site.startswith("ffn")) for site, of in moments.items()}
     n_states, width = config.n_steps + 1, config.d_model
-    n, k = chosen["expansion"] * width, chosen["k"]
+    n, k = options["expansion"] * width, options["k"]
     plans = {}
     for token in TOKENS:
         plans[f"shared {token}"] = Plan(token, 1, n, width)
-        if chosen["separate"]:
+        if options["separate"]:
             plans[f"separate {token}"] = Plan(token, n_states, n // n_states, width)
             plans[f"larger {token}"] = Plan(token, n_states, n, width)
     plans["transcoder"] = Plan("ffn", 1, n, width, is_transcoder=True)
     sha256, buffer = checkpoint.state_sha256(model.state_dict()), activations.Buffer(model, fitting, scales)
-    key = dict(model=sha256, data=fitting.about.fingerprint, seed=fitting.seed, images=len(fitting)) | chosen
+    key = dict(model=sha256, data=fitting.about.fingerprint, seed=fitting.seed, images=len(fitting)) | options
     kept = fitting.unfinished(f"dictionary-{sha256[:8]}")
-    how = dict(k=k, updates=chosen["updates"], seed=fitting.seed, device=model.pos_embed.device, kept=kept, key=key)
+    how = dict(k=k, updates=options["updates"], seed=fitting.seed, device=model.pos_embed.device, kept=kept, key=key)
     found = fitted(plans, buffer.batches, **how, label=fitting.label)
     every = {tuple(name.split()): of for name, of in found.items() if name != "transcoder"}
     samples = [*buffer.batches(0, 1)]

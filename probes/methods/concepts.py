@@ -137,9 +137,10 @@ def of_masks(images: Pass, patch_size: int, made: dict[str, np.ndarray] | None) 
             "edge": (("image", "patch"), (patches.amin(-1) != patches.amax(-1)).to(torch.int16)),
         }
 
-    seen = images.over(read)
-    shown, edge = (np.full((len(images), seen.sizes["patch"]), -1, np.int16) for _ in range(2))
-    shown[seen["position"].values], edge[seen["position"].values] = seen["shown"].values, seen["edge"].values
+    measured = images.over(read)
+    shown, edge = (np.full((len(images), measured.sizes["patch"]), -1, np.int16) for _ in range(2))
+    position = measured["position"].values
+    shown[position], edge[position] = measured["shown"].values, measured["edge"].values
     is_target = shown == about.labels[:, None] + 1
     of_class = np.where(shown > 0, shown - 1, -1)
     factors = [

@@ -68,9 +68,9 @@ def chosen(coded: Mapping[str, Coded], images: Pass, known: Mapping[str, Known])
             reading[f"holds {name}"] = dims[2:], held[key].expand(-1, n_rows, -1).sum((0, 1)).double()
         return reading
 
-    seen = {name: torch.from_numpy(of.values) for name, of in images.over(read).data_vars.items()}
+    measured = {name: torch.from_numpy(of.values) for name, of in images.over(read).data_vars.items()}
     score = {
-        (against, token): f1(*(seen[f"{what} {against} {token}"] for what in ("both", "fires", "holds")))
+        (against, token): f1(*(measured[f"{what} {against} {token}"] for what in ("both", "fires", "holds")))
         for against, token in KEYS
     }
     return best(score, known)

@@ -97,10 +97,8 @@ class Tuning:
 
     def batches(self, order: loop.Order, first: int, last: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """This process's images and labels of updates `first` .. `last` - 1."""
-        at, keys = self.accelerator, []
-        for update in range(first, last):
-            epoch, places, _ = order.batch(update)
-            keys.append(loop.share([(epoch, int(i), 0) for i in places], at.process_index, at.num_processes))
+        at = self.accelerator
+        keys = order.shares(first, last, at.process_index, at.num_processes)
         drawn = augmented.Augmented(self.train.data, self.transfer.recipe, self.model.config, self.transfer.seed)
         for images, labels in stream.labelled(drawn, keys, self.train.workers, full=True):
             yield images.to(at.device), labels.to(at.device)

@@ -209,9 +209,9 @@ def frozen_masks(model: BViT, seed: int) -> list[Case]:
     return [Case("freeze_masks", f"step {s}", under(model, rows[s].expand_as(rows))) for s in some_steps(model)]
 
 
-def under(model: BViT, chosen: masks.Masks) -> BViT:
+def under(model: BViT, cut: masks.Masks) -> BViT:
     """The same weights, shared and not copied, under other masks."""
-    return masks.put_on(model.at_steps(model.config.n_steps), chosen)
+    return masks.put_on(model.at_steps(model.config.n_steps), cut)
 
 
 # Which apply

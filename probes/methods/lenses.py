@@ -85,7 +85,8 @@ def fitted(readout: Readout, rows: Tensor, *, updates: int, seed: int, kept: Any
 
     optimiser = torch.optim.Adam(maps.values(), LEARNING_RATE)
     order = Order(len(rows), min(BATCH, len(rows)), seed)
-    loop = Loop(kept, {"maps": maps, "optimiser": optimiser}, updates=updates, key=key, restart=True, label="lenses")
+    parts = {"maps": maps, "optimiser": optimiser}
+    loop = Loop(kept, parts, updates=updates, key=key, restart=True, label="lenses", advice="use an earlier checkpoint")
     for update in loop:
         part = rows[order.batch(update)[1].to(rows.device)]
         with torch.no_grad():

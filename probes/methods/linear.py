@@ -60,8 +60,8 @@ def features(model: BViT, images: Pass) -> tuple[np.ndarray, np.ndarray]:
             of_batch = torch.stack(list(states(model, batch.images.to(model.pos_embed.device).float())), 1)
         return {"cls": (("image", "state", "d"), of_batch.float())}
 
-    seen = images.over(read)
-    return seen["cls"].values, images.labels(seen["position"])
+    measured = images.over(read)
+    return measured["cls"].values, images.labels(measured["position"])
 
 
 def accuracies(model: BViT, images: Pass, probes: Mapping[str, torch.Tensor]) -> np.ndarray:
@@ -76,8 +76,8 @@ def accuracies(model: BViT, images: Pass, probes: Mapping[str, torch.Tensor]) ->
                 right.append((logits.argmax(-1) == labels).sum(1))
         return {"right": (("seed", "state"), torch.stack(right, 1))}
 
-    seen = images.over(read)
-    return seen["right"].values / seen["position"].size
+    measured = images.over(read)
+    return measured["right"].values / measured["position"].size
 
 
 def fitted_all(

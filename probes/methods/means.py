@@ -32,10 +32,10 @@ def sums(values: Values, photographs: np.ndarray, seed: int) -> dict[str, Any]:
     return reading
 
 
-def drawn(seen: xr.Dataset) -> dict[str, xr.DataArray]:
+def drawn(measured: xr.Dataset) -> dict[str, xr.DataArray]:
     """Every mean by name, as it is (draw 0) and of every resample; NaN where nothing was there."""
-    names = [str(name).removesuffix(".sum") for name in seen.data_vars if str(name).endswith(".sum")]
-    return {name: seen[f"{name}.sum"] / seen[f"{name}.count"].where(lambda count: count > 0) for name in names}
+    names = [str(name).removesuffix(".sum") for name in measured.data_vars if str(name).endswith(".sum")]
+    return {name: measured[f"{name}.sum"] / measured[f"{name}.count"].where(lambda count: count > 0) for name in names}
 
 
 def with_interval(name: str, means: xr.DataArray, n: int | None = None, least: float = 0.0) -> dict[str, xr.DataArray]:

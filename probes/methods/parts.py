@@ -113,9 +113,9 @@ def of_tokens(model: BViT, images: Pass) -> dict[str, Tensor]:
         }
         return {"n": ((), len(batch.images)), **named}
 
-    seen = images.over(read)
+    measured = images.over(read)
     kinds = [*range(n_prefix), *[n_prefix] * (n_tokens - n_prefix)]
-    mean = {site: torch.from_numpy(seen[site].values / float(seen["n"]))[:, kinds] for site in SITES}
+    mean = {site: torch.from_numpy(measured[site].values / float(measured["n"]))[:, kinds] for site in SITES}
     return {site: values.to(model.pos_embed) for site, values in mean.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -43,10 +44,14 @@ class Plan:
         at_once = self.grafts_at_once
         require(
             (self.rounds >= 1, f"--steps (pruning rounds) is {self.rounds}, it must be at least 1"),
-            (self.epochs > 0 and self.graft_epochs > 0, "--epochs and --graft-epochs must be above 0"),
+            (are_positive(self.epochs, self.graft_epochs), "--epochs and --graft-epochs must be numbers above 0"),
             (0 < self.rate < 1, f"--rate is {self.rate}, it must lie between 0 and 1"),
             (self.replicates >= 1, f"--replicates is {self.replicates}, it must be at least 1 (1 = no replicate null)"),
             (self.batch_size >= 1, f"--batch-size is {self.batch_size}, it must be at least 1"),
-            (self.lr > 0 and self.graft_lr > 0, "--lr and --graft-lr must be above 0"),
+            (are_positive(self.lr, self.graft_lr), "--lr and --graft-lr must be numbers above 0"),
             (at_once is None or at_once >= 1, f"--grafts-at-once is {at_once}, it must be at least 1"),
         )
+
+
+def are_positive(*numbers: float) -> bool:
+    return all(0 < number < math.inf for number in numbers)

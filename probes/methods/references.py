@@ -30,8 +30,8 @@ def mean(circuits: Circuits, images: Pass) -> Reference:
         patches = added[:, config.n_prefix :].mean(1, keepdim=True)
         return {"sums": (("source", "token", "d"), torch.cat([added[:, : config.n_prefix], patches], 1).cpu())}
 
-    seen = images.over(read)
-    mean = torch.from_numpy(seen["sums"].values / seen.sizes["image"]).to(place)
+    measured = images.over(read)
+    mean = torch.from_numpy(measured["sums"].values / measured.sizes["image"]).to(place)
     token = np.minimum(np.arange(config.n_tokens), config.n_prefix)
     added = mean[:, token][:, None]
     return lambda batch: added
@@ -53,8 +53,8 @@ def other_image(circuits: Circuits, images: Pass) -> Reference:
 
     def added(batch: stream.Batch) -> Tensor:
         numbers = images.indices(batch.index)
-        chosen = [donor(int(number), int(label)) for number, label in zip(numbers, batch.labels, strict=True)]
-        return circuits.sources(embedded(circuits, pictures[chosen]))
+        donors = [donor(int(number), int(label)) for number, label in zip(numbers, batch.labels, strict=True)]
+        return circuits.sources(embedded(circuits, pictures[donors]))
 
     return added
 

@@ -79,10 +79,10 @@ def fitted(sums: Sums, parts: Sequence[slice], n_chosen: int | None = None) -> R
         vectors.mT @ (scale[..., None] * cross),
     )  # [cell d 1], [cell d column]
     error = sums.yy / n[:, None] - y_mean.square()
-    chosen = best_penalties(values, along, error, n, parts[:n_chosen])
+    best = best_penalties(values, along, error, n, parts[:n_chosen])
     penalty = torch.empty_like(y_mean)
     for i, part in enumerate(parts):
-        penalty[:, part] = chosen[:, i % chosen.shape[1], None]
+        penalty[:, part] = best[:, i % best.shape[1], None]
     weight = scale[..., None] * (vectors @ (along / (values + penalty[:, None])))
     return Ridge(weight, x_mean, y_mean, penalty)
 

@@ -138,10 +138,11 @@ def switched(trained: Trained, fitting: Pass, images: Pass, of_model: Tensor, n:
 
     variables: dict[str, Any] = {"importance": (("token", "feature"), ranked.astype(np.float32))}
     if n:
-        seen = images.sample(N_SWITCHED).over(read)
-        drawn = means.drawn(seen)
+        measured = images.sample(N_SWITCHED).over(read)
+        drawn = means.drawn(measured)
         variables |= means.with_interval("effect", drawn["effect"])
-        variables |= means.with_interval("effect_accuracy", drawn["effect_accuracy"], len(seen["position"]), least=-1)
+        n_images = len(measured["position"])
+        variables |= means.with_interval("effect_accuracy", drawn["effect_accuracy"], n_images, least=-1)
         variables |= {"tested": (("token", "rank"), tested.numpy()), "how": list(KINDS)}
     return variables
 
@@ -177,7 +178,7 @@ def replaced(trained: Trained, fitting: Pass, images: Pass, of_model: Tensor) ->
         return means.sums(named, images.photographs(batch.index), images.seed)
 
     variables: dict[str, Any] = {"replaced": list(ways)}
-    seen = images.over(read)
-    for name, of in means.drawn(seen).items():
-        variables |= means.with_interval(name, of, len(seen["position"]))
+    measured = images.over(read)
+    for name, of in means.drawn(measured).items():
+        variables |= means.with_interval(name, of, len(measured["position"]))
     return variables

@@ -40,8 +40,8 @@ def results() -> dict[str, xr.Dataset]:
 
 
 def test_what_was_planted_is_found_once_each(results):
-    found = {one.index: one for one in moments.found(results)}
-    assert len(found) == len(moments.found(results))
+    found = {one.index: one for one in moments.worth_a_look(results)}
+    assert len(found) == len(moments.worth_a_look(results))
     assert found[3].title == "right only from step 6 on" and found[3].step == 5
     assert found[7].title == "wrong until step 3"
     assert found[12].title == "wrong in the end, decided at step 6" and "sure of it from step 2" in found[9].title
@@ -52,6 +52,6 @@ def test_what_was_planted_is_found_once_each(results):
 
 
 def test_with_fewer_results_there_are_fewer_moments(results):
-    assert moments.found({}) == []
-    assert [one.index for one in moments.found({"lens": results["lens"]})] == [4]
-    assert len(moments.found({"attribution": results["attribution"]})) == 2
+    assert moments.worth_a_look({}) == []
+    assert [one.index for one in moments.worth_a_look({"lens": results["lens"]})] == [4]
+    assert len(moments.worth_a_look({"attribution": results["attribution"]})) == 2

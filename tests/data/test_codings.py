@@ -97,6 +97,40 @@ def test_files_that_cannot_hold_ids_are_refused():
             raw_mask(file, "a")
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.zeros((4, 4), complex), "a: its mask holds values of type complex128, not class numbers"),
+        (np.full((4, 4), "1"), "a: its mask holds values of type <U1, not class numbers"),
+        (np.zeros((4, 4), "datetime64[s]"), r"a: its mask holds values of type datetime64.s., not class numbers"),
+        (np.zeros((4, 4), [("id", int)]), "a: its mask holds values of type .*, not class numbers"),
+        (np.uint8(3), r"a: its mask is of shape \(\); it has height and width, and one channel or three"),
+        (np.zeros(4, np.uint8), r"a: its mask is of shape \(4,\)"),
+        (np.zeros((4, 4, 5), np.uint8), r"a: its mask is of shape \(4, 4, 5\)"),
+        (np.zeros((2, 2, 2, 2), np.uint8), r"a: its mask is of shape \(2, 2, 2, 2\)"),
+    ],
+)
+def test_arrays_that_are_no_masks_are_refused(values, message):
+    file = io.BytesIO()
+    np.save(file, values)
+    with pytest.raises(InputError, match=message):
+        raw_mask(file, "a")
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "LAB"])
+def test_channels_of_colours_are_no_ids(mode):
+    file = io.BytesIO()
+    Image.new(mode, (8, 8)).save(file, format="TIFF")
+    with pytest.raises(InputError, match=rf"its mask holds colours \({mode}\), not class numbers"):
+        raw_mask(file, "a")
+
+
+def test_a_third_axis_of_one_is_no_channel():
+    file, ids = io.BytesIO(), np.arange(6, dtype=">i4").reshape(2, 3)
+    np.save(file, ids[..., None])
+    assert raw_mask(file, "a").tolist() == ids.tolist()
+
+
 def _jpeg() -> io.BytesIO:
     file = io.BytesIO()
     Image.new("L", (8, 8), 3).save(file, format="JPEG")

@@ -148,6 +148,13 @@ def test_voc_has_one_item_per_image_and_class_present(voc):
     assert open_data(f"voc:{voc}", "train").labels.tolist() == [19]
 
 
+def test_voc_names_may_hold_spaces(voc):
+    for folder, kind in (("JPEGImages", "jpg"), ("SegmentationClass", "png")):
+        (voc / folder / f"2007_2.{kind}").rename(voc / folder / f"my picture.{kind}")
+    (voc / "ImageSets" / "Segmentation" / "train.txt").write_text("my picture\n2007_1  1\n")
+    assert {item.name for item in open_data(f"voc:{voc}", "train").items} == {"my picture.jpg", "2007_1.jpg"}
+
+
 def test_voc_takes_its_own_class_names(voc):
     (voc / "classes.txt").write_text("".join(f"thing {k}\n" for k in range(1, 21)) + "\n")
     assert open_data(f"voc:{voc}", "train").classes[19] == "thing 20"
@@ -310,6 +317,10 @@ def test_box_files_may_lie_in_folders_of_splits(tmp_path):
         (HEADER, "val,n01,a.JPEG,32,32,0,0,50,8,x", "line 2 of boxes.csv has a box outside its image of 32 x 32"),
         (HEADER.replace("wnid", "class").replace("x1", "right"), "", "boxes.csv lacks the columns wnid or label, x1"),
         (HEADER, "", "holds no images"),
+        (HEADER, "val,n01,a.JPEG,inf,inf,0,0,8,8,x", "line 2 of boxes.csv has an image of inf x inf pixels"),
+        (HEADER, "val,n01,a.JPEG,0,0,0,0,1,1,x", "line 2 of boxes.csv has an image of 0 x 0 pixels"),
+        (HEADER, "val,,a.JPEG,32,32,0,0,8,8,x", "line 2 of boxes.csv lacks a value; it needs a picture and its class"),
+        ("w,h,x0,y0,x1,y1,label,file\n", "32,32,0,0,8,8", "line 2 of boxes.csv lacks a value"),
     ],
 )
 def test_bad_boxes_are_named(tmp_path, header, row, message):
@@ -317,6 +328,16 @@ def test_bad_boxes_are_named(tmp_path, header, row, message):
     (tmp_path / "boxes.csv").write_text(header + row + "\n")
     with pytest.raises(InputError, match=message):
         open_data(f"boxes:{tmp_path}")
+
+
+@pytest.mark.parametrize("name", ["a\n1.JPEG", "a\u20281.JPEG", 'a "1".JPEG', " a.JPEG", "sub\\a.JPEG"])
+def test_boxes_of_pictures_with_unusual_names_are_read(tmp_path, name):
+    (tmp_path / "sub").mkdir()
+    photo(tmp_path / name.replace("\\", "/"))
+    header = HEADER.replace(",", ", ") if name.startswith("sub") else HEADER  # spaces behind the commas
+    quoted = name.replace('"', '""')
+    (tmp_path / "boxes.csv").write_text(f'{header}val,n01,"{quoted}",32,32,0,0,8,8,x\n')
+    assert open_data(f"boxes:{tmp_path}").labels.tolist() == [0]
 
 
 def test_boxes_of_another_picture_are_named(tmp_path):

@@ -1,5 +1,7 @@
 """`open_data` by spec, class folders, and what a probe asks of any data."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -85,6 +87,13 @@ def test_class_folders(tmp_path):
         ("shapes:-3", "val", "number of training images"),
         ("shapes:0", "train", "number of training images"),
         ("shapes-easy:many", "train", "number of training images"),
+        ("shapes:" + 5000 * "9", "train", "number of training images, below 100,000,000"),
+        ("shapes:\u0663", "train", "number of training images"),
+        ("folder:~nobody-at-all/x", "val", "there is no file or folder ~nobody-at-all/x"),
+        *((f"{kind}:{300 * 'x'}", "val", "there is no file or folder") for kind in ("folder", "list", "voc", "boxes")),
+        (f"parquet:{300 * 'x'}", "val", "there is no .parquet file at"),
+        (f"wds/x:{300 * 'x'}", "val", "there is no folder"),
+        *(("folder:{}", split, "--split is .*, which names no split") for split in ("", ".", "..", "../full", "a\0")),
         ("shapes", "test", "train and val"),
         ("folder:", "val", "names no place; write folder:PATH"),
         ("folder:{}/nowhere", "val", "there is no file or folder"),
@@ -117,6 +126,30 @@ def test_classes_are_matched_by_name():
         match_classes(("a", "b"), ("a",))
     with pytest.raises(InputError, match="no class 0, 1, 2, 3, 4 and 7 more that"):
         match_classes([str(k) for k in range(12)], None)
+
+
+def test_two_classes_of_one_name_stay_two_and_are_never_guessed():
+    cranes = ("crane", "dog", "crane")
+    assert match_classes(cranes, cranes) == [0, 1, 2]
+    with pytest.raises(InputError, match="the model has several classes of the name crane"):
+        match_classes(("dog", "crane"), cranes)
+    with pytest.raises(InputError, match="the data has several classes of the name crane"):
+        match_classes(cranes, ("dog", "crane"))
+    assert match_classes(("dog",), cranes) == [1]
+
+
+def test_a_data_set_that_does_not_say_what_it_is_is_one_sentence():
+    bare = torch.utils.data.TensorDataset(torch.zeros(2, 3, 8, 8), torch.zeros(2))
+    for data in (bare, Subset(bare, [0])):
+        with pytest.raises(InputError, match=r"^a TensorDataset does not say its spec, split.*models.open_data"):
+            describe(data)
+
+
+def test_a_class_whose_name_is_no_text_is_named(tmp_path):
+    plant(tmp_path, "val/a/1.png")
+    os.rename(os.fsencode(tmp_path / "val" / "a"), os.fsencode(tmp_path / "val") + b"/\xff")
+    with pytest.raises(InputError, match=r"the class name '.udcff' is no text in UTF-8; rename it"):
+        open_data(f"folder:{tmp_path}")
 
 
 def test_masks_are_required_through_any_subset(tmp_path):

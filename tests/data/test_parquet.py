@@ -197,7 +197,12 @@ def test_another_process_reads_the_same(packed):
             "after the question mark stand image=NAME, label=NAME, mask=NAME",
         ),
         ({"image": [b"1"], "label": [1]}, "?", "after the question mark stand .* not nothing"),
-        ({"image": [b"1"], "label": [-1]}, "", "holds no images for split 'val'"),
+        ({"image": [b"1"], "label": [-1]}, "", "holds no images for split 'val'; add pictures to it"),
+        (
+            {"image": [b"1"], "label": pa.array([2**63 + 5], "uint64")},
+            "",
+            "val.parquet cannot be read as Parquet .Integer value",
+        ),
     ],
 )
 def test_bad_tables_are_one_sentence(tmp_path, parquet, columns, query, message):
@@ -205,6 +210,20 @@ def test_bad_tables_are_one_sentence(tmp_path, parquet, columns, query, message)
     with pytest.raises(InputError, match=message) as caught:
         open_data(f"parquet:{tmp_path}{query}")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [300 * "/9j4AAQ", "a\0b", {"bytes": None, "path": 400 * "x"}, {"bytes": 3}])
+def test_a_cell_that_is_no_picture_is_named(tmp_path, parquet, value):
+    parquet(tmp_path / "val.parquet", {"image": [value], "label": [0]})
+    with pytest.raises(InputError, match="val.parquet: row 0 .*cannot be read as an image .the row holds no picture."):
+        open_data(f"parquet:{tmp_path}")[0]
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int8", "uint64"])
+def test_labels_of_any_width_are_numbers_and_some_may_lack(tmp_path, parquet, picture, kind):
+    parquet(tmp_path / "val.parquet", {"image": [picture(i) for i in range(3)], "label": pa.array([2, None, 0], kind)})
+    data = open_data(f"parquet:{tmp_path}")
+    assert data.labels.tolist() == [2, 0] and data.classes == ("0", "1", "2")
 
 
 def test_ids_are_no_classes(tmp_path, parquet, picture):

@@ -154,6 +154,13 @@ def test_classes_are_words_or_named_by_a_list(tmp_path, tar, picture):
     assert data.classes == ("n00", "n01", "n02") and data.labels.tolist() == [2, 1]
 
 
+@pytest.mark.parametrize("digits", [20, 5000])
+def test_digits_without_end_are_a_word(tmp_path, tar, picture, digits):
+    tar(tmp_path / "val.tar", {"a.jpg": picture(1), "a.cls": digits * b"9", "b.jpg": picture(2), "b.cls": b"8"})
+    data = open_data(f"wds/x:{tmp_path}")
+    assert data.classes == ("8", digits * "9") and data.labels.tolist() == [1, 0]
+
+
 @pytest.mark.parametrize(
     ("files", "query", "message"),
     [
@@ -173,6 +180,9 @@ def test_classes_are_words_or_named_by_a_list(tmp_path, tar, picture):
         ),
         ({"a.jpg": b"x", "a.json": b"{"}, "", "val.tar: a.json is no JSON"),
         ({"a.jpg": b"x", "a.json": b"[]"}, "", "val.tar: a.json is no JSON"),
+        ({"a.jpg": b"x", "a.json": 100_000 * b"["}, "", "val.tar: a.json is no JSON"),
+        ({"a.jpg": b"x", "a.json": b'{"label": "\\ud800"}'}, "", "the class name .* is no text in UTF-8; rename it"),
+        ({"a.jpg": b"x", "a.cls": b"a\0b"}, "", "the class name .* is no text in UTF-8; rename it"),
     ],
 )
 def test_bad_shards_are_one_sentence(tmp_path, tar, files, query, message):

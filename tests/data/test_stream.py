@@ -154,6 +154,9 @@ def test_pixels_that_are_not_finite_name_their_image(photos, workers):
     with pytest.raises(InputError, match=r"n\d/\d+.png holds pixels that are not finite") as said:
         list(Stream(data, 4, workers=workers))
     assert photos.items[7].name in str(said.value)
+    huge = torch.utils.data.TensorDataset(torch.tensor([65_535.0, -1e30]), torch.zeros(2))
+    with pytest.raises(InputError, match=r"^image 1 .* holds a pixel of 1e\+30 where 1,000,000 is the most; repair it"):
+        list(Stream(huge, 2))
     numbered = torch.utils.data.TensorDataset(torch.tensor([0.0, torch.inf]), torch.zeros(2))
     with pytest.raises(InputError, match=r"^image 1 \(counted from 0\) holds"):
         list(Stream(numbered, 2))

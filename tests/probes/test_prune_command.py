@@ -1,6 +1,7 @@
 """Pruning as its command is run, and what lies in its folder. Run with: pytest tests/probes/test_prune_command.py"""
 
 import json
+import math
 import shlex
 import signal
 import time
@@ -16,6 +17,7 @@ from models import checkpoint, load, open_data, run_folder
 from models.checkpoint import fresh
 from models.errors import InputError
 from probes import prune
+from probes.methods.plan import Plan
 from tests.probes.test_prune import CONFIG, PLAN
 from tests.warm import Started, python
 
@@ -91,6 +93,32 @@ def test_a_control_does_not_start_over_what_it_measures(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="leave one out|pass one of them"):
             prune.prune(out=tmp_path, **options)
     assert (tmp_path / "prune.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(data="folder:nowhere"),
+        dict(preset="bvit_huge"),
+        dict(fields=("n_steps=2", "n_steps=3")),
+        dict(device="gpu"),
+        dict(val_limit=0),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_is_said_before_force_removes_anything(tmp_path: Path, wrong: dict) -> None:
+    for name in ("prune.json", "lock"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(InputError):
+        prune.prune(out=tmp_path, force=True, **wrong)
+    assert {path.name for path in tmp_path.iterdir()} == {"prune.json", "lock"}
+
+
+@pytest.mark.parametrize("rate", [math.inf, math.nan, 0.0, -1.0])
+@pytest.mark.parametrize("name", ["lr", "graft_lr", "epochs", "graft_epochs"])
+def test_a_plan_has_rates_and_passes_above_nothing_and_below_infinity(name: str, rate: float) -> None:
+    with pytest.raises(InputError, match=f"--{name.replace('_', '-')}.* must be numbers above 0"):
+        Plan(**{name: rate})
 
 
 @pytest.mark.parametrize(
