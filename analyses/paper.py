@@ -15,7 +15,7 @@ import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
-from analyses import capacity, intervals, neurons, pointing_game, prune, rank, recurrence, study, trajectories
+from analyses import capacity, intervals, looks, neurons, pointing_game, prune, rank, recurrence, study, trajectories
 from analyses.style import as_percent, step_label, untrained
 
 Of = Mapping[str, Any]  # the results of one run, by the name of their file; a study's lines under "study"
@@ -231,7 +231,7 @@ def controls_of(of: Of) -> dict[str, xr.Dataset]:
 
 
 def swap_of(of: Of) -> Figure | None:
-    return prune.swap_figure(of["prune_swap"]) if "prune_swap" in of else None
+    return looks.draw_maps([prune.swap_map(of["prune_swap"])]) if "prune_swap" in of else None
 
 
 def probe(name: str, more: str = "") -> dict[str, str]:

@@ -302,17 +302,15 @@ def specialization_figure(result: xr.Dataset) -> Figure:
     return fig
 
 
-def swap_figure(control: xr.Dataset) -> Figure:
+def swap_map(control: xr.Dataset) -> looks.Map:
     """Change of accuracy when step t runs under the mask of step s, at the last round measured."""
-    fig, (ax,) = looks.panels(1, 1, width=4.4, height=3.8)
     matrix = 100 * control["swap"].values[-1]
     change = matrix - np.diag(matrix)[:, None]
     limit = max(float(np.abs(change).max()), 1e-9)
     number, own = int(control["round"].values[-1]), np.diag(matrix).mean()
     title = f"change of top-1 (points), round {number}, own masks {own:.1f} %"
     look = dict(x="mask of step", y="used at step", title=title, low=-limit, high=limit, colours=style.CHANGE)
-    looks.step_map(change, control["step"].values, **look).draw(ax)
-    return fig
+    return looks.step_map(change, control["step"].values, **look)
 
 
 FIGURES = {"overlap": figure, "specialization": specialization_figure}

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 LINKED = {"bind": "query-params"}
+BY_NAME = {FunctionType: lambda function: f"{function.__module__}.{function.__qualname__}"}  # what caches know it by
 NUMBER = re.compile("[0-9]{1,9}")
 
 
@@ -44,11 +45,7 @@ def one_sentence() -> Iterator[None]:
         )
 
 
-@st.cache_resource(
-    max_entries=512,
-    show_spinner=False,
-    hash_funcs={FunctionType: lambda function: f"{function.__module__}.{function.__qualname__}"},
-)
+@st.cache_resource(max_entries=512, show_spinner=False, hash_funcs=BY_NAME)
 def drawn(draw: Callable[..., go.Figure], *arrays: Any, **options: Any) -> go.Figure:
     """The figure that `draw` makes of these, once for all visitors, who do not change it: drawing takes longer than all
     else that a move of a slider asks for.

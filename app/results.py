@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
 import xarray as xr
 from etils import epy
 
 import analyses.results
-from analyses import style
-from app import words
+from analyses import looks, style
+from app import page, words
 from app.contents import CHECKPOINT, RESULTS, Result
 from app.text import text
 from models.errors import InputError
@@ -116,6 +118,20 @@ def required(kind: Result, missing: str) -> xr.Dataset:
         st.stop()
     introduce(result, run, kind)
     return result
+
+
+def drawn(kind: Result, draw: Callable[..., Any], *choices: Any, **more: Any) -> Any:
+    """What `draw`, a function of a module, makes of the chosen run's result of this kind: once for all visitors, who do
+    not change it.
+    """
+    path = chosen() / kind.file
+    return _drawn(str(path), stamp(path), draw, *choices, **more)
+
+
+@st.cache_resource(max_entries=512, show_spinner=False, hash_funcs=page.BY_NAME)
+def _drawn(path: str, changed: tuple[int, ...], draw: Callable[..., Any], *choices: Any, **more: Any) -> Any:
+    made = draw(read(Path(path)), *choices, **more)
+    return made.interactive() if isinstance(made, looks.Curves | looks.Map) else made
 
 
 def without_pixels(result: xr.Dataset, what: str) -> str:

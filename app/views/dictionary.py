@@ -45,7 +45,7 @@ def show_feature() -> None:
     feature = page.number(st, "Feature", n_features, "feature", found[0] if found else 0, shown="feature %d")
     left, right = st.columns(2)
     with left:
-        page.show(features.of_feature(result, token, feature), "dictionary feature")
+        page.show(results.drawn(DICTIONARY, features.of_feature, token, feature), "dictionary feature")
     with right:
         st.markdown("Told best, on the images of the training (beside the same for values of other images):")
         st.dataframe(features.match_frame(result, token, feature), hide_index=True)
@@ -60,17 +60,18 @@ show_numbers()
 left, right = st.columns(2)
 with left:
     st.subheader("What is explained?")
-    page.show(analysis.interactive(result, token), "dictionary", table=lambda: analysis.frame(result))
+    explained = results.drawn(DICTIONARY, analysis.interactive, token)
+    page.show(explained, "dictionary", table=lambda: analysis.frame(result))
 with right:
     st.subheader("How many features fire?")
-    page.show(analysis.l0_curves(result).interactive(), "dictionary L0")
+    page.show(results.drawn(DICTIONARY, analysis.l0_curves), "dictionary L0")
 left, right = st.columns(2)
 with left:
     st.subheader("When does each live?")
-    page.show(features.profile_map(result, token).interactive(), "dictionary profiles")
+    page.show(results.drawn(DICTIONARY, features.profile_map, token), "dictionary profiles")
 with right:
     st.subheader("Over how many states?")
-    page.show(analysis.life_curves(result, token).interactive(), "dictionary lives")
+    page.show(results.drawn(DICTIONARY, analysis.life_curves, token), "dictionary lives")
 st.subheader("One feature")
 show_feature()
 page.save_table(lambda: features.feature_frame(result), "dictionary features", "All features as CSV")
@@ -78,14 +79,14 @@ left, right = st.columns(2)
 with left:
     st.subheader("What do features tell?")
     st.caption("The best feature of each value, mean over the values of a factor; dotted: values of other images.")
-    page.show(analysis.told_curves(result, token).interactive(), "dictionary factors")
-effects = analysis.effect_curves(result, token)
+    page.show(results.drawn(DICTIONARY, analysis.told_curves, token), "dictionary factors")
+effects = results.drawn(DICTIONARY, analysis.effect_curves, token)
 if effects is not None:
     with right:
         st.subheader("What is lost without them?")
-        page.show(effects.interactive(), "dictionary effects")
+        page.show(effects, "dictionary effects")
 if "thumbnail" not in result:
     st.info(results.without_pixels(result, "its images are"))
-st.code(analysis.table(result), language=None)
+st.code(results.drawn(DICTIONARY, analysis.table), language=None)
 if "untrained" in style.models(result):
     st.caption("Dashed: the same model untrained, with a dictionary of its own.")

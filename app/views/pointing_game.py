@@ -24,15 +24,16 @@ st.markdown(
 )
 about = "attention and gradient: of each head; chefer and rollout: of all heads, up to a step and from a step on"
 pointer = page.segments(st, "Map", list(MAPS), "map", help=about)
-result = results.required(MAPS[pointer], f"There is no pointing game of {pointer} of this run yet. This makes it:")
+kind = MAPS[pointer]
+result = results.required(kind, f"There is no pointing game of {pointer} of this run yet. This makes it:")
 
 left, middle, right = st.columns(3)
 radius = page.segments(left, "Radius (px at 224)", result["radius"].values.tolist(), "radius")
 target = page.segments(middle, "Target", ["class", "any"], "target", help="the image's own class, or any object")
 average = page.segments(right, "Average", ["micro", "macro"], "average", help="over images, or over classes")
 cell = dict(radius=radius, target=target, average=average)
-chance = {kind: 100 * float(result["baseline"].sel(kind=kind, **cell)) for kind in ("centre", "uniform")}
-best = analysis.best_head(result, radius=radius, target=target)
+chance = {where: 100 * float(result["baseline"].sel(kind=where, **cell)) for where in ("centre", "uniform")}
+best = results.drawn(kind, analysis.best_head, radius=radius, target=target)
 named = analysis.head_label(result, best["head"])
 st.markdown(
     f"Chance: image centre **{chance['centre']:.1f} %**, random patch **{chance['uniform']:.1f} %**. Best head, chosen "
@@ -54,9 +55,9 @@ def show_images(step: int, head: int) -> None:
         "of it inside the object."
     )
     classes = list(result.attrs["classes"])
-    for kind, title in SHOWN_AS.items():
+    for chosen_as, title in SHOWN_AS.items():
         st.markdown(f"**{title}**")
-        places = [i for i, shown_as in enumerate(result["shown_as"].values) if shown_as == kind][:8]
+        places = [i for i, shown_as in enumerate(result["shown_as"].values) if shown_as == chosen_as][:8]
         for column, place in zip(st.columns(8), places, strict=False):
             index, label = (int(result[name].values[result["shown"].values[place]]) for name in ("index", "label"))
             picture, inside = analysis.pixels_of_example(result, place, step, head)
@@ -68,11 +69,11 @@ def show_images(step: int, head: int) -> None:
 left, right = st.columns([3, 2])
 with left:
     st.header("Every head at every step")
-    figure = analysis.interactive(result, **cell)
+    figure = results.drawn(kind, analysis.interactive, **cell)
     page.show(figure, MAP, table=lambda: analysis.frame(result), on_select=follow_click, selection_mode="points")
 with right:
     st.header("Over the steps")
-    page.show(analysis.curves(result, **cell), "pointing game curves")
+    page.show(results.drawn(kind, analysis.curves, **cell), "pointing game curves")
 
 left, right = st.columns(2)
 step = page.number(left, "Step", result.sizes["step"], "cell_step", best["step"], shown="blocks.%d")

@@ -85,7 +85,7 @@ show_numbers()
 left, right = st.columns(2)
 with left:
     st.header(f"What two steps share after round {number}")
-    figure = analysis.interactive(result, round=place, weight=weight, name=shared)
+    figure = results.drawn(PRUNE, analysis.interactive, round=place, weight=weight, name=shared)
     page.show(figure, "prune overlap", table=pairs)
 with right:
     st.header("Accuracy over the rounds")
@@ -96,11 +96,11 @@ with right:
 left, right = st.columns(2)
 with left:
     st.header("How many steps keep a weight")
-    page.show(analysis.shares(result, weight=weight), "prune usage")
+    page.show(results.drawn(PRUNE, analysis.shares, weight=weight), "prune usage")
 with right:
     st.header("Weights that a step keeps alone")
-    page.show(analysis.specialization_curves(result, weight=weight), "prune specialization")
+    page.show(results.drawn(PRUNE, analysis.specialization_curves, weight=weight), "prune specialization")
 if swap is not None:
     with st.columns(2)[0]:
         st.header("Step t under the mask of step s")
-        st.pyplot(analysis.swap_figure(swap))
+        page.show(results.drawn(SWAP, analysis.swap_map), "prune swap")

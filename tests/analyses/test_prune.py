@@ -78,8 +78,7 @@ def test_figures_show_the_masks(result) -> None:
     assert np.allclose(accuracy.lines[0].get_ydata(), [50, 100])
     assert len(prune.specialization_figure(result).axes) == 6
     swap = xr.Dataset({"swap": (("round", "step", "other_step"), [[[0.5, 0.2], [0.4, 0.4]]])}, {"round": [3]})
-    change = prune.swap_figure(swap).axes[0].images[0].get_array()
-    assert np.allclose(change, [[0, -30], [0, 0]])
+    assert np.allclose(prune.swap_map(swap).values, [[0, -30], [0, 0]])
 
 
 def test_interactive_figures_show_the_chosen_round_and_matrix(result) -> None:

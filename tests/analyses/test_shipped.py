@@ -6,7 +6,7 @@ import pytest
 import xarray as xr
 from matplotlib.figure import Figure
 
-from analyses import capacity, draw, plain, prune
+from analyses import capacity, draw, looks, plain, prune
 
 from .conftest import SHIPPED, shipped, without_control
 
@@ -69,7 +69,7 @@ def test_controls_of_pruning_are_compared_and_drawn(drawn) -> None:
     accuracy = drawn(prune.figure(result, controls)).axes[2]
     assert {"random", "shared", "step-specific", "chance"} <= {line.get_label() for line in accuracy.lines}
     assert {"random", "shared"} <= {trace.name for trace in prune.curves(result, controls).data}
-    assert drawn(prune.swap_figure(controls["swap"])).axes[0].images[0].get_array().shape == (12, 12)
+    assert drawn(looks.draw_maps([prune.swap_map(controls["swap"])])).axes[0].images[0].get_array().shape == (12, 12)
 
 
 @pytest.mark.parametrize("name", [name for name in SHIPPED if name not in OWN])

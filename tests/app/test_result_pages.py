@@ -25,6 +25,15 @@ def test_without_a_result_the_page_names_the_command(view, runs, opened):
     assert any(code.value.startswith(f"python -m probes.{view} ") for code in app.main.code)
 
 
+def test_a_result_that_was_measured_anew_is_drawn_anew(runs, opened):
+    path = runs / "tiny" / "prune.nc"
+    before = curve(opened(runs, "prune"), '"step 1"')
+    result = xr.load_dataset(path, engine="h5netcdf")
+    result["specialization"] = result["specialization"] / 2 + 0.1
+    result.to_netcdf(path, engine="h5netcdf")
+    assert np.allclose(curve(opened(runs, "prune"), '"step 1"'), np.array(before) / 2 + 10)
+
+
 @pytest.mark.parametrize("view", OF_PROBE)
 def test_a_broken_result_is_one_sentence_with_the_command(view, runs, opened):
     kind, path = OF_PROBE[view], runs / "tiny" / OF_PROBE[view].file
