@@ -262,7 +262,10 @@ def lacks_steps_beyond(model: BViT) -> str:
 
 
 def lacks_masks(model: BViT) -> str:
-    return lacks_steps(model) if model.blocks[0].is_masked else "the model has no masks"
+    if not model.blocks[0].is_masked:
+        return "the model has no masks"
+    rows = masks.taken_from(model)
+    return lacks_steps(model) or ("its steps have the same masks (name a round of a pruning)" if (rows == rows[0]).all() else "")
 
 
 KINDS: dict[str, tuple[Callable[[BViT], str], Callable[[BViT, int], list[Case]]]] = {

@@ -278,6 +278,9 @@ def test_what_cannot_be_measured_is_one_sentence(model, data) -> None:
         probe.measure(fresh(dataclasses.replace(CONFIG, n_classes=0), 0), data)
     with pytest.raises(InputError, match="--what freeze_masks does not apply: the model has no masks"):
         probe.measure(model, data, what=("freeze_masks",))
+    unpruned = masks.put_on(made(data), torch.ones(3, sum(masks.sizes(CONFIG).values()), dtype=torch.bool))
+    with pytest.raises(InputError, match="--what permute_masks does not apply: its steps have the same masks"):
+        probe.measure(unpruned, data, what=("permute_masks",))
     with pytest.raises(InputError, match="'nothing', which is no intervention"):
         probe.measure(model, data, what=("nothing",))
     with pytest.raises(InputError, match="beyond its trained steps"):
