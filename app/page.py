@@ -100,8 +100,11 @@ def download(label: str, content: Callable[[], str | bytes], file: str, kind: st
 
 
 def metric(column: Any, title: str, value: str, beside: str | None = None, *, help: str | None = None) -> None:
-    """A number, and under it, in grey, what it is to be read beside: its chance level or interval."""
-    column.metric(title, value, beside, delta_color="off", delta_arrow="off", help=help)
+    """A number, and under it, in grey, what it is to be read beside, in full: its chance level or interval."""
+    place = column.container(gap=None)
+    place.metric(title, value, help=help)
+    if beside:
+        place.caption(beside)
 
 
 def number(column: Any, label: str, n: int, key: str, default: int = 0, *, shown: str = "%d") -> int:

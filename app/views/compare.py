@@ -1,6 +1,8 @@
 """How do two models look at the same image?"""
 
 import io
+from base64 import b64encode
+from html import escape
 
 import numpy as np
 import streamlit as st
@@ -14,6 +16,7 @@ from models.errors import InputError
 
 UNTRAINED = " untrained"
 SHOWN = 3  # classes of each model
+READABLE = "width: 100%; min-width: 640px; border-radius: 8px"  # a narrow window scrolls over the picture
 
 
 def others(run: str) -> list[str]:
@@ -73,12 +76,10 @@ def show_probes(run: str, beside: str) -> None:
     if drawn is None:
         raise InputError(f"{kind.file} of these runs holds nothing to draw over each other")
     drawn.savefig(content, format="png", dpi=130)
-    st.image(
-        content.getvalue(),
-        f"{title_of(kind)} of {text(both[0])} and {text(both[1])}",
-        width="stretch",
-        alt=title_of(kind),
-    )
+    said = f"{title_of(kind)} of {both[0]} and {both[1]}"
+    address = f"data:image/png;base64,{b64encode(content.getvalue()).decode()}"
+    st.html(f'<div style="overflow-x: auto"><img alt="{escape(said)}" src="{address}" style="{READABLE}"></div>')
+    st.caption(text(said))
     page.download("Save as PNG", content.getvalue, f"compare {title_of(kind)}.png", "image/png")
 
 
@@ -103,7 +104,8 @@ left.image(shown.picture, "what the model sees", width=190, alt=shown.name)
 right.header(text(shown.name))
 for name, model in models.items():
     said = model.about
-    right.markdown(f"{text(name)}: {said['blocks']} blocks, {said['steps']} steps, {said['parameters'] / 1e6:.3f} M")
+    blocks = "1 block" if said["blocks"] == 1 else f"{said['blocks']} blocks"
+    right.markdown(f"{text(name)}: {blocks}, {said['steps']} steps, {said['parameters'] / 1e6:.3f} M parameters")
 traced = {name: model.trace(seen[name].image) for name, model in models.items()}
 show_attention(traced)
 show_answers(traced, {name: model.classes for name, model in models.items()})
