@@ -11,6 +11,7 @@ import logging
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,17 @@ def one_sentence() -> Iterator[None]:
         st.error(
             f"This page could not be drawn to its end ({text(said)}); make its result anew, the terminal says more."
         )
+
+
+def part(draw: Callable[..., None]) -> Callable[..., None]:
+    """A part of a page that is drawn anew by itself when a choice inside of it changes; the rest stays as it is."""
+
+    @wraps(draw)
+    def drawn(*args: Any) -> None:
+        with one_sentence():
+            draw(*args)
+
+    return st.fragment(drawn)
 
 
 @st.cache_resource(

@@ -8,17 +8,16 @@ from app import image, live, page, results
 from app.text import text
 
 
-@st.fragment
+@page.part
 def at_step(shown: image.Shown, traced: dict[str, np.ndarray]) -> None:
     """Everything that moves with the slider; the model is not run again."""
     step = page.number(st, "Step", model.config.n_steps, "step", shown="blocks.%d")
-    with page.one_sentence():
-        show_attention(shown, traced, step)
-        left, right = st.columns(2)
-        with left:
-            show_answer(shown, traced, step)
-        with right:
-            show_norms(traced, step)
+    show_attention(shown, traced, step)
+    left, right = st.columns(2)
+    with left:
+        show_answer(shown, traced, step)
+    with right:
+        show_norms(traced, step)
 
 
 def show_attention(shown: image.Shown, traced: dict[str, np.ndarray], step: int) -> None:
