@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from analyses import looks, style
+from analyses import looks, style, tiles
 from analyses.style import as_percent
+
+LONGEST = 12  # letters of a model's name over its maps; the page says it in full
 
 
 def attention(maps: Mapping[str, np.ndarray], *, columns: int = 6) -> go.Figure:
@@ -21,10 +22,10 @@ def attention(maps: Mapping[str, np.ndarray], *, columns: int = 6) -> go.Figure:
     has_difference = a.shape[1:] == b.shape[1:]
     titles = []
     for name, of in rows:
-        titles += [f"{name}: mean", *[f"head {h}" for h in range(len(of))]][:across]
+        titles += [f"{name[:LONGEST]}<br>mean", *[f"head {h}" for h in range(len(of))]][:across]
         titles += [""] * (across - 1 - len(of))
-    titles += [f"{second} − {first}"] if has_difference else []
-    drawn = make_subplots(2 + has_difference, across, subplot_titles=titles, vertical_spacing=0.09)
+    titles += ["difference<br>(second − first)"] if has_difference else []
+    drawn = tiles.panels(titles, 2 + has_difference, across)
     for row, (_, of) in enumerate(rows):
         for column, values in enumerate([of.mean(0), *of][:across]):
             drawn.add_trace(cells(100 * values, "coloraxis"), row=row + 1, col=column + 1)
@@ -32,14 +33,12 @@ def attention(maps: Mapping[str, np.ndarray], *, columns: int = 6) -> go.Figure:
         difference = 100 * (b.mean(0) - a.mean(0))
         limit = max(float(np.abs(difference).max()), 1e-6)
         drawn.add_trace(cells(difference, "coloraxis2"), row=3, col=1)
-        bar = dict(title="points", y=0.14, len=0.3, x=1.02)
+        bar = tiles.bar("difference (points)", 1, 2)
         drawn.update_layout(coloraxis2=dict(colorscale=style.CHANGE, cmin=-limit, cmax=limit, colorbar=bar))
-    drawn.update_xaxes(visible=False, constrain="domain")
-    drawn.update_yaxes(visible=False, autorange="reversed", scaleanchor="x", constrain="domain")
-    drawn.update_annotations(font_size=12)
-    bar = dict(title="attention (%)", y=0.7, len=0.55, x=1.02)
+    drawn.update_yaxes(autorange="reversed")
+    bar = tiles.bar("attention (%)", 0, 1 + has_difference)
     shared = dict(colorscale=looks.GLOW, cmin=0, cmax=highest, colorbar=bar)
-    return drawn.update_layout(coloraxis=shared, height=170 * (2 + has_difference) + 40, **looks.WHITE)
+    return tiles.settled(drawn.update_layout(coloraxis=shared))
 
 
 def cells(values: np.ndarray, axis: str) -> go.Heatmap:

@@ -25,6 +25,8 @@ DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "longdash": (
 LEVELS = ("dot", "dashdot", "longdash", "dash")  # of several chance levels
 MARKS = {"o": "circle", "s": "square", "^": "triangle-up"}
 SMALL = dict(fontsize=7, frameon=False, handlelength=3)
+LEGEND_ROW, FEW = 19, 4  # pixels of a row of a legend, and rows that a figure has room for
+MOST_GAPS = 24  # rows or columns between which a map has gaps; they would cover more of them
 BELOW = dict(orientation="h", yanchor="top", y=-0.22)
 MARGIN = dict(l=50, r=10, t=25, b=45)
 WHITE = dict(template="plotly_white", margin=MARGIN, hoverlabel=hover.LIGHT)
@@ -91,7 +93,7 @@ POLICY = (  # of a saved page: its browser loads nothing and sends nothing
 LINK = re.compile(r"<(?=\s*/?\s*a\b)", re.IGNORECASE)
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="color-scheme" content="{scheme}">
+<meta name="color-scheme" content="light">
 <title>{title}</title>
 <style>body {{ font-family: sans-serif; margin: 0.5em }} h1 {{ font-size: 1.3em }} :empty {{ margin: 0 }}</style></head>
 <body><h1>{title}</h1>
@@ -100,12 +102,12 @@ PAGE = """<!doctype html>
 """
 
 
-def as_html(figure: go.Figure, title: str = "", caption: str = "", *, scheme: str = "light", **options: Any) -> str:
-    """A plotly figure as a page that needs nothing from outside and sends nothing there; `scheme` is light or dark."""
+def as_html(figure: go.Figure, title: str = "", caption: str = "", **options: Any) -> str:
+    """A plotly figure as a page that needs nothing from outside and sends nothing there."""
     options = dict(div_id="figure", include_plotlyjs=True) | options
     drawn = without_links(figure).to_html(full_html=False, config=CONFIG, **options)
     words = dict(title=html.escape(title), caption=html.escape(caption))
-    return PAGE.format(**words, figure=drawn, policy=POLICY, scheme=scheme)
+    return PAGE.format(**words, figure=drawn, policy=POLICY)
 
 
 def on_dark(figure: go.Figure) -> go.Figure:
@@ -241,9 +243,13 @@ class Curves:
         return [band for band in bands if band] + [line.trace(self.x, self.y) for line in self.lines] + levels
 
     def interactive(self, height: int = 380) -> go.Figure:
-        figure = go.Figure(self.traces())
+        """For plotly; rows that the legend of many lines may need make the figure higher, not the plot lower."""
+        traces = self.traces()
+        figure, named = go.Figure(traces), sum(trace.showlegend is not False and bool(trace.name) for trace in traces)
+        height += LEGEND_ROW * max(0, named - FEW)
         for name, place in self.marks.items():
             figure.add_vline(place, line=dict(color=style.CHANCE, width=1), annotation_text=name)
+        figure.update_annotations(yanchor="bottom", xanchor="center", y=1)
         x, y = (dict(type="log" if axis in self.log else "linear") for axis in "xy")
         x |= dict(tickvals=self.ticks) if self.ticks is not None else dict(dtick=1) if self._ends()[1] <= 16 else {}
         y |= dict(rangemode="tozero") if self.low == 0 else {}
@@ -316,10 +322,10 @@ class Map:
         bar = dict(title=dict(text=self.bar, side="top" if self.levels else "right"))
         if self.levels:
             bar |= dict(zip(("tickvals", "ticktext"), bar_ticks(low, high, self.levels), strict=True))
-        look = dict(colorscale=self.colours, zmin=low, zmax=high, xgap=1, ygap=1, colorbar=bar)
+        look = dict(colorscale=self.colours, zmin=low, zmax=high, colorbar=bar)
+        look |= dict(xgap=int(len(self.columns) <= MOST_GAPS), ygap=int(len(self.rows) <= MOST_GAPS))
         figure = go.Figure(go.Heatmap(z=self.values, x=list(self.columns), y=list(self.rows), **look, **self._said()))
         figure.update_xaxes(title=self.x, type="category", showgrid=False, tickangle=0)
-        figure.update_xaxes(tickvals=style.some(list(self.columns)))
         figure.update_yaxes(title=self.y, type="category", showgrid=False, autorange="reversed")
         if self.is_square:
             figure.update_yaxes(scaleanchor="x", constrain="domain")
@@ -328,7 +334,7 @@ class Map:
             figure.update_traces(hoverinfo="skip", hovertemplate=None)
             figure.add_trace(self._overlay(max(26, (height - 110) // max(len(self.rows), 1))))
             ends = (min(self.columns) - 0.5, max(self.columns) + 0.5), (max(self.rows) + 0.5, min(self.rows) - 0.5)
-            figure.update_xaxes(type="linear", dtick=1, range=ends[0])
+            figure.update_xaxes(type="linear", tickvals=style.some(list(self.columns), 7), range=ends[0])
             figure.update_yaxes(type="linear", dtick=1, range=ends[1], autorange=False)
         return figure.update_layout(height=height, **WHITE)
 

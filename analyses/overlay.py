@@ -35,5 +35,5 @@ def png(picture: np.ndarray, values: np.ndarray, mask: np.ndarray | None = None,
     r = size / 40
     for dx in (-r, r):
         ImageDraw.Draw(shown).line((x - dx, y - r, x + dx, y + r), fill="cyan", width=2)
-    shown.save(content, "PNG", compress_level=1)
+    shown.save(content, "PNG", compress_level=1)  # more would take most of the time
     return content.getvalue()

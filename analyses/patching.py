@@ -11,9 +11,8 @@ import xarray as xr
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from plotly.subplots import make_subplots
 
-from analyses import looks, style
+from analyses import looks, style, tiles
 from analyses.style import Results, as_percent
 
 PAIR, UNRELATED = "pair", "unrelated"
@@ -292,12 +291,12 @@ def token_maps(result: xr.Dataset, pair: int, direction: str, site: str) -> go.F
     values, cls = grid_of(result, pair, direction, site), of_cls(result, pair, direction, site)
     limit, across = max(float(np.nanmax(np.abs(values))), 1.0), min(6, len(values))
     down = -(-len(values) // across)
-    titles = [f"{t + 1}: CLS {effect:z.0f}" for t, effect in enumerate(cls)]
-    drawn = make_subplots(down, across, subplot_titles=titles, horizontal_spacing=0.02, vertical_spacing=0.12)
+    titles = [f"step {t + 1}<br>CLS {effect:z.0f}" for t, effect in enumerate(cls)]
+    drawn = tiles.panels(titles, down, across)
     said = "patch %{y}, %{x}: %{z:.1f} %<extra></extra>"
     for t, patches in enumerate(values):
         heat = go.Heatmap(z=patches, coloraxis="coloraxis", hovertemplate=said)
         drawn.add_trace(heat, row=t // across + 1, col=t % across + 1)
-    drawn.update_xaxes(visible=False).update_yaxes(visible=False, autorange="reversed").update_annotations(font_size=12)
-    bar = dict(colorscale=style.CHANGE, cmin=-limit, cmax=limit, colorbar=dict(title=EFFECT))
-    return drawn.update_layout(coloraxis=bar, height=60 + 170 * down, **looks.WHITE)
+    drawn.update_yaxes(autorange="reversed")
+    bar = dict(colorscale=style.CHANGE, cmin=-limit, cmax=limit, colorbar=tiles.bar(EFFECT))
+    return tiles.settled(drawn.update_layout(coloraxis=bar))

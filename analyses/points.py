@@ -11,7 +11,7 @@ def table(figure: go.Figure) -> pd.DataFrame:
     """One line a point or cell: its panel and series where there are several, its place and its value, in columns
     named as the axes and the colour bar are.
     """
-    titles = [note.text for note in figure.layout.annotations if note.xref == "paper"]
+    titles = [note.text.replace("<br>", " ") for note in figure.layout.annotations if note.xref == "paper"]
     panels = list(dict.fromkeys(trace.xaxis or "x" for trace in figure.data))
     parts = []
     for trace in figure.data:

@@ -11,7 +11,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from analyses import intervals, looks, style
+from analyses import intervals, looks, style, tiles
 from analyses.style import as_percent
 
 READ_OUT = "read out after step (0 is the embedding)"
@@ -24,17 +24,15 @@ def attention(picture: np.ndarray, maps: np.ndarray, mask: np.ndarray | None = N
     """
     across = min(columns, len(maps))
     down = -(-len(maps) // across)
-    titles = [f"head {h} · {100 * m.max() / max(m.sum(), 1e-12):.0f} % at the peak" for h, m in enumerate(maps)]
-    fig = make_subplots(down, across, subplot_titles=titles, horizontal_spacing=0.02, vertical_spacing=0.12)
+    titles = [f"head {h}<br>peak {100 * m.max() / max(m.sum(), 1e-12):.0f} %" for h, m in enumerate(maps)]
+    fig = tiles.panels(titles, down, across, has_bar=False, row=220)
     for head, values in enumerate(maps):
         place = dict(row=head // across + 1, col=head % across + 1)
         for trace in over_picture(picture, values, mask):
             fig.add_trace(trace, **place)
     size = len(picture)
-    fig.update_xaxes(visible=False, range=[-0.5, size - 0.5])
-    fig.update_yaxes(visible=False, range=[size - 0.5, -0.5])
-    fig.update_annotations(font_size=12)
-    return fig.update_layout(looks.WHITE | dict(height=70 + 230 * down, margin=dict(l=5, r=5, t=30, b=5)))
+    fig.update_xaxes(range=[-0.5, size - 0.5]).update_yaxes(range=[size - 0.5, -0.5])
+    return tiles.settled(fig)
 
 
 def over_picture(picture: np.ndarray, values: np.ndarray, mask: np.ndarray | None) -> list[Any]:

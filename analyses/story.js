@@ -237,7 +237,8 @@ class Story {
   key(event) {
     const from = event.composedPath()[0],
       typing = from.matches?.("input, textarea, select, [contenteditable], [role=slider]");
-    if (!this.picture || typing || event.ctrlKey || event.metaKey || event.altKey) return;
+    const presses = event.key === " " && !this.host.contains(from) && from.closest?.("button, a, summary");
+    if (!this.picture || typing || presses || event.ctrlKey || event.metaKey || event.altKey) return;
     const { step, head } = this.at;
     const does = {
       ArrowLeft: () => this.go(step - 1),

@@ -289,13 +289,14 @@ def page(drawn: go.Figure, pictures: Mapping[int, str] | str, library: bool | st
 
     pictures: data URI of the image at each place, or the address of their `pictures_script`.
     library: the address of plotly's script, True for its text.
+    scheme: light or dark, of the page around it: a dark figure has no ground, so that its frame has that page's.
     """
     if isinstance(pictures, str):
         script = f'<script src="{pictures}"></script>\n'
     else:
         script = f"<script>{pictures_script(pictures)}</script>\n"
     drawn = looks.on_dark(drawn) if scheme == "dark" else drawn
-    options = dict(scheme=scheme, include_plotlyjs=library, post_script=SHOW_PICTURE, auto_play=False)
+    options = dict(include_plotlyjs=library, post_script=SHOW_PICTURE, auto_play=False)
     return looks.as_html(drawn, **options).replace("<body>", f"<body>{script}", 1)
 
 

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from analyses import looks, style
+from analyses import looks, style, tiles
 from analyses.style import as_percent
 
 
@@ -21,7 +20,9 @@ def flips_at(flips: np.ndarray) -> str:
             runs.append([step, step])
     if not runs:
         return "at no step"
-    return "at steps " + ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in runs)
+    return ("at step " if len(steps) == 1 else "at steps ") + ", ".join(
+        str(a) if a == b else f"{a} to {b}" for a, b in runs
+    )
 
 
 def curves(
@@ -60,8 +61,8 @@ def grid(effects: np.ndarray, flips: np.ndarray, n_prefix: int, side: int) -> go
     limit = 100 * max(float(np.abs(effects[:, n_prefix:]).max()), 0.01)
     across = min(6, len(effects))
     down = -(-len(effects) // across)
-    titles = [f"step {t + 1} · CLS {100 * one[0]:z.0f} %" for t, one in enumerate(effects)]
-    drawn = make_subplots(down, across, subplot_titles=titles, horizontal_spacing=0.02, vertical_spacing=0.14)
+    titles = [f"step {t + 1}<br>CLS {100 * one[0]:z.0f} %" for t, one in enumerate(effects)]
+    drawn = tiles.panels(titles, down, across)
     for t, values in enumerate(effects):
         place = dict(row=t // across + 1, col=t % across + 1)
         patches = 100 * values[n_prefix:].reshape(side, side)
@@ -71,10 +72,9 @@ def grid(effects: np.ndarray, flips: np.ndarray, n_prefix: int, side: int) -> go
         mark = dict(symbol="x", size=8, color="white", line=dict(color="black", width=1))
         look = dict(mode="markers", marker=mark, showlegend=False, hoverinfo="skip")
         drawn.add_trace(go.Scatter(x=columns, y=rows, **look), **place)
-    drawn.update_xaxes(visible=False, range=[-0.5, side - 0.5])
-    drawn.update_yaxes(visible=False, range=[side - 0.5, -0.5]).update_annotations(font_size=12)
-    bar = dict(colorscale=style.CHANGE, cmin=-limit, cmax=limit, colorbar=dict(title="effect (%)"))
-    return drawn.update_layout(coloraxis=bar, height=60 + 170 * down, **looks.WHITE)
+    drawn.update_xaxes(range=[-0.5, side - 0.5]).update_yaxes(range=[side - 0.5, -0.5])
+    bar = dict(colorscale=style.CHANGE, cmin=-limit, cmax=limit, colorbar=tiles.bar("effect (%)"))
+    return tiles.settled(drawn.update_layout(coloraxis=bar))
 
 
 def chooser(picture: np.ndarray, chosen: list[int], side: int) -> go.Figure:
@@ -91,5 +91,6 @@ def chooser(picture: np.ndarray, chosen: list[int], side: int) -> go.Figure:
     drawn.add_scatter(x=x, y=y, mode="markers", marker=dict(opacity=shown, **look), **texts)
     drawn.update_xaxes(visible=False, range=[-0.5, size - 0.5])
     drawn.update_yaxes(visible=False, range=[size - 0.5, -0.5], scaleanchor="x")
-    look = looks.WHITE | dict(margin=dict(l=0, r=0, t=0, b=0))
+    clear = "rgba(0, 0, 0, 0)"
+    look = looks.WHITE | dict(margin=dict(l=0, r=0, t=0, b=0), paper_bgcolor=clear, plot_bgcolor=clear)
     return drawn.update_layout(height=320, dragmode="select", **look)

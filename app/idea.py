@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 INK, FAINT, ACCENT = ("#1b1f24", "#f1f3f5"), ("#5c6670", "#a9b1b8"), ("#2a6f97", "#7cc4ee")  # on light, on dark
 SIDE = 4  # patches of the small picture
+NARROW = "@media (max-width: 500px) { text { font-size: 21px } .fine { display: none } }"  # a phone: few, large words
 DOTS = 24  # steps beyond which they are no longer drawn one by one
 
 
@@ -22,23 +23,24 @@ def picture(n_blocks: int, n_steps: int, *, dark: bool) -> str:
     is_loop = n_blocks < n_steps
     parts = [
         *_patches(20, 50, faint, accent),
-        _words(54, 148, "image", faint),
+        _words(54, 148, "image", faint, kind="fine"),
         *_tokens(168, ink, faint, accent),
         _words(174, 148, "patches + CLS", faint),
         *(_arrow(x, y, ink) for x, y in ((100, 150), (198, 252), (418, 472), (580, 632))),
+        f"<style>{NARROW}</style>",
         f'<rect x="260" y="52" width="150" height="64" rx="12" fill="{accent}" fill-opacity="0.14" stroke="{accent}" '
         'stroke-width="2"/>',
         _words(335, 80, block, ink, 17, 600),
-        _words(335, 101, "attention, then FFN", faint),
+        _words(335, 101, "attention, then FFN", faint, kind="fine"),
         *(_loop(times, accent) if is_loop else ()),
         *_steps(n_steps, accent),
-        _words(335, 148, "the same at every step" if n_blocks == 1 else "each with its weights", faint),
+        _words(335, 148, "the same at every step" if n_blocks == 1 else "each with its weights", faint, kind="fine"),
         _words(526, 80, "norm", ink, 15),
         _words(526, 101, "and head", ink, 15),
         _words(526, 148, "of CLS", faint),
         _words(676, 90, "class", accent, 17, 600),
     ]
-    look = 'xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 160" font-family="sans-serif"'
+    look = 'xmlns="http://www.w3.org/2000/svg" viewBox="0 -8 720 168" font-family="sans-serif"'
     return f"<svg {look}>{''.join(parts)}</svg>"
 
 
@@ -49,8 +51,8 @@ def _loop(times: str, accent: str) -> Iterator[str]:
     yield _words(335, 11, times, accent, 15, 600)
 
 
-def _words(x: float, y: float, words: str, colour: str, size: int = 13, weight: int = 400) -> str:
-    look = f'font-size="{size}" font-weight="{weight}" text-anchor="middle" fill="{colour}"'
+def _words(x: float, y: float, words: str, colour: str, size: int = 13, weight: int = 400, kind: str = "") -> str:
+    look = f'class="{kind}" font-size="{size}" font-weight="{weight}" text-anchor="middle" fill="{colour}"'
     return f'<text x="{x}" y="{y}" {look}>{html.escape(words)}</text>'
 
 

@@ -11,6 +11,7 @@ import logging
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,17 @@ def one_sentence() -> Iterator[None]:
         st.error(
             f"This page could not be drawn to its end ({text(said)}); make its result anew, the terminal says more."
         )
+
+
+def part(draw: Callable[..., None]) -> Callable[..., None]:
+    """A part of a page that is drawn anew by itself when a choice inside of it changes; the rest stays as it is."""
+
+    @wraps(draw)
+    def drawn(*args: Any) -> None:
+        with one_sentence():
+            draw(*args)
+
+    return st.fragment(drawn)
 
 
 @st.cache_resource(max_entries=512, show_spinner=False, hash_funcs=BY_NAME)
@@ -97,8 +109,11 @@ def download(label: str, content: Callable[[], str | bytes], file: str, kind: st
 
 
 def metric(column: Any, title: str, value: str, beside: str | None = None, *, help: str | None = None) -> None:
-    """A number, and under it, in grey, what it is to be read beside: its chance level or interval."""
-    column.metric(title, value, beside, delta_color="off", delta_arrow="off", help=help)
+    """A number, and under it, in grey, what it is to be read beside, in full: its chance level or interval."""
+    place = column.container(gap=None)
+    place.metric(title, value, help=help)
+    if beside:
+        place.caption(beside)
 
 
 def number(column: Any, label: str, n: int, key: str, default: int = 0, *, shown: str = "%d") -> int:

@@ -23,7 +23,7 @@ columns = st.columns(4)
 about = f"{float(result['corrupted']):.2f} with everything corrupted"
 page.metric(columns[0], "logit difference", f"{float(result['clean']):.2f}", about)
 part, step, value = analysis.strongest_node(result, how)
-page.metric(columns[1], "most is lost without", f"{text(part)}, {style.step_label(step)}", f"{value:.2f} logits")
+page.metric(columns[1], "most is lost without", f"{text(part)}, step {step + 1}", f"{value:.2f} logits")
 if "exact_node" in result:
     correlation, missed, _ = analysis.trust(result, "node", how)
     page.metric(columns[2], "rank correlation with exact patches", f"{correlation:.2f}", f"worst miss {missed:.2f}")

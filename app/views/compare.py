@@ -1,6 +1,9 @@
 """How do two models look at the same image?"""
 
 import io
+from base64 import b64encode
+from html import escape
+from pathlib import Path
 
 import numpy as np
 import streamlit as st
@@ -14,6 +17,7 @@ from models.errors import InputError
 
 UNTRAINED = " untrained"
 SHOWN = 3  # classes of each model
+READABLE = "width: 100%; min-width: 640px; border-radius: 8px"  # a narrow window scrolls over the picture
 
 
 def others(run: str) -> list[str]:
@@ -29,6 +33,7 @@ def opened(name: str) -> live.Model:
     return live.load(run, "init" if is_untrained else "ema")
 
 
+@page.part
 def show_attention(traced: dict[str, dict[str, np.ndarray]]) -> None:
     st.header("What CLS attends to")
     n_steps = max(len(of["attention"]) for of in traced.values())
@@ -57,6 +62,7 @@ def show_answers(traced: dict[str, dict[str, np.ndarray]], classes: dict[str, li
     page.show(analysis.answers(there, classes, list(dict.fromkeys(likely)), chance).interactive(), "compare answers")
 
 
+@page.part
 def show_probes(run: str, beside: str) -> None:
     """Curves of a probe that both runs have a result of, over each other."""
     st.header("What was measured of both")
@@ -66,20 +72,24 @@ def show_probes(run: str, beside: str) -> None:
         st.info("Results lie beside trained models; those hold their untrained control as dashed lines.")
         return
     kind = st.selectbox("Probe", common, format_func=title_of, key="probe", **page.LINKED)
-    drawn, content = (
-        draw.of(kind.file.removesuffix(".nc")).figure({name: results.of(results.root() / name, kind) for name in both}),
-        io.BytesIO(),
-    )
+    runs = tuple(results.root() / name for name in both)
+    content = picture(runs, kind, tuple(results.stamp(run / kind.file) for run in runs))
+    said = f"{title_of(kind)} of {both[0]} and {both[1]}"
+    address = f"data:image/png;base64,{b64encode(content).decode()}"
+    st.html(f'<div style="overflow-x: auto"><img alt="{escape(said)}" src="{address}" style="{READABLE}"></div>')
+    st.caption(text(said))
+    page.download("Save as PNG", lambda: content, f"compare {title_of(kind)}.png", "image/png")
+
+
+@st.cache_data(max_entries=16, show_spinner="drawing", hash_funcs={Result: lambda kind: kind.file})
+def picture(runs: tuple[Path, ...], kind: Result, stamps: tuple) -> bytes:
+    """A PNG of a probe's curves of two runs, drawn once for their results as they are now."""
+    content = io.BytesIO()
+    drawn = draw.of(kind.file.removesuffix(".nc")).figure({run.name: results.of(run, kind) for run in runs})
     if drawn is None:
         raise InputError(f"{kind.file} of these runs holds nothing to draw over each other")
     drawn.savefig(content, format="png", dpi=130)
-    st.image(
-        content.getvalue(),
-        f"{title_of(kind)} of {text(both[0])} and {text(both[1])}",
-        width="stretch",
-        alt=title_of(kind),
-    )
-    page.download("Save as PNG", content.getvalue, f"compare {title_of(kind)}.png", "image/png")
+    return content.getvalue()
 
 
 def title_of(kind: Result) -> str:
@@ -103,9 +113,9 @@ left.image(shown.picture, "what the model sees", width=190, alt=shown.name)
 right.header(text(shown.name))
 for name, model in models.items():
     said = model.about
-    right.markdown(f"{text(name)}: {said['blocks']} blocks, {said['steps']} steps, {said['parameters'] / 1e6:.3f} M")
+    blocks = "1 block" if said["blocks"] == 1 else f"{said['blocks']} blocks"
+    right.markdown(f"{text(name)}: {blocks}, {said['steps']} steps, {said['parameters'] / 1e6:.3f} M parameters")
 traced = {name: model.trace(seen[name].image) for name, model in models.items()}
 show_attention(traced)
 show_answers(traced, {name: model.classes for name, model in models.items()})
-with page.one_sentence():
-    show_probes(run, beside)
+show_probes(run, beside)

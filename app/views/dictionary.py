@@ -39,7 +39,8 @@ def show_numbers() -> None:
     page.metric(columns[3], "never fire", f"{dead:.1f} % of {n_features}", f"L0 in training {result.attrs['k']}")
 
 
-def show_feature() -> None:
+@page.part
+def show_feature(token: str) -> None:
     """Profile, concepts and top images of one feature."""
     found = [feature for of_token, feature, _ in features.shown(result) if of_token == token]
     feature = page.number(st, "Feature", n_features, "feature", found[0] if found else 0, shown="feature %d")
@@ -73,7 +74,7 @@ with right:
     st.subheader("Over how many states?")
     page.show(results.drawn(DICTIONARY, analysis.life_curves, token), "dictionary lives")
 st.subheader("One feature")
-show_feature()
+show_feature(token)
 page.save_table(lambda: features.feature_frame(result), "dictionary features", "All features as CSV")
 left, right = st.columns(2)
 with left:

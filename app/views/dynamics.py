@@ -52,7 +52,8 @@ with left:
 with right:
     st.header("Which steps are alike?")
     maps = analysis.maps(result)
-    of = page.segments(st, "Map", list(maps), "alike")
+    page.keep_within("alike", list(maps), next(iter(maps)))
+    of = st.selectbox("Map", list(maps), key="alike", **page.LINKED)
     page.show(maps[of].interactive(height=420), f"dynamics {of}", table=lambda: analysis.cka_frame(result))
 phases = [f"{kind}s: {analysis.phase_names(result, kind, 2)}" for kind in ("increment", "state")]
 st.caption(

@@ -37,6 +37,7 @@ def show_numbers() -> None:
     page.metric(columns[3], "flips of the answer", f"{float(of['mean_flips']):.1f}", independent)
 
 
+@page.part
 def show_image() -> None:
     """What every patch of one image says after a step; the model is not run."""
     classes, last = list(result.attrs["classes"]), result.sizes["state"] - 1

@@ -48,7 +48,8 @@ def show_step(cell: xr.Dataset) -> None:
     real = [(index, reached) for index, reached in top if index in thumbnails][:REAL]
     if real:
         row = np.concatenate([thumbnails[index] for index, _ in real], 1)
-        st.image(row, "real: " + ", ".join(f"{reached:.2f} (#{index})" for index, reached in real), width="stretch")
+        said = "real: " + ", ".join(f"{reached:.2f} (#{index})" for index, reached in real)
+        st.image(row, said, width="stretch", alt=f"real images, {label}")
         image.to_story(st, real[0][0], result, f"story of #{real[0][0]}")
     else:
         st.caption(f"best real image: #{int(cell['top'].values[0])}, {float(cell['best_real']):.2f}")
@@ -97,7 +98,10 @@ def show_changing() -> None:
     st.table(pd.DataFrame.from_dict(rows, orient="index"))
     others = [unit for units in spread.values() for unit in units if unit not in neurons]
     if others:
-        st.caption(f"This opens neuron {others[0]} too; any others can be named.")
+        st.caption(
+            f"This opens neuron {others[0]} too; any others can be named. It writes {NEURONS.file} anew, with the "
+            "neurons that it names alone: it names those that are there now."
+        )
         named = ",".join(map(str, [*neurons, others[0]]))
         st.code(f"{NEURONS.made_by(results.chosen())} --neurons {named}", language=None, wrap_lines=True)
 

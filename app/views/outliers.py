@@ -28,6 +28,13 @@ for column, condition in zip(columns[2:], ("register", "random register"), stric
     change = style.with_interval(result, "accuracy_change", dict(condition=condition))
     page.metric(column, f"top-1, {analysis.CONDITIONS[condition]}", change.partition(" ")[0], f"points, 95 %: {change}")
 
+
+@page.part
+def show_places() -> None:
+    shown = page.number(st, "Largest patch after step", result.sizes["state"], "outlier_state", state)
+    page.show(analysis.place_map(style.models(result)["trained"], shown).interactive(), "outliers places")
+
+
 left, right = st.columns(2)
 with left:
     metric = page.segments(
@@ -35,8 +42,7 @@ with left:
     )
     page.show(analysis.interactive(result, metric), "outliers", table=lambda: analysis.frame(result))
 with right:
-    shown = page.number(st, "Largest patch after step", result.sizes["state"], "outlier_state", state)
-    page.show(analysis.place_map(style.models(result)["trained"], shown).interactive(), "outliers places")
+    show_places()
 left, right = st.columns(2)
 with left:
     st.header("Which neurons write it?")

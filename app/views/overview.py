@@ -1,5 +1,7 @@
 """What is this model, and how does its answer form?"""
 
+import json
+
 import streamlit as st
 
 from analyses import steps
@@ -60,4 +62,4 @@ with right:
     show_training()
 with st.expander("Where this model comes from"):
     origin = {"checkpoint sha256": model.origin.sha256, "weights": model.origin.weights}
-    st.json(origin | model.origin.provenance, expanded=1)
+    st.code(json.dumps(origin | model.origin.provenance, indent=2, default=str), language=None, wrap_lines=True)

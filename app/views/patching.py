@@ -24,6 +24,7 @@ def said(words: dict[str, str]) -> str:
     return "; ".join(f"{name}: {meaning}" for name, meaning in words.items())
 
 
+@page.part
 def show_examples(result: xr.Dataset, factor: str, direction: str, site: str) -> None:
     """The pairs of a factor: both pictures, and every patch alone, step by step."""
     st.header("Patch by patch")

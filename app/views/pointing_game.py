@@ -66,6 +66,32 @@ def show_images(step: int, head: int) -> None:
             image.to_story(column, index, result)
 
 
+@page.part
+def show_cell() -> None:
+    """One head at one step: its numbers, and the images."""
+    left, right = st.columns(2)
+    step = page.number(left, "Step", result.sizes["step"], "cell_step", best["step"], shown="blocks.%d")
+    head = page.number(right, "Head", result.sizes["head"], "cell_head", best["head"], shown="head %d")
+    st.header(f"{style.step_label(step)}, {analysis.head_label(result, head)}")
+    here, at = result.sel(step=step, head=head), dict(step=step, head=head)
+    ratio, low, high = (100 * float(here[name].sel(cell)) for name in ("hit_ratio", "hit_low", "hit_high"))
+    columns = st.columns(5)
+    page.metric(columns[0], "hit ratio", f"{ratio:.1f} %", f"95 %: {low:.1f} to {high:.1f}")
+    untrained = style.untrained(result, "hit_ratio")
+    if untrained is not None:
+        page.metric(columns[1], "untrained", f"{100 * float(untrained.sel(at | cell)):.1f} %")
+    page.metric(columns[2], "random patch", f"{chance['uniform']:.1f} %")
+    inside = f"chance {100 * float(result['chance'].sel(companion='mass')):.1f} %"
+    page.metric(columns[3], "mass on the object", f"{100 * float(here['mass']):.1f} %", inside)
+    control = style.untrained(result, "to_cls")
+    beside = None if control is None else f"untrained {100 * float(control.sel(at)):.1f} %"
+    page.metric(columns[4], "on CLS itself", f"{100 * float(here['to_cls']):.1f} %", beside)
+    if "thumbnail" in result:
+        show_images(step, head)
+    else:
+        st.info(results.without_pixels(result, "its images are"))
+
+
 left, right = st.columns([3, 2])
 with left:
     st.header("Every head at every step")
@@ -75,24 +101,4 @@ with right:
     st.header("Over the steps")
     page.show(results.drawn(kind, analysis.curves, **cell), "pointing game curves")
 
-left, right = st.columns(2)
-step = page.number(left, "Step", result.sizes["step"], "cell_step", best["step"], shown="blocks.%d")
-head = page.number(right, "Head", result.sizes["head"], "cell_head", best["head"], shown="head %d")
-st.header(f"{style.step_label(step)}, {analysis.head_label(result, head)}")
-here, at = result.sel(step=step, head=head), dict(step=step, head=head)
-ratio, low, high = (100 * float(here[name].sel(cell)) for name in ("hit_ratio", "hit_low", "hit_high"))
-columns = st.columns(5)
-page.metric(columns[0], "hit ratio", f"{ratio:.1f} %", f"95 %: {low:.1f} to {high:.1f}")
-untrained = style.untrained(result, "hit_ratio")
-if untrained is not None:
-    page.metric(columns[1], "untrained", f"{100 * float(untrained.sel(at | cell)):.1f} %")
-page.metric(columns[2], "random patch", f"{chance['uniform']:.1f} %")
-inside = f"chance {100 * float(result['chance'].sel(companion='mass')):.1f} %"
-page.metric(columns[3], "mass on the object", f"{100 * float(here['mass']):.1f} %", inside)
-control = style.untrained(result, "to_cls")
-beside = None if control is None else f"untrained {100 * float(control.sel(at)):.1f} %"
-page.metric(columns[4], "on CLS itself", f"{100 * float(here['to_cls']):.1f} %", beside)
-if "thumbnail" in result:
-    show_images(step, head)
-else:
-    st.info(results.without_pixels(result, "its images are"))
+show_cell()

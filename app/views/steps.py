@@ -8,17 +8,16 @@ from app import image, live, page, results
 from app.text import text
 
 
-@st.fragment
+@page.part
 def at_step(shown: image.Shown, traced: dict[str, np.ndarray]) -> None:
     """Everything that moves with the slider; the model is not run again."""
     step = page.number(st, "Step", model.config.n_steps, "step", shown="blocks.%d")
-    with page.one_sentence():
-        show_attention(shown, traced, step)
-        left, right = st.columns(2)
-        with left:
-            show_answer(shown, traced, step)
-        with right:
-            show_norms(traced, step)
+    show_attention(shown, traced, step)
+    left, right = st.columns(2)
+    with left:
+        show_answer(shown, traced, step)
+    with right:
+        show_norms(traced, step)
 
 
 def show_attention(shown: image.Shown, traced: dict[str, np.ndarray], step: int) -> None:
@@ -27,8 +26,9 @@ def show_attention(shown: image.Shown, traced: dict[str, np.ndarray], step: int)
     page.show(figure, "attention", f"{shown.name}, {style.step_label(step)}")
     to_itself = ", ".join(f"{100 * share:.0f} %" for share in traced["to_cls"][step])
     st.caption(
-        "Attention from the CLS token to the patches (brighter is more), the cross at its maximum, the object outlined "
-        f"in white. To itself CLS pays {to_itself} (head 0 to {model.config.n_heads - 1})."
+        "Attention from the CLS token to the patches (brighter is more), the cross at its maximum with the "
+        f"share that the patch there has (peak), the object outlined in white. To itself CLS pays {to_itself} (head 0 "
+        f"to {model.config.n_heads - 1})."
     )
 
 

@@ -265,7 +265,9 @@ def lacks_masks(model: BViT) -> str:
     if not model.blocks[0].is_masked:
         return "the model has no masks"
     rows = masks.taken_from(model)
-    return lacks_steps(model) or ("its steps have the same masks (name a round of a pruning)" if (rows == rows[0]).all() else "")
+    if (rows == rows[0]).all():
+        return "its steps have the same masks (name a round of a pruning)"
+    return lacks_steps(model)
 
 
 KINDS: dict[str, tuple[Callable[[BViT], str], Callable[[BViT, int], list[Case]]]] = {

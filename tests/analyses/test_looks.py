@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 import pytest
 import xarray as xr
 
-from analyses import looks, style
+from analyses import looks, style, tiles
 
 X = np.arange(1, 5)
 
@@ -174,3 +174,22 @@ def test_a_page_needs_nothing_from_outside_and_sends_nothing_there() -> None:
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=", page)
     assert '"showSendToCloud": false' in page
     assert page == looks.as_html(go.Figure(), "<b>title</b>", 'of "shapes" & more')
+
+
+def test_cells_of_a_large_map_are_not_covered_by_the_gaps_between_them() -> None:
+    for rows, gap in ((3, 1), (384, 0)):
+        drawn = looks.Map(np.zeros((rows, 12)), range(12), range(rows)).interactive().data[0]
+        assert (drawn.ygap, drawn.xgap) == (gap, 1)
+
+
+def test_a_long_legend_leaves_the_plot_its_height() -> None:
+    lines = [looks.Line([1, 2], [0, 1], low=[0, 0], high=[1, 2], label=f"line {i}") for i in range(9)]
+    few, many = (looks.Curves(lines[:n]).interactive().layout.height for n in (3, 9))
+    assert few == 380 and many == 380 + 5 * looks.LEGEND_ROW
+
+
+def test_small_maps_are_squares_of_their_own_under_titles_that_a_phone_has_room_for() -> None:
+    drawn = tiles.settled(tiles.panels([f"step {t}<br>CLS" for t in range(12)], 2, 6))
+    axes = [drawn.layout[name] for name in drawn.layout if name.startswith("yaxis")]
+    assert len(axes) == 12 and all(axis.scaleanchor == axis.anchor for axis in axes)
+    assert {note.font.size for note in drawn.layout.annotations} == {11}

@@ -16,7 +16,7 @@ def test_attention_marks_the_maximum_of_every_head_and_outlines_the_object() -> 
     crosses = [(trace.x[0], trace.y[0]) for trace in fig.data if trace.type == "scatter"]
     assert crosses == [(13.5, 1.5), (9.5, 5.5), (1.5, 13.5)]
     assert "contour" not in [trace.type for trace in steps.attention(picture, maps, None).data]
-    assert fig.layout.annotations[0].text == "head 0 · 100 % at the peak"
+    assert fig.layout.annotations[0].text == "head 0<br>peak 100 %"
 
 
 def test_the_lens_shows_the_likely_classes_and_the_true_one() -> None:

@@ -8,7 +8,7 @@ from analyses import compare, transplant
 
 @pytest.mark.parametrize(
     ("flips", "said"),
-    [([0, 0, 0], "at no step"), ([0, 1, 0], "at steps 2"), ([1, 1, 0, 1, 1, 1], "at steps 1 to 2, 4 to 6")],
+    [([0, 0, 0], "at no step"), ([0, 1, 0], "at step 2"), ([1, 1, 0, 1, 1, 1], "at steps 1 to 2, 4 to 6")],
 )
 def test_where_the_answer_flips_is_said_in_runs(flips, said):
     assert transplant.flips_at(np.array(flips)) == said
