@@ -91,6 +91,13 @@ class LeftOut:
             self.names.setdefault(what, []).append(name)
             del self.names[what][self.shown :]
 
+    def take_back(self, what: What, name: str) -> None:
+        """One that was counted and turned out to be of use."""
+        self.counts[what] -= 1
+        self.names[what] = [other for other in self.names[what] if other != name]
+        if not self.counts[what]:
+            del self.counts[what], self.names[what]
+
     def __str__(self) -> str:
         return ", ".join(self._of(what, n) for what, n in self.counts.items())
 

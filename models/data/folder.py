@@ -21,6 +21,7 @@ from models.data.files import (
     EMPTY,
     MASK,
     MASK_FOLDERS,
+    OTHER,
     OUTSIDE,
     PICTURE_FOLDERS,
     LeftOut,
@@ -131,6 +132,8 @@ def by_class(spec: str, folder: Path, split: str, left_out: LeftOut) -> Sorted:
     names = [*outside, *(f"{name}/{deeper}" for name in sorted(inside) for deeper in below(walk, name, inside[name]))]
     table = table_of(folder, split)
     if names and table is not None:
+        if table.parent == folder:
+            left_out.take_back(OTHER, table.name)
         return by_table(spec, folder, names, table, left_out)
     labels = labels_in(names)
     if labels is None:

@@ -81,7 +81,7 @@ def test_validation_sorted_into_class_folders_needs_no_table(kaggle, plant):
     assert open_data(f"folder:{kaggle / 'sorted'}").classes == (CAT,)
 
 
-def test_tiny_imagenet_is_read(plant):
+def test_tiny_imagenet_is_read(plant, capsys):
     root = plant(*(f"train/{wnid}/images/{wnid}_{i}.JPEG" for wnid in (CAT, DOG) for i in range(2)))
     plant(*(f"val/images/val_{i}.JPEG" for i in range(3)))
     (root / "train" / CAT / f"{CAT}_boxes.txt").write_text(f"{CAT}_0.JPEG\t0\t0\t9\t9\n")
@@ -90,13 +90,17 @@ def test_tiny_imagenet_is_read(plant):
     train, val = (open_data(f"folder:{root}", split) for split in ("train", "val"))
     assert train.classes == val.classes == (DOG, CAT) and len(train) == 4
     assert named(val) == {"images/val_0.JPEG": CAT, "images/val_1.JPEG": DOG, "images/val_2.JPEG": CAT}
+    said = capsys.readouterr().err
+    assert "val_annotations" not in said and f"1 file that is no picture ({CAT}/{CAT}_boxes.txt)" in said
 
 
 @pytest.mark.parametrize("table", ["val.csv", "val.txt", "val/labels.csv", "val_labels.csv"])
-def test_a_flat_folder_may_have_a_table_beside_or_in_it(plant, table):
+def test_a_flat_folder_may_have_a_table_beside_or_in_it(plant, table, capsys):
     root = plant("val/one.png", "val/two.png", "val/three.png")
     (root / table).write_text("one.png,cat\ntwo.png,dog\nthree.png,cat\n")
+    (root / "val" / "notes.md").write_text("of mine")
     assert named(open_data(f"folder:{root}")) == {"one.png": "cat", "three.png": "cat", "two.png": "dog"}
+    assert "left out 1 file that is no picture (notes.md)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
