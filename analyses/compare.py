@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from analyses import looks, style, tiles
 from analyses.style import as_percent
 
-LONGEST = 12  # letters of a model's name over its maps; the page says it in full
+LONGEST = 18  # letters of a model's name over its maps; the page says it in full
 
 
 def attention(maps: Mapping[str, np.ndarray], *, columns: int = 6) -> go.Figure:

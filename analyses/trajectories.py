@@ -186,21 +186,25 @@ def interactive(
     points, states, names = result[picture].values, result["state"].values, list(result.attrs["classes"])
     paths = class_paths(result, picture) if len(names) <= MANY else np.empty((0, len(states), 2))
     if colour == "class":
-        shades = np.array(class_colours(len(names)), dtype=object)
-        marks = np.repeat(shades[result["label"].values, None], len(states), 1)
+        shades = class_colours(len(names))
+        marks = np.repeat(result["label"].values[:, None], len(states), 1)
     else:
         names, shades = (
             [state_label(state) for state in states],
             sample_colorscale(style.MAP, states / max(states[-1], 1)),
         )
-        marks = np.repeat(np.array(shades, dtype=object)[None], len(points), 0)
+        marks = np.repeat(np.arange(len(states))[None], len(points), 0)
 
     def frame(name: str, which: Sequence[int], last: int) -> go.Frame:
         followed = points[[] if follow is None else [follow], : last + 1]
         image = "" if follow is None else f"image {int(result['index'][follow])}"
         one = dict(line=dict(color=style.INK, width=2), mode="lines+markers", showlegend=follow is not None, name=image)
         means = dict(line=dict(color=style.CHANCE, width=1.5), mode="lines", name="class means")
-        drawn = [cloud(result, picture, which, marks), path(paths[:, : last + 1], **means), path(followed, **one)]
+        drawn = [
+            cloud(result, picture, which, marks, shades),
+            path(paths[:, : last + 1], **means),
+            path(followed, **one),
+        ]
         return go.Frame(name=name, data=drawn)
 
     frames = [frame(state_label(k), [k], k) for k in range(len(states))]
@@ -217,15 +221,20 @@ def interactive(
     return figure.update_layout(**controls([one.name for one in frames]))
 
 
-def cloud(result: xr.Dataset, picture: str, which: Sequence[int], marks: np.ndarray) -> go.Scattergl:
-    """The points of some states in the colours `marks` [image state]."""
+def cloud(
+    result: xr.Dataset, picture: str, which: Sequence[int], marks: np.ndarray, shades: Sequence[str]
+) -> go.Scattergl:
+    """The points of some states, each in that one of the colours `shades` that `marks` [image state] says."""
     which, n = list(which), result.sizes["image"]
     xy, image = result[picture].values[:, which].reshape(-1, 2), np.repeat(np.arange(n), len(which))
     names = np.array(result.attrs["classes"], dtype=object)[result["label"].values[image]]
     state = np.tile(result["state"].values[which], n)
     about = np.stack([image, result["index"].values[image], names, state], 1).astype(object)
     said = "image %{customdata[1]}: %{customdata[2]}<br>after step %{customdata[3]}<extra></extra>"
-    marker = dict(size=5, color=marks[:, which].ravel(), opacity=0.35 if len(which) > 1 else 0.8)
+    edges = np.arange(len(shades) + 1) / len(shades)
+    scale = [[edge, shade] for i, shade in enumerate(shades) for edge in edges[i : i + 2]]
+    colours = dict(color=marks[:, which].ravel(), colorscale=scale, cmin=-0.5, cmax=len(shades) - 0.5)
+    marker = dict(size=5, **colours, opacity=0.35 if len(which) > 1 else 0.8)
     look = dict(mode="markers", marker=marker, hovertemplate=said, showlegend=False)
     return go.Scattergl(x=xy[:, 0], y=xy[:, 1], customdata=about, **look)
 

@@ -70,10 +70,12 @@ def of_data(model: live.Model, images: Any, index: int) -> Shown:
     return Shown(model, image.numpy(), name, model.label_of(images, int(label)), outline, model.factors())
 
 
-def sample(model: live.Model, place: Any = st.sidebar, label: str = "Photograph", key: str = "sample") -> Shown:
+def sample(
+    model: live.Model, place: Any = st.sidebar, label: str = "Photograph", key: str = "sample", default: int = 0
+) -> Shown:
     """A photograph that a library brings along."""
     about = "Upload your own above; these come with scikit-learn and matplotlib."
-    name = place.selectbox(label, list(SAMPLES), key=key, help=about, **page.LINKED)
+    name = place.selectbox(label, list(SAMPLES), default, key=key, help=about, **page.LINKED)
     path = SAMPLES[name]
     return Shown(model, live.from_upload(model.config, path.read_bytes(), path.name), f"sample: {name}")
 
@@ -83,7 +85,7 @@ def donor(model: live.Model, place: Any, label: str, key: str, default: int = 1)
     try:
         images = model.images()
     except InputError:
-        return sample(model, place, label, key)
+        return sample(model, place, label, key, default % len(SAMPLES))
     default = min(default, len(images) - 1)
     page.keep_within(key, range(len(images)), default)
     look = dict(key=key, **page.linked_number(key))

@@ -14,10 +14,15 @@ model = live.load(run)
 about = model.about
 shape = about["blocks"], about["steps"]
 st.image(idea.picture(*shape, dark=st.context.theme.type == "dark"), width=900, alt=idea.said(*shape))
+idea_of = (
+    "The weights are the same at every step, so head 0 at step 2 and head 0 at step 9 are the same head: what changes "
+    "is only what it is shown."
+    if about["blocks"] == 1
+    else f"This model has {about['blocks']} blocks, so the weights differ from one block to the next."
+)
 st.markdown(
-    "bViT (arXiv 2605.10661) applies **one** transformer block T times. The weights are the same at every step, so "
-    "head 0 at step 2 and head 0 at step 9 are the same head: what changes is only what it is shown. Everything here "
-    "counts steps from 1 and names the hook point beside it: `step 6 (blocks.5)`."
+    f"bViT (arXiv 2605.10661) applies **one** transformer block T times. {idea_of} Everything here counts steps from 1 "
+    "and names the hook point beside it: `step 6 (blocks.5)`."
 )
 
 
@@ -53,8 +58,9 @@ page.metric(columns[0], "steps", about["steps"], help="how often a block is appl
 page.metric(columns[1], "blocks", about["blocks"], help="how many different blocks there are")
 page.metric(columns[2], "width × heads", f"{about['width']} × {about['heads']}")
 page.metric(columns[3], "parameters", f"{about['parameters'] / 1e6:.3f} M")
-times = about["parameters_stacked"] / about["parameters"]
-page.metric(columns[4], "stacked ViT", f"{about['parameters_stacked'] / 1e6:.3f} M", f"{times:.1f}× as many")
+if about["blocks"] < about["steps"]:
+    times = about["parameters_stacked"] / about["parameters"]
+    page.metric(columns[4], "stacked ViT", f"{about['parameters_stacked'] / 1e6:.3f} M", f"{times:.1f}× as many")
 left, right = st.columns(2)
 with left, page.one_sentence():
     show_accuracy()

@@ -1,5 +1,7 @@
 """Where do images travel, step by step?"""
 
+from pathlib import Path
+
 import pandas as pd
 import streamlit as st
 
@@ -34,18 +36,30 @@ def positions() -> pd.DataFrame:
     return result[["pacmap", "pca"]].to_dataframe().reset_index()
 
 
+@st.cache_data(max_entries=16, show_spinner=False)
+def framed(file: str, changed: tuple[int, ...], look: tuple[str, str, int | None], script: str, scheme: str) -> str:
+    """The page in the frame, made once for all visitors from what this file holds since it was changed."""
+    return analysis.page(analysis.interactive(results.read(Path(file)), *look), script, door.PLOTLY, scheme)
+
+
+def saved(pictures: dict[int, str]) -> str:
+    """The same as a page that needs nothing from outside."""
+    return analysis.page(analysis.interactive(result, picture, colour, place), pictures)
+
+
 def show_paths() -> None:
     pictures = live.pictures(results.chosen(), result)
-    figure = analysis.interactive(result, picture, colour, place)
     script = door.serve(analysis.pictures_script(pictures), ".js")
-    drawn = analysis.page(figure, script, door.PLOTLY, st.context.theme.type or "light")
+    file = results.chosen() / TRAJECTORIES.file
+    look = picture, colour, place
+    drawn = framed(str(file), results.stamp(file), look, script, st.context.theme.type or "light")
     st.iframe(f"/{door.ASSETS}/{door.serve(drawn, '.html')}", height=680)
     left, right = st.columns([1, 3])
     if place in pictures:
         left.image(pictures[place], f"image {text(names[follow])}", width=160, alt=names[follow])
         image.to_story(left, follow, result)
     with right.container(horizontal=True, horizontal_alignment="right"):
-        page.download("Save as HTML", lambda: analysis.page(figure, pictures), "trajectories.html", "text/html")
+        page.download("Save as HTML", lambda: saved(pictures), "trajectories.html", "text/html")
         page.save_table(positions, "trajectories positions", "Positions as CSV")
     if len(pictures) < len(indices):
         here = f"Pictures of {len(pictures)} of the {len(indices)} images are at hand"

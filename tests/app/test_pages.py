@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from streamlit.testing.v1 import AppTest
 
-from app import contents, idea, page
+from app import contents, idea, image, page
 from models import load, open_data
 from models.checkpoint import save
 from models.vit import BViT
@@ -122,6 +123,38 @@ def test_a_model_that_names_no_data_asks_for_an_upload(runs, opened):
     save(runs / "tiny" / "ckpt.pt", load(runs / "tiny"), provenance={"seed": 0})
     assert not opened(runs).exception
     assert "pload" in words(opened(runs, "steps"))
+    app = opened(runs, "transplant")
+    assert {app.selectbox(key=key).value for key in ("sample", "donor", "unrelated")} == set(image.SAMPLES)
+
+
+def test_the_overview_of_a_stack_says_nothing_of_shared_weights(runs, opened):
+    shared = opened(runs, "overview")
+    assert "same at every step" in words(shared) and "stacked ViT" in [metric.label for metric in shared.metric]
+    model = load(runs / "tiny")
+    stack = BViT(replace(model.config, n_blocks=model.config.n_steps))
+    save(runs / "tiny" / "ckpt.pt", stack, data="shapes-easy", provenance={"seed": 0})
+    stacked = opened(runs, "overview")
+    assert "This model has 3 blocks" in words(stacked)
+    assert "same at every step" not in words(stacked)
+    assert "stacked ViT" not in [metric.label for metric in stacked.metric]
+
+
+def test_a_part_of_a_page_that_fails_is_one_sentence_and_the_rest_is_there():
+    def script():
+        import streamlit as st
+
+        from app import page
+        from models.errors import InputError
+
+        @page.part
+        def broken():
+            raise InputError("that part is damaged")
+
+        broken()
+        st.write("the rest")
+
+    app = AppTest.from_function(script).run()
+    assert complaint(app) == "that part is damaged" and app.markdown[-1].value == "the rest"
 
 
 def test_a_run_whose_images_are_elsewhere_is_shown_from_its_results(runs, opened):
