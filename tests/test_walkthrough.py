@@ -76,7 +76,7 @@ def limited(module: str, rest: str) -> list[str]:
 def folder(tmp_path_factory) -> Path:
     """What the commands name: the shipped runs without their results, photographs, studies."""
     root = tmp_path_factory.mktemp("walk")
-    for name in ("demo", "demo-vit", "demo-te", "photos", "pruned"):
+    for name in ("demo", "demo-vit", "demo-te", "photos", "pruned", "pruned-16"):
         (root / "runs" / name).mkdir(parents=True)
         shutil.copy(ROOT / "runs" / name / "ckpt.pt", root / "runs" / name)
     shutil.copytree(ROOT / "runs" / "study", root / "runs" / "study")

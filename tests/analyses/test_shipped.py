@@ -64,12 +64,12 @@ def test_capacity_is_drawn_from_ranks(drawn) -> None:
 def test_controls_of_pruning_are_compared_and_drawn(drawn) -> None:
     result = shipped("pruned/prune")
     controls = {name: shipped(f"pruned/prune_{name}") for name in ("random", "shared", "swap")}
-    assert "round   8:  34.6 against  31.2" in prune.compared(controls["random"], result)
-    assert "round 8: own masks 31.2, swapped 30.5 on average, 8.2 at worst" in prune.compared(controls["swap"], result)
+    assert "round  16:  52.4 against  62.7" in prune.compared(controls["random"], result)
+    assert "round 16: own masks 62.7, swapped 29.1 on average, 7.4 at worst" in prune.compared(controls["swap"], result)
     accuracy = drawn(prune.figure(result, controls)).axes[2]
     assert {"random", "shared", "step-specific", "chance"} <= {line.get_label() for line in accuracy.lines}
     assert {"random", "shared"} <= {trace.name for trace in prune.curves(result, controls).data}
-    assert drawn(looks.draw_maps([prune.swap_map(controls["swap"])])).axes[0].images[0].get_array().shape == (12, 12)
+    assert drawn(looks.draw_maps([prune.swap_map(controls["swap"])])).axes[0].images[0].get_array().shape == (6, 6)
 
 
 @pytest.mark.parametrize("name", [name for name in SHIPPED if name not in OWN])
