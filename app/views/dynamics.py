@@ -39,22 +39,32 @@ def show_numbers() -> None:
         metric(columns[3], f"at rest after {result.attrs['max_steps']} steps", "fixed", ".1%", form="direction")
 
 
-show_numbers()
-left, right = st.columns(2)
-there = [name for name, (_, parts) in analysis.QUANTITIES.items() if parts[0].variable in result]
-with left:
-    st.header("Over the steps")
+@page.part
+def show_quantity() -> None:
+    there = [name for name, (_, parts) in analysis.QUANTITIES.items() if parts[0].variable in result]
     page.keep_within("quantity", there, there[0])
     quantity = st.selectbox(
         "Quantity", there, key="quantity", format_func=lambda name: analysis.QUANTITIES[name][0], **page.LINKED
     )
     page.show(analysis.interactive(result, quantity), f"dynamics {quantity}", table=lambda: analysis.frame(result))
-with right:
-    st.header("Which steps are alike?")
+
+
+@page.part
+def show_alike() -> None:
     maps = analysis.maps(result)
     page.keep_within("alike", list(maps), next(iter(maps)))
     of = st.selectbox("Map", list(maps), key="alike", **page.LINKED)
     page.show(maps[of].interactive(height=420), f"dynamics {of}", table=lambda: analysis.cka_frame(result))
+
+
+show_numbers()
+left, right = st.columns(2)
+with left:
+    st.header("Over the steps")
+    show_quantity()
+with right:
+    st.header("Which steps are alike?")
+    show_alike()
 phases = [f"{kind}s: {analysis.phase_names(result, kind, 2)}" for kind in ("increment", "state")]
 st.caption(
     f"Two phases by max-cut: {'; '.join(phases)}. The table below says how clear they are, beside a steady path."
