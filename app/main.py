@@ -22,8 +22,8 @@ LARGE = ["app.image", "analyses.features", "analyses.steps", "plotly.graph_objs"
 
 @asynccontextmanager
 async def prepared(_: App) -> AsyncIterator[None]:
-    """Before anybody comes: while a file sets up its lazy imports, Python's import is another one in all threads. And
-    Streamlit collects garbage after every answer, which takes half a second while all that was imported is looked at.
+    """Before anybody comes: while a file sets up its lazy imports, Python's import is another one in all threads. What
+    was imported is never garbage, and looking it through would take half a second each time.
     """
     for name in IMPORT_LAZILY + LARGE:
         import_module(name)

@@ -113,7 +113,7 @@ def metric(column: Any, title: str, value: str, beside: str | None = None, *, he
     place = column.container(gap=None)
     place.metric(title, value, help=help)
     if beside:
-        place.caption(beside)
+        place.caption(text(beside))
 
 
 def number(column: Any, label: str, n: int, key: str, default: int = 0, *, shown: str = "%d") -> int:

@@ -10,13 +10,11 @@ import functools
 import inspect
 import pickle
 import re
-import runpy
 import shlex
 import signal
 import subprocess
 import sys
 import typing
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +40,8 @@ ALL = sorted({command for page in PAGES for command in commands(page.read_text(e
 WHOLE = [(module, rest) for module, rest in ALL if rest and not rest.startswith((",", "."))]
 
 
-def parse(module: str, rest: str, monkeypatch) -> int:
+@pytest.fixture
+def parse(monkeypatch, command):
     """The exit code of a command that is parsed and not run."""
 
     def only_parse(function, **options):
@@ -57,16 +56,7 @@ def parse(module: str, rest: str, monkeypatch) -> int:
 
     cli = tyro.cli
     monkeypatch.setattr(tyro, "cli", only_parse)
-    monkeypatch.setattr(sys, "argv", [module, *shlex.split(rest)])
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "'.*' found in sys.modules", RuntimeWarning)
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
-    except SystemExit as end:
-        return int(end.code or 0)
-    finally:
-        monkeypatch.undo()
-    return 0
+    return lambda module, rest: command(module, *shlex.split(rest))[0]
 
 
 def test_there_are_commands_to_try() -> None:
@@ -74,8 +64,8 @@ def test_there_are_commands_to_try() -> None:
 
 
 @pytest.mark.parametrize(("module", "rest"), WHOLE, ids=" ".join)
-def test_a_command_is_taken_as_it_is_written(module, rest, monkeypatch) -> None:
-    assert parse(module, rest, monkeypatch) == 0
+def test_a_command_is_taken_as_it_is_written(module, rest, parse) -> None:
+    assert parse(module, rest) == 0
 
 
 @pytest.mark.parametrize("module", sorted({module for module, _ in ALL}))
@@ -84,8 +74,8 @@ def test_a_command_that_is_named_is_there(module) -> None:
 
 
 @pytest.mark.parametrize("rest", ["runs/demo --limt 3", "runs/demo --limit many", "runs/demo --map heat", ""])
-def test_a_wrong_command_is_noticed(rest, monkeypatch, capsys) -> None:
-    assert parse("probes.pointing_game", rest, monkeypatch) == 2
+def test_a_wrong_command_is_noticed(rest, parse) -> None:
+    assert parse("probes.pointing_game", rest) == 2
 
 
 HALF_READ = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 import sys
@@ -197,11 +198,12 @@ class Lottery:
         return result
 
     def controlled(self, name: str, at: Sequence[int]) -> xr.Dataset:
-        there = [number for number in range(1, self.plan.rounds + 1) if self.path(number, "ckpt").exists()]
+        numbers = range(1, self.plan.rounds + 1)
+        there = list(itertools.takewhile(lambda number: self.path(number, "ckpt").exists(), numbers))
         missing = sorted(set(at) - set(there))
         if missing or not there:
-            numbers = ", ".join(map(str, missing)) or 1
-            raise InputError(f"{self.out} has no finished round {numbers}; run python -m probes.prune --out {self.out}")
+            lacking = ", ".join(map(str, missing)) or 1
+            raise InputError(f"{self.out} has no finished round {lacking}; run python -m probes.prune --out {self.out}")
         rounds = [number for number in there if not at or number in at]
         if name == "swap":
             swapped = [self.swapped(number) for number in rounds]

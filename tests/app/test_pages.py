@@ -104,6 +104,18 @@ def test_a_figure_is_drawn_once_for_all_visitors_and_anew_for_other_values():
     assert drawn == [2, 3, 2]
 
 
+def test_what_a_number_is_read_beside_is_no_markdown():
+    def shown():
+        import streamlit as st
+
+        from app import page
+
+        page.metric(st, "never fire", "3 %", "L0 ![x](https://example.org/x.png)")
+
+    app = AppTest.from_function(shown).run()
+    assert app.metric[0].value == "3 %" and app.caption[0].value == r"L0 !\[x\](https://example.org/x.png)"
+
+
 def test_a_head_switched_off_is_told_and_can_be_switched_on_again(tiny_runs, opened):
     app = opened(tiny_runs, "steps", head=1)
     assert "the answer is now" in words(app)

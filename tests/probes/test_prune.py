@@ -1,6 +1,7 @@
 """Run with: pytest tests/probes/test_prune.py"""
 
 import copy
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -271,6 +272,15 @@ def test_a_pruned_model_can_be_fine_tuned(finished) -> None:
         optimizer.step()
     assert torch.nn.functional.cross_entropy(model(images), labels) < before
     assert (masks.taken_from(model) == finished.masks(2)[0]).all()
+
+
+def test_rounds_behind_a_lost_one_are_not_controlled(data, finished, tmp_path: Path) -> None:
+    shutil.copytree(finished.out, tmp_path / "run")
+    game = new_game(data, tmp_path / "run")
+    game.path(1, "ckpt").unlink()
+    for name, at in (("shared", ()), ("random", (2,))):
+        with pytest.raises(InputError, match=f"no finished round {at[0] if at else 1}"):
+            game.control(name, at)
 
 
 def test_bad_options_are_one_sentence(data, tmp_path: Path) -> None:
