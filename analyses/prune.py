@@ -308,8 +308,8 @@ def swap_map(control: xr.Dataset) -> looks.Map:
     change = matrix - np.diag(matrix)[:, None]
     limit = max(float(np.abs(change).max()), 1e-9)
     number, own = int(control["round"].values[-1]), np.diag(matrix).mean()
-    title = f"change of top-1 (points), round {number}, own masks {own:.1f} %"
-    look = dict(x="mask of step", y="used at step", title=title, low=-limit, high=limit, colours=style.CHANGE)
+    title, bar = f"round {number}, own masks {own:.1f} %", "change of top-1 (points)"
+    look = dict(x="mask of step", y="used at step", title=title, bar=bar, low=-limit, high=limit, colours=style.CHANGE)
     return looks.step_map(change, control["step"].values, **look)
 
 

@@ -104,3 +104,8 @@ if swap is not None:
     with st.columns(2)[0]:
         st.header("Step t under the mask of step s")
         page.show(results.drawn(SWAP, analysis.swap_map), "prune swap")
+        own, chance = np.diag(swap["swap"].values[-1]).mean(), result.attrs["chance"]
+        st.caption(
+            f"After round {int(swap['round'][-1])}: from {100 * own:.1f} % under the steps' own masks, on at most "
+            f"1,000 images; chance {100 * chance:.1f} %."
+        )
