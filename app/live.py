@@ -261,14 +261,13 @@ def opened(spec: str, config: ViTConfig) -> Any:
 
 
 def accuracy_of(run: Path, model: Model) -> tuple[np.ndarray, int] | None:
-    """Top-1 after every state and the number of images: measured now or, where they are elsewhere, from the stored
-    sweep, if this model made it.
+    """Top-1 after every state and the number of images, as the stored sweep over this model's own data has it, which
+    answers at once; else measured now, where the data are at hand.
     """
-    if model.images_at_hand() is not None:
-        return model.accuracy()
     stored = results.of(run, RECURRENCE)
-    if stored is None or results.another_model(stored, run, RECURRENCE):
-        return None
+    own = origin.relative(model.origin.data), "val"
+    if stored is None or data_of(stored.attrs) != own or results.another_model(stored, run, RECURRENCE):
+        return None if model.images_at_hand() is None else model.accuracy()
     return stored["accuracy"].values[: model.config.n_steps + 1], stored.sizes["image"]
 
 
@@ -334,7 +333,12 @@ def is_of(images: Any, indices: Sequence[int], said: Mapping[str, Any]) -> bool:
 
 def is_of_data(images: Any, said: Mapping[str, Any]) -> bool:
     """Whether a result says that it is of this data, or of a part of it."""
-    return (origin.relative(images.spec), images.split) == (said.get("data"), said.get("split"))
+    return data_of(said) == (origin.relative(images.spec), images.split)
+
+
+def data_of(said: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The data and the split that a result says it is of."""
+    return said.get("data"), said.get("split")
 
 
 @st.cache_data(max_entries=4, show_spinner="drawing the images")

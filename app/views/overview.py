@@ -62,10 +62,10 @@ if about["blocks"] < about["steps"]:
     times = about["parameters_stacked"] / about["parameters"]
     page.metric(columns[4], "stacked ViT", f"{about['parameters_stacked'] / 1e6:.3f} M", f"{times:.1f}× as many")
 left, right = st.columns(2)
-with left, page.one_sentence():
-    show_accuracy()
 with right:
     show_training()
+with left, page.one_sentence():  # last: where no sweep is stored, it is measured
+    show_accuracy()
 with st.expander("Where this model comes from"):
     origin = {"checkpoint sha256": model.origin.sha256, "weights": model.origin.weights}
     st.code(json.dumps(origin | model.origin.provenance, indent=2, default=str), language=None, wrap_lines=True)

@@ -19,7 +19,7 @@ from probes.methods import parts, patches, reading
 
 Cell = tuple[int, int]  # a step and a head
 SEED = 0  # of the random directions
-ROWS = 128  # of a batch
+ROWS = 32  # of a batch
 
 
 def switched_off(off: Collection[Cell]) -> list[tuple[str, Any]]:

@@ -34,6 +34,12 @@ def test_wilson_of_half_a_hit_is_wilson_s_formula_and_no_interval_leaves_0_to_1(
     assert intervals.wilson(n, n)[1].max() == 1 and intervals.wilson(0 * n, n)[0].min() == 0
 
 
+def test_a_bootstrap_that_has_nothing_to_vary_leaves_open_what_wilson_does_and_shares_stay_within_0_and_1() -> None:
+    open_by = 1 - stats.binomtest(40, 40).proportion_ci(method="wilson").low
+    low, high = intervals.unless_constant([0.2, 0.5, 0], [0.4, 0.5, 0], [0.3, 0.5, 0], 40)
+    assert np.allclose(low, [0.2, 0.5 - open_by, 0]) and np.allclose(high, [0.4, 0.5 + open_by, open_by])
+
+
 def test_averages_of_short_floats_are_summed_in_long_ones() -> None:
     short, labels = np.random.default_rng(0).random((3000, 2)).astype(np.float32), np.arange(3000) % 7
     assert np.array_equal(intervals.averages(short, labels), intervals.averages(short.astype(np.float64), labels))

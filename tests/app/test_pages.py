@@ -10,6 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 import torch
+import xarray as xr
 from streamlit.testing.v1 import AppTest
 
 from app import contents, idea, image, page
@@ -58,9 +59,10 @@ def test_the_sidebar_says_what_is_here_and_what_makes_the_rest(runs, opened):
 # The model's pages
 
 
-def test_the_overview_counts_parameters_and_scores_every_state(tiny_runs, opened):
-    app = opened(tiny_runs, "overview")
-    model = load(tiny_runs / "tiny")
+def test_the_overview_counts_parameters_and_scores_every_state(runs, opened):
+    (runs / "tiny" / "recurrence.nc").unlink()
+    app = opened(runs, "overview")
+    model = load(runs / "tiny")
     assert f"{sum(p.numel() for p in model.parameters()) / 1e6:.3f} M" in [metric.value for metric in app.metric]
     data = open_data("shapes-easy", like=model)
     chosen = [i * len(data) // 500 for i in range(500)]
@@ -68,6 +70,17 @@ def test_the_overview_counts_parameters_and_scores_every_state(tiny_runs, opened
     with torch.no_grad():
         expected = [100 * (model(images, n_steps=k).argmax(-1) == labels).float().mean().item() for k in range(4)]
     assert curve(app, "read out") == pytest.approx(expected)
+
+
+def test_the_overview_shows_the_sweep_that_was_stored_unless_it_is_of_another_model_or_of_other_data(runs, opened):
+    path = runs / "tiny" / "recurrence.nc"
+    sweep = xr.load_dataset(path, engine="h5netcdf")
+    sweep["accuracy"][:] = 0.25
+    sweep.to_netcdf(path, engine="h5netcdf")
+    assert curve(opened(runs, "overview"), f"top-1 of {sweep.sizes['image']} images") == [25.0] * 4
+    for other in ({"data": "shapes"}, {"split": "train"}, {"checkpoint_sha256": "0" * 64}):
+        changed(path, **{name: sweep.attrs[name] for name in ("data", "split", "checkpoint_sha256")} | other)
+        assert curve(opened(runs, "overview"), "top-1 of 500 images") != [25.0] * 4
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -179,6 +192,7 @@ def test_a_run_whose_images_are_elsewhere_is_shown_from_its_results(runs, opened
             assert "folder:nowhere is opened when you ask" in words(app)
             app.button(key="open data").click().run()
             assert "not here (folder:nowhere" in words(app)
+    changed(runs / "tiny" / "recurrence.nc", data="folder:nowhere")
     assert len(curve(opened(runs, "overview"), "read out")) == 4
 
 

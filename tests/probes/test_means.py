@@ -65,3 +65,7 @@ def test_where_all_images_agree_the_interval_is_what_none_in_so_many_leaves_open
     assert plain["x_low"][0] == plain["x_high"][0] == value
     assert [bounded["x_low"][0], bounded["x_high"][0]] == pytest.approx([value - low * none, value + high * none])
     assert all(float(plain[name][1]) == float(bounded[name][1]) for name in ("x", "x_low", "x_high"))
+
+
+def test_an_interval_of_shares_does_not_go_below_none() -> None:
+    assert means.with_interval("x", xr.DataArray(np.zeros(9), dims="draw"), 40)["x_low"] == 0
