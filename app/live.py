@@ -141,6 +141,13 @@ class Model:
             raise NotAsked(f"{spec} is opened when you ask for it")
         return opened(spec, self.config)
 
+    def spec(self) -> str | None:
+        """The name of those images: their own or, where they are elsewhere, the checkpoint's."""
+        try:
+            return self.images().spec
+        except InputError:
+            return self.origin.data
+
     def flops(self) -> int:
         """Of a run on one image."""
         return flops.of_forward(self.config)
@@ -265,7 +272,7 @@ def accuracy_of(run: Path, model: Model) -> tuple[np.ndarray, int] | None:
     answers at once; else measured now, where the data are at hand.
     """
     stored = results.of(run, RECURRENCE)
-    own = origin.relative(model.origin.data), "val"
+    own = origin.relative(model.spec()), "val"
     if stored is None or data_of(stored.attrs) != own or results.another_model(stored, run, RECURRENCE):
         return None if model.images_at_hand() is None else model.accuracy()
     return stored["accuracy"].values[: model.config.n_steps + 1], stored.sizes["image"]

@@ -21,7 +21,7 @@ def choose_run(runs: list[str]) -> None:
     st.caption("here: " + (text(", ".join(here)) or "nothing"))
     missing = [result for result in RESULTS if not result.is_here(run) and result.can_be_made(run)]
     if missing:
-        with st.expander(f"missing: {len(missing)}"):
+        with st.popover(f"missing: {len(missing)}"):
             st.code("\n".join(result.made_by(run) for result in missing), language=None, wrap_lines=True)
 
 

@@ -48,7 +48,7 @@ def test_a_page_shows_a_whole_run_without_a_complaint(view, tiny_runs, opened):
 def test_the_sidebar_says_what_is_here_and_what_makes_the_rest(runs, opened):
     app = opened(runs)
     assert "here: ckpt.pt, pointing_game.nc" in words(app) and "prune_swap.nc" in words(app)
-    assert not app.sidebar.expander  # controls of pruning start from its rounds
+    assert not app.sidebar.get("popover")  # controls of pruning start from its rounds
     (runs / "tiny" / "rank.nc").unlink()
     (runs / "tiny" / "rounds").mkdir()
     made = [f"python -m probes.rank {runs}/tiny", f"python -m probes.prune --control shared --out {runs}/tiny"]
