@@ -152,19 +152,20 @@ def figure(results: Results) -> Figure:
     curve(results, "accuracy").draw(left)
     curve(results, "update").draw(middle)
     exit_curves(results).draw(right)
-    for model in style.series(results, "accuracy"):
-        if model.is_trained:
-            _mark_peak(left, model)
+    trained = [model for model in style.series(results, "accuracy") if model.is_trained]
+    for place, model in enumerate(trained):
+        _mark_peak(left, model, place)
     left.set_title("read out after k steps (dotted: trained for)", fontsize=9)
     middle.set_title("relative update", fontsize=9)
     return fig
 
 
-def _mark_peak(ax: Axes, model: style.Model) -> None:
+def _mark_peak(ax: Axes, model: style.Model, place: int) -> None:
+    """A mark at the highest accuracy, said in words one below the other."""
     best, accuracy = peak(model.numbers)
     ax.plot(best, 100 * accuracy, "v", color=model.colour)
-    place = dict(xytext=(4, 4), textcoords="offset points", fontsize=7)
-    ax.annotate(f"{best}: {100 * accuracy:.1f} %", (best, 100 * accuracy), **place)
+    look = dict(color=model.colour, fontsize=7, ha="right", transform=ax.transAxes)
+    ax.text(0.98, 0.36 - 0.07 * place, f"peak {100 * accuracy:.1f} % after {best}", **look)
 
 
 FIGURES = {"steps": figure}
