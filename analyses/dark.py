@@ -8,14 +8,16 @@ from matplotlib.figure import Figure
 
 from analyses import style
 
-GROUND, INK = "#0e1117", style.ON_DARK[style.INK]  # the ground is Streamlit's
+GROUND, INK = "#171614", style.ON_DARK[style.INK]  # the ground is Streamlit's
 IN_PLACE_OF = {"#000000": INK, "#ffffff": GROUND} | style.ON_DARK
 KINDS = ("color", "facecolor", "edgecolor", "markerfacecolor", "markeredgecolor")
 
 
 def on_dark(figure: Figure) -> Figure:
-    """The figure with light ink on a dark ground; it is changed itself. What a colour map colours stays."""
+    """The figure with light ink and no ground of its own; it is changed itself. What a colour map colours stays."""
+    figure.set_facecolor("none")
     for ax in figure.axes:
+        ax.set_facecolor("none")
         ax.tick_params(which="both", colors=INK, grid_color=INK)
     for artist in figure.findobj(lambda artist: not isinstance(artist, ScalarMappable) or artist.get_array() is None):
         for kind in KINDS:

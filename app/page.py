@@ -108,6 +108,12 @@ def download(label: str, content: Callable[[], str | bytes], file: str, kind: st
     st.download_button(label, content, file.replace(" ", "_"), kind, key=f"save {file}", on_click="ignore")
 
 
+def tiles(n: int, width: int) -> list[Any]:
+    """Places of so many pixels' width side by side, as many in a row as the window has room for."""
+    row = st.container(horizontal=True)
+    return [row.container(width=width) for _ in range(n)]
+
+
 def metric(column: Any, title: str, value: str, beside: str | None = None, *, help: str | None = None) -> None:
     """A number, and under it, in grey, what it is to be read beside, in full: its chance level or interval."""
     place = column.container(gap=None)
