@@ -50,7 +50,7 @@ def steps(model: models.BViT) -> list[int]:
 
 def circuits(step: Step) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Factors of W_QK and W_OV of every head, a row vector times them: [head d_model d_head], [head d_head d_model]."""
-    norm, n_heads = step.shared.block.norm1, step.attn.own.n_heads
+    norm, n_heads = step.shared.block.norm1, step.attn.half.n_heads
     weight = step.weight("qkv").double() * norm.weight.double()
     if norm.is_centred:
         weight = weight - weight.mean(1, keepdim=True)

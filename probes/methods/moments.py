@@ -126,7 +126,7 @@ def through_fc1(model: BViT, inputs: Moments) -> Moments:
     """The moments of fc1's output, exactly, from its input's: a linear map of the rows is one of their moments."""
     steps = model.blocks
     weight = torch.stack([step.weight("fc1").detach().double() for step in steps])
-    bias = torch.stack([step.mlp.own.fc1.bias.detach().double() for step in steps])
+    bias = torch.stack([step.mlp.half.fc1.bias.detach().double() for step in steps])
     shift = (weight @ inputs.shift.double()[..., None])[..., 0] + bias
     total = (weight @ inputs.total[..., None])[..., 0]
     return Moments(shift, inputs.count, total, weight @ inputs.gram @ weight.mT)
