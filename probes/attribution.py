@@ -128,14 +128,14 @@ class Run:
 
     wires: circuits.Circuits
     reference: references.Reference
-    of_model: torch.Tensor
+    class_of_label: torch.Tensor
     points: int
 
     @classmethod
     def of(cls, model: models.BViT, data: probe.Pass, attributed: probe.Pass, corrupt: str, points: int) -> Run:
-        of_model, wires = data.classes_of(model), circuits.Circuits(model)
+        class_of_label, wires = data.classes_of(model), circuits.Circuits(model)
         make = {"mean": references.mean, "image": references.other_image}[corrupt]
-        return cls(wires, make(wires, replace(attributed, label="reference")), of_model, points)
+        return cls(wires, make(wires, replace(attributed, label="reference")), class_of_label, points)
 
     @property
     def graph(self) -> graphs.Graph:
@@ -147,7 +147,7 @@ class Run:
         bytes_of_image = 4 * config.n_steps * 3 * config.n_heads * config.n_tokens * config.d_model * 4
         size = max(1, BYTES // bytes_of_image)
         reference, z = self.reference(batch), references.embedded(self.wires, batch.images)
-        target = self.of_model[batch.labels].to(z.device)
+        target = self.class_of_label[batch.labels].to(z.device)
         for first in range(0, len(z), size):
             own = slice(first, first + size)
             there = reference if reference.shape[1] == 1 else reference[:, own]

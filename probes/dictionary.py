@@ -77,14 +77,14 @@ def measure(
         thumbnails: keep the pixels of a few of them for figures and dashboard.
     """
     refuse_options(model, expansion, k, updates, fit_images, images, effects, n_top)
-    of_model, (fitting, measuring) = data.classes_of(model), probe.split(data, fit_images)
+    class_of_label, (fitting, measuring) = data.classes_of(model), probe.split(data, fit_images)
     measuring, choosing = measuring.sample(images), fitting.sample(min(N_CHOSEN, images))
     trained = coding.train(model, fitting, dict(expansion=expansion, k=k, updates=updates, separate=_separate))
     of_chosen, known = (concepts.of_images(walk, model.config.patch_size) for walk in (choosing, measuring))
     choice = features.chosen(trained.coded, choosing, of_chosen)
     result = numbers(trained, measuring, known, choice, n_top).assign(matches(known, choice))
-    result = result.assign(switching.switched(trained, fitting, measuring, of_model, effects))
-    result = result.assign(switching.replaced(trained, fitting, measuring, of_model))
+    result = result.assign(switching.switched(trained, fitting, measuring, class_of_label, effects))
+    result = result.assign(switching.replaced(trained, fitting, measuring, class_of_label))
     if thumbnails:
         result = result.assign(pictures(result, measuring, model.config))
     n = result.attrs["n_measured"]
@@ -99,7 +99,7 @@ def measure(
         n_chosen=len(choosing),
         n_switched=min(switching.N_SWITCHED, len(measuring)),
         side=model.config.side,
-        note="" if n >= 100 else f"only {n} images: read the intervals",
+        note=probe.note_on(n),
     )
 
 

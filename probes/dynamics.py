@@ -114,7 +114,7 @@ def about(rows: motion.Rows, measured: xr.Dataset) -> dict[str, Any]:
         tolerance=TOLERANCE,
         n_measured=n,
         n_unreadable=measured.attrs["n_unreadable"],
-        note="" if n >= 100 else f"only {n} images: read the intervals",
+        note=probe.note_on(n),
     )
 
 

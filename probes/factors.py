@@ -63,7 +63,7 @@ def measure(model: models.BViT, images: Any, *, fit_images: int = 4096) -> xr.Da
         n_fitted=len(fitting),
         n_measured=n,
         n_unreadable=n_unreadable + measured.attrs["n_unreadable"],
-        note="" if n >= 100 else f"only {n} images: read the intervals",
+        note=probe.note_on(n),
     )
 
 

@@ -64,14 +64,14 @@ def measure(
     )
     if model.config.n_classes < 2:
         raise InputError("the model tells no classes apart, so its states say nothing; name a checkpoint with a head")
-    of_model, (fitting, measuring) = images.classes_of(model), probe.split(images, fit_images)
+    class_of_label, (fitting, measuring) = images.classes_of(model), probe.split(images, fit_images)
     readout = reading.Readout(model)
     rows = fitting.over(lambda batch: {"rows": (("image", "state", "d"), rows_of(readout, batch.images))})
     every = fit(readout, fitting, rows, updates, jacobian_images)
-    measured = measuring.over(lambda batch: read(readout, every, batch, of_model, measuring))
+    measured = measuring.over(lambda batch: read(readout, every, batch, class_of_label, measuring))
     result = summary(readout, measured, list(every), measuring)
     if thumbnails:
-        result = result.assign(examples(readout, every, measuring, measured["position"].values, of_model))
+        result = result.assign(examples(readout, every, measuring, measured["position"].values, class_of_label))
     n = len(measured["position"])
     return result.assign_attrs(
         chance=1 / model.config.n_classes,
@@ -81,7 +81,7 @@ def measure(
         updates=updates,
         jacobian_images=min(jacobian_images, rows.sizes["image"]),
         n_unreadable=rows.attrs["n_unreadable"] + measured.attrs["n_unreadable"],
-        note="" if n >= 100 else f"only {n} images: read the intervals",
+        note=probe.note_on(n),
     )
 
 
@@ -123,12 +123,12 @@ def read(
     readout: reading.Readout,
     every: dict[str, lenses.Lens],
     batch: stream.Batch,
-    of_model: torch.Tensor,
+    class_of_label: torch.Tensor,
     walk: probe.Pass,
 ) -> probe.Reading:
     """What one batch leaves: sums of everything that has a mean, and depth and flips of each image."""
     model, device = readout.model, readout.model.pos_embed.device
-    labels, kept, states, said = of_model[batch.labels].to(device), {}, [], []
+    labels, kept, states, said = class_of_label[batch.labels].to(device), {}, [], []
     table = None
     if batch.masks is not None:
         table = pointing.score_table(batch.masks.to(device), batch.labels.to(device), model.config.patch_size)
@@ -235,13 +235,13 @@ def examples(
     every: dict[str, lenses.Lens],
     walk: probe.Pass,
     position: np.ndarray,
-    of_model: torch.Tensor,
+    class_of_label: torch.Tensor,
 ) -> dict[str, Any]:
     """Pixels of a few images, what each patch says at every state and how sure it is of the class, and the answers."""
     model, config = readout.model, readout.model.config
     shown = np.array(stream.evenly(len(position), N_SHOWN))
     items = [walk.data[int(i)] for i in position[shown]]
-    labels = of_model[torch.tensor([int(item[1]) for item in items])].to(model.pos_embed.device)
+    labels = class_of_label[torch.tensor([int(item[1]) for item in items])].to(model.pos_embed.device)
     side, said, sure, rows = config.side, [], [], []
     with torch.inference_mode():
         for z in reading.states_of(model, torch.stack([item[0] for item in items])):

@@ -68,8 +68,8 @@ def measure(
     strongest = registers.Neurons.strongest(by_block, neurons)
     random = registers.Neurons.random(*by_block.shape, len(strongest.neuron), images.seed)
     every, limits = (strongest, random), sorted({*TIMES, times})
-    of_model = images.classes_of(model)
-    measured = measuring.over(lambda batch: read(model, other, batch, every, limits, of_model, measuring))
+    class_of_label = images.classes_of(model)
+    measured = measuring.over(lambda batch: read(model, other, batch, every, limits, class_of_label, measuring))
     side, n, result = config.side, len(measured["position"]), xr.Dataset()
     for name, drawn in means.drawn(measured).items():
         bounded = dict(n=n, least=LEAST[name]) if name in LEAST else {}
@@ -96,7 +96,7 @@ def measure(
             n_chosen_on=len(choosing),
             n_measured=n,
             n_unreadable=measured.attrs["n_unreadable"],
-            note="" if n >= 100 else f"only {n} images: read the intervals",
+            note=probe.note_on(n),
         )
     )
 
@@ -190,11 +190,11 @@ def read(
     batch: stream.Batch,
     neurons: tuple[registers.Neurons, registers.Neurons],
     limits: list[float],
-    of_model: torch.Tensor,
+    class_of_label: torch.Tensor,
     walk: probe.Pass,
 ) -> probe.Reading:
     """What one batch leaves: norms and answers under every condition, and who writes the largest patch."""
-    labels, n_patches = of_model[batch.labels].to(model.pos_embed.device), model.config.n_patches
+    labels, n_patches = class_of_label[batch.labels].to(model.pos_embed.device), model.config.n_patches
     with torch.inference_mode():
         states, written = of_steps(model, batch, neurons, walk)
         of = [of_states(*condition, limits, labels) for condition in conditions(model, other, states, batch, neurons)]

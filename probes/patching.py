@@ -83,16 +83,18 @@ def measure(
         (shifts >= 0, f"--shifts is {shifts}, it cannot be negative"),
         (model.trained.n_classes > 0, "the model has no classifier to read out; name a checkpoint with one"),
     )
-    factors, of_model = tuple(dict.fromkeys(factor or of_images.default_factors(data.data))), data.classes_of(model)
+    factors = tuple(dict.fromkeys(factor or of_images.default_factors(data.data)))
+    class_of_label = data.classes_of(model)
     candidates = [of_pairs(data, of_images.differing(data.data, name, pairs), name) for name in factors]
-    walks = [answered(model, walk, of_model) for walk in candidates] if _right else candidates
-    result = xr.concat([of_factor(model, walk, of_model) for walk in walks], xr.Variable("factor", list(factors)))
+    walks = [answered(model, walk, class_of_label) for walk in candidates] if _right else candidates
+    result = xr.concat([of_factor(model, walk, class_of_label) for walk in walks], xr.Variable("factor", list(factors)))
     if maps:
-        examples = [of_tokens(model, walk, of_model, maps) for walk in walks]
+        examples = [of_tokens(model, walk, class_of_label, maps) for walk in walks]
         of_example = np.repeat(factors, [example.sizes["pair"] for example in examples])
         result = result.merge(xr.concat(examples, "pair").assign(pair_factor=("pair", of_example)))
     if shifts:
-        result = result.merge(shifted(model, of_pairs(data, of_images.differing(data.data, "image", shifts)), of_model))
+        donors = of_pairs(data, of_images.differing(data.data, "image", shifts))
+        result = result.merge(shifted(model, donors, class_of_label))
     n_kept = np.array([len(walk) for walk in walks])
     result = result.assign_coords(step=np.arange(model.config.n_steps), head=np.arange(model.config.n_heads))
     n_left_out = np.array([len(walk) for walk in candidates]) - n_kept
@@ -109,14 +111,14 @@ def of_pairs(data: probe.Pass, pairs: of_images.Pairs, what: str = "steps") -> p
     return replace(data, data=pairs, batch_size=max(1, data.batch_size // 8), label=f"{data.label}, {what}")
 
 
-def answered(model: models.BViT, walk: probe.Pass, of_model: torch.Tensor) -> probe.Pass:
+def answered(model: models.BViT, walk: probe.Pass, class_of_label: torch.Tensor) -> probe.Pass:
     """The pairs of a walk whose images, both, the model is right on."""
 
     def read(batch: stream.Batch) -> probe.Reading:
         logits = plain_logits(model, batch.images.to(model.pos_embed.device))
         if not logits.isfinite().all():
             raise InputError("the model's answers are not finite; the checkpoint diverged, use an earlier one")
-        answers = of_model[walk.data.answers[batch.index]].to(logits.device)
+        answers = class_of_label[walk.data.answers[batch.index]].to(logits.device)
         return {"right": ("image", (logits.argmax(-1) == answers).all(1))}
 
     measured = walk.over(read)
@@ -138,7 +140,7 @@ def plain_logits(model: models.BViT, images: torch.Tensor) -> torch.Tensor:
 # Effects
 
 
-def of_factor(model: models.BViT, walk: probe.Pass, of_model: torch.Tensor) -> xr.Dataset:
+def of_factor(model: models.BViT, walk: probe.Pass, class_of_label: torch.Tensor) -> xr.Dataset:
     """Effects of patching groups of tokens, and heads, with their intervals."""
     config = model.config
 
@@ -147,7 +149,7 @@ def of_factor(model: models.BViT, walk: probe.Pass, of_model: torch.Tensor) -> x
         places = config.n_prefix, config.n_tokens, config.patch_size
         tokens = of_images.groups(batch.masks, torch.as_tensor(labels), *places).to(model.pos_embed.device)
         masks = dict.fromkeys(patches.SITES, tokens[..., None]) | {"z": patches.each_head(model, len(labels))}
-        apart, moved = effects(model, batch.images, of_model[labels], masks, SOURCES, 8 * walk.batch_size)
+        apart, moved = effects(model, batch.images, class_of_label[labels], masks, SOURCES, 8 * walk.batch_size)
         is_there = tokens.any(-1)[:, None, None, None, None]
         of_groups = torch.stack([moved[site] for site in patches.SITES], -2).where(is_there, torch.nan)
         return {
@@ -209,13 +211,13 @@ def difference(logits: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
     return clean - corrupt
 
 
-def of_tokens(model: models.BViT, walk: probe.Pass, of_model: torch.Tensor, maps: int) -> xr.Dataset:
+def of_tokens(model: models.BViT, walk: probe.Pass, class_of_label: torch.Tensor, maps: int) -> xr.Dataset:
     """The effect of every token alone, of a few pairs spread evenly, and their pixels."""
     pairs, config = walk.data.only(np.array(stream.evenly(len(walk), maps))), model.config
 
     def read(batch: stream.Batch) -> probe.Reading:
         masks = dict.fromkeys(patches.SITES, patches.each_token(model, len(batch.images)))
-        answers = of_model[pairs.answers[batch.index]]
+        answers = class_of_label[pairs.answers[batch.index]]
         apart, moved = effects(model, batch.images, answers, masks, SOURCES[:1], 8 * walk.batch_size)
         tokens = torch.stack([moved[site][:, 0] for site in patches.SITES], -2)
         return {"token_effect": (("image", "direction", "step", "site", "token"), tokens / apart[:, *[None] * 4])}
@@ -233,9 +235,9 @@ def of_tokens(model: models.BViT, walk: probe.Pass, of_model: torch.Tensor, maps
 # Step-shifted
 
 
-def shifted(model: models.BViT, walk: probe.Pass, of_model: torch.Tensor) -> xr.Dataset:
+def shifted(model: models.BViT, walk: probe.Pass, class_of_label: torch.Tensor) -> xr.Dataset:
     """Accuracy and margin when a step gets what another step of this image had, or of one of another class."""
-    measured = walk.over(lambda batch: read_shifted(model, batch, of_model[batch.labels], 8 * walk.batch_size))
+    measured = walk.over(lambda batch: read_shifted(model, batch, class_of_label[batch.labels], 8 * walk.batch_size))
     photographs, n = walk.photographs(measured["position"]), measured.sizes["image"]
     found = {"n_shifted": ((), n)}
     for name, margins in measured.data_vars.items():

@@ -122,17 +122,17 @@ def as_control(result: xr.Dataset, *, kept: Sequence[str] | Callable[[xr.Dataset
 
 def attributes(model: models.BViT, images: Pass, *, started: float) -> dict[str, Any]:
     """What a result says of where it comes from; plain strings and numbers, no absolute path."""
-    of_model, made = model.origin, origin.provenance(images.seed)
+    provenance = origin.provenance(images.seed)
     return {
-        "source": origin.relative(of_model.source),
-        "weights": of_model.weights,
-        "checkpoint_sha256": of_model.sha256 or checkpoint.state_sha256(model.state_dict()),
+        "source": origin.relative(model.origin.source),
+        "weights": model.origin.weights,
+        "checkpoint_sha256": model.origin.sha256 or checkpoint.state_sha256(model.state_dict()),
         "config": json.dumps(model.trained.to_dict()),
         **({} if images.data is None else of_data(images)),
         "seed": images.seed,
-        "command": made["command"],
-        "versions": json.dumps(made["versions"]),
-        "machine": made["machine"],
+        "command": provenance["command"],
+        "versions": json.dumps(provenance["versions"]),
+        "machine": provenance["machine"],
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": round(time.time() - started, 1),
     }
@@ -149,17 +149,29 @@ def of_data(images: Pass) -> dict[str, Any]:
     }
 
 
+def note_on(n_images: int) -> str:
+    """The `note` of a result of few images, whose intervals are wide; empty from 100 images on."""
+    return "" if n_images >= 100 else f"only {n_images} images: read the intervals"
+
+
 def refuse_unmeasurable(model: models.BViT) -> None:
-    """A model is measured in float32, and its weights are finite."""
-    held, config = model.pos_embed.dtype, model.config
-    require((held == torch.float32, f"the model holds {held}, a probe measures in float32; call model.float() first"))
+    """`InputError` for a model that is not in float32, or whose weights are not finite."""
+    dtype = model.pos_embed.dtype
+    require((dtype == torch.float32, f"the model holds {dtype}, a probe measures in float32; call model.float() first"))
     for name, value in model.named_parameters():
         if not value.isfinite().all():
-            block = re.match(r"core\.(\d+)\.", name)
-            step = block and next(t for t in range(config.n_steps) if config.block_of(t) == int(block[1]))
-            read_out = name.startswith(("head.", "norm."))
-            place = "in the read-out" if read_out else "from the embedding on" if step is None else from_step(step)
-            raise InputError(f"activations are not finite {place}: {name} is not; {DIVERGED}")
+            raise InputError(f"activations are not finite {first_use(name, model)}: {name} is not; {DIVERGED}")
+
+
+def first_use(parameter: str, model: models.BViT) -> str:
+    """Where in a run a parameter is first used, in words."""
+    if parameter.startswith(("head.", "norm.")):
+        return "in the read-out"
+    block = re.match(r"core\.(\d+)\.", parameter)
+    if block is None:
+        return "from the embedding on"
+    config = model.config
+    return from_step(next(t for t in range(config.n_steps) if config.block_of(t) == int(block[1])))
 
 
 DIVERGED = "the checkpoint diverged, use an earlier one"

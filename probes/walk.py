@@ -119,6 +119,11 @@ class Pass:
         """Which photograph each item is of, by its position; a photograph of several classes has several: [image]."""
         return self.about.photographs[np.asarray(position)]
 
+    def factors(self) -> dict[str, np.ndarray] | None:
+        """What the embedded data rendered each image from, by name: [image] each. None for any other data."""
+        whole = datasets.unwrapped(self.data)
+        return whole.factors(self.about.indices) if hasattr(whole, "factors") else None
+
     def classes_of(self, model: models.BViT) -> torch.Tensor:
         """The model's index of each class of the data [label]; raises `InputError` where it lacks one."""
         names = model.config.classes or list(map(str, range(model.config.n_classes)))

@@ -76,6 +76,13 @@ def describe(data: Any) -> About:
     )
 
 
+def unwrapped(data: Any) -> Any:
+    """The data set that a Subset, or a Subset of one, is taken from."""
+    while isinstance(data, Subset):
+        data = data.dataset
+    return data
+
+
 def require_masks(data: Any) -> None:
     """Refuse a data set without masks, where a probe needs them."""
     about = describe(data)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from models.loop import Loop, Order
-from probes.methods.reading import Readout
+from probes.methods.reading import Readout, states_from
 
 FITTED = ("tuned", "powers", "same")
 JACOBIAN = ("jacobian", "expansion")
@@ -110,9 +110,7 @@ def jacobian_sum(readout: Readout, images: Tensor) -> Tensor:
     """
     model = readout.model
     with torch.enable_grad():
-        states = [model.embed(images).detach().requires_grad_()]
-        for t in range(model.config.n_steps):
-            states.append(model.run_steps(states[-1], t, t + 1))
+        states = list(states_from(model, model.embed(images).detach().requires_grad_()))
         last = readout.rows(states.pop())
         by_output = []
         for i in range(last.shape[1]):

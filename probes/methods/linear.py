@@ -16,6 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from models import loop
 from models.data import stream
 from models.vit import BViT
+from probes.methods.reading import states_of
 from probes.walk import Pass
 
 L2 = (1e-3, 1e-2, 1e-1)  # penalties that are tried; on |w|^2 / 2, beside the mean loss
@@ -39,11 +40,8 @@ class Linear:
 
 def states(model: BViT, images: torch.Tensor) -> Iterator[Float[torch.Tensor, "image d"]]:
     """The CLS state after 0 .. T steps, under the final norm."""
-    z = model.embed(images)
-    for k in range(model.config.n_steps + 1):
+    for z in states_of(model, images):
         yield model.norm(z[:, 0])
-        if k < model.config.n_steps:
-            z = model.run_steps(z, k, k + 1)
 
 
 def fitting(model: BViT, train: Pass) -> Pass:

@@ -81,11 +81,7 @@ def elsewhere(whole: datasets.About, start: int, clean: int, taken: np.ndarray) 
 
 def default_factors(data: Any) -> tuple[str, ...]:
     """The factors that the data can render, else other images."""
-    return shapes.FACTORS if hasattr(innermost(data), "with_changed") else ("image",)
-
-
-def innermost(data: Any) -> Any:
-    return innermost(data.dataset) if isinstance(data, Subset) else data
+    return shapes.FACTORS if hasattr(datasets.unwrapped(data), "with_changed") else ("image",)
 
 
 def with_changed(data: Any, factor: str) -> Any:

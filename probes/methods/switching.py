@@ -17,6 +17,7 @@ from probes.methods import means, parts
 from probes.methods.activations import TOKENS, Scale, ffn_input, tokens
 from probes.methods.coding import Coded, Trained
 from probes.methods.dictionaries import Dictionary
+from probes.methods.reading import states_from
 from probes.walk import Pass, Reading
 
 AT_ONCE = 4  # features switched off in one batch
@@ -62,9 +63,8 @@ def importance(coded: Coded, images: Tensor, labels: Tensor) -> dict[str, Tensor
     images: [feature] by kind of token. Only good for choosing: a state holds what the one before it held.
     """
     with torch.enable_grad():
-        states = [coded.model.embed(images.to(coded.model.pos_embed.device)).detach().requires_grad_()]
-        for t in range(coded.model.config.n_steps):
-            states.append(coded.model.run_steps(states[-1], t, t + 1))
+        start = coded.model.embed(images.to(coded.model.pos_embed.device)).detach().requires_grad_()
+        states = list(states_from(coded.model, start))
         gradients = torch.autograd.grad(margins(coded.model.read_out(states[-1]), labels).sum(), states)
     total: dict[str, Any] = dict.fromkeys(coded.dictionaries, 0)
     with torch.no_grad():
@@ -104,19 +104,19 @@ def through(dictionary: Dictionary, rows: Tensor, place: int) -> Tensor:
 # Over a pass of images
 
 
-def switched(trained: Trained, fitting: Pass, images: Pass, of_model: Tensor, n: int) -> dict[str, Any]:
+def switched(trained: Trained, fitting: Pass, images: Pass, class_of_label: Tensor, n: int) -> dict[str, Any]:
     """What is lost without the features that matter most to first order, beside as large a change elsewhere."""
     coded = trained.coded["dictionary"]
 
     def rank(batch: Batch) -> Reading:
-        every = importance(coded, batch.images, of_model[batch.labels].to(trained.scales["cls"].mean.device))
+        every = importance(coded, batch.images, class_of_label[batch.labels].to(trained.scales["cls"].mean.device))
         return {"importance": (("token", "feature"), torch.stack(list(every.values())))}
 
     ranked = fitting.sample(N_RANKED).over(rank)["importance"].values / min(N_RANKED, len(fitting))
     tested = torch.from_numpy(np.argsort(-ranked, 1, kind="stable")[:, :n].copy())
 
     def read(batch: Batch) -> Reading:
-        labels = of_model[batch.labels].to(trained.scales["cls"].mean.device)
+        labels = class_of_label[batch.labels].to(trained.scales["cls"].mean.device)
         changes = []
         with torch.inference_mode():
             z = trained.model.embed(batch.images.to(labels.device))
@@ -152,7 +152,7 @@ def scores(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.stack([margins(logits, labels), (logits.argmax(-1) == labels).float()])
 
 
-def replaced(trained: Trained, fitting: Pass, images: Pass, of_model: Tensor) -> dict[str, Any]:
+def replaced(trained: Trained, fitting: Pass, images: Pass, class_of_label: Tensor) -> dict[str, Any]:
     """Answers that stay right, and the same, when all states or the FFN of all steps are replaced."""
     model, mean = trained.model, parts.substitute(trained.model, fitting.sample(N_MEAN), "mean")
     put_mean = [
@@ -167,7 +167,7 @@ def replaced(trained: Trained, fitting: Pass, images: Pass, of_model: Tensor) ->
     }
 
     def read(batch: Batch) -> Reading:
-        labels, answers = of_model[batch.labels].to(mean.values["hook_mlp_out"].device), []
+        labels, answers = class_of_label[batch.labels].to(mean.values["hook_mlp_out"].device), []
         with torch.inference_mode():
             for change, of_ffn in ways.values():
                 with model.hooks(of_ffn):

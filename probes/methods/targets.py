@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
-from torch.utils.data import Subset
 
 from models.data import shapes
 from probes.walk import Pass
@@ -105,7 +104,7 @@ def of_data(images: Pass) -> list[Group]:
     about = images.about
     everywhere = np.ones(len(images), dtype=bool)
     of_class = Factor("class", about.labels, len(about.classes))
-    known = embedded(images)
+    known = images.factors()
     if known is None:
         return [Group.of(everywhere, (of_class,), images.seed)]
     numbers = {
@@ -135,11 +134,3 @@ def of_data(images: Pass) -> list[Group]:
 def circular(angle: np.ndarray) -> np.ndarray:
     """Angles in radians [image] as cosine and sine [image 2]."""
     return np.stack([np.cos(angle), np.sin(angle)], 1)
-
-
-def embedded(images: Pass) -> dict[str, np.ndarray] | None:
-    """What the images were made from, where the data knows it."""
-    whole = images.data
-    while isinstance(whole, Subset):
-        whole = whole.dataset
-    return whole.factors(images.about.indices) if hasattr(whole, "factors") else None
