@@ -43,12 +43,14 @@ class Factor:
         values = torch.from_numpy(self.values[images])
         return one_hot(values, self.n_classes).double() if self.n_classes else values
 
-    def error(self, said: Tensor, images: np.ndarray) -> Tensor:
-        """How wrong columns [... image column] are: 1 for another class, the squared distance of numbers."""
-        values = torch.from_numpy(self.values[images]).to(said.device)
+    def error(self, read: Tensor, images: np.ndarray) -> Tensor:
+        """How wrong the columns that were read [... image column] are: 1 for another class, the squared distance of
+        numbers.
+        """
+        values = torch.from_numpy(self.values[images]).to(read.device)
         if self.n_classes:
-            return (said.argmax(-1) != values).double()
-        return (said - values).square().sum(-1)
+            return (read.argmax(-1) != values).double()
+        return (read - values).square().sum(-1)
 
 
 @dataclass(frozen=True)
