@@ -82,15 +82,15 @@ TOKENS = ("cls_token", "dist_token", "pos_embed", "register_tokens", "reg_token"
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a file holds: parameters under timm's names, which weights they are, and the heads where it says so."""
+class ForeignWeights:
+    """Parameters under timm's names, which weights of a training they are, and the heads, where the file says so."""
 
     state: State
     weights: Weights
     n_heads: int | None = None
 
 
-def read(file: Path, weights: Weights = "ema") -> Found:
+def read(file: Path, weights: Weights = "ema") -> ForeignWeights:
     """The weights in a file under timm's names; of several, the average over training (``ema``) or the last (``raw``).
 
     `file`: a state dict in torch's format, .safetensors, the .npz of the original ViT, or a folder that Hugging Face
@@ -105,10 +105,10 @@ def read(file: Path, weights: Weights = "ema") -> Found:
         return _original(file)
     content, is_averaged = _unwrapped(_opened(file), weights)
     state = {name: value.detach() for name, value in content.items() if isinstance(value, Tensor)}
-    naming, prefix = _found(state, weights, file)
+    naming, prefix = _naming_and_prefix(state, weights, file)
     state = _without_representation(_below(state, prefix), file)
     state = _converted(_renamed(state, naming), file)
-    return Found(state, "ema" if is_averaged or IS_AVERAGED.search(prefix) else "raw")
+    return ForeignWeights(state, "ema" if is_averaged or IS_AVERAGED.search(prefix) else "raw")
 
 
 def _opened(file: Path) -> dict[str, Any]:
@@ -136,8 +136,8 @@ def _unwrapped(content: dict[str, Any], weights: Weights) -> tuple[dict[str, Any
     return content, False
 
 
-def _found(state: State, weights: Weights, file: Path) -> tuple[str, str]:
-    """How a model's parameters are named, and the prefix that they bear."""
+def _naming_and_prefix(state: State, weights: Weights, file: Path) -> tuple[str, str]:
+    """Whose names (a key of `PATCHES`) a model's parameters have, and the prefix before them."""
     places = []
     for naming, patches in PATCHES.items():
         pattern = re.compile(rf"((?:.*\.)?){patches}")
@@ -214,7 +214,7 @@ def _converted(state: State, file: Path) -> State:
 # The original ViT's files
 
 
-def _original(file: Path) -> Found:
+def _original(file: Path) -> ForeignWeights:
     """A .npz of the original ViT through timm's reader, into a ViT of the file's own size."""
     try:
         with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as arrays:
@@ -233,7 +233,7 @@ def _original(file: Path) -> Found:
     state = {name: value.detach() for name, value in model.state_dict().items()}
     representation = {name: state["norm.bias"] for name in shapes if name.startswith("pre_logits")}
     state = _without_representation(state | representation, file)
-    return Found(state, "raw", model.blocks[0].attn.num_heads)
+    return ForeignWeights(state, "raw", model.blocks[0].attn.num_heads)
 
 
 def _of_size(shapes: dict[str, tuple[int, ...]]) -> vision_transformer.VisionTransformer:

@@ -46,8 +46,8 @@ def _loaded(source: str | Path | nn.Module, weights: Weights) -> BViT:
     kind, _, rest = str(source).partition(":")
     if kind == "timm":
         name, _, file = rest.partition("@")
-        module, held = timm_bridge.create(name, Path(os.path.expanduser(file)) if file else None, weights)
-        return _of_timm(module, str(source), "init" if weights == "init" else held)
+        vit, kind_of_weights = timm_bridge.create(name, Path(os.path.expanduser(file)) if file else None, weights)
+        return _of_timm(vit, str(source), "init" if weights == "init" else kind_of_weights)
     if kind == "hf":
         return _of_hub(rest, weights)
     if str(source) in presets() and not os.path.exists(source):
@@ -62,8 +62,9 @@ def _of_hub(repo: str, weights: Weights) -> BViT:
     """A model of the hub, or of a folder laid out as one: its ``ckpt.pt`` where it has one, which holds the raw weights
     and rebuilds the untrained ones, else its safetensors.
     """
+    run = Path(repo) if Path(repo).is_dir() else named_run(repo)
     try:
-        path, run = hub.fetched(repo, "ckpt.pt", {}), Path(repo) if Path(repo).is_dir() else named_run(repo)
+        path = hub.fetched(repo, "ckpt.pt", {})
     except InputError:
         model = BViT.from_pretrained(repo)
         if weights == "init" or (weights == "raw" and model.origin.weights != "raw"):
