@@ -68,10 +68,11 @@ def bounds(result: xr.Dataset, how: str) -> tuple[np.ndarray, np.ndarray]:
 
 def table(result: xr.Dataset) -> str:
     """What the command prints: nodes of every step, how far to trust them, the strongest edges, the circuit."""
-    said, parts = result.attrs, result["part"].values
+    attrs, parts = result.attrs, result["part"].values
     lines = [
         f"attribution: {result.sizes['image']} images; the logit difference of the answer is "
-        f"{float(result['clean']):.2f}, {float(result['corrupted']):.2f} with everything corrupted ({said['corrupt']})",
+        f"{float(result['clean']):.2f}, {float(result['corrupted']):.2f} with everything corrupted "
+        f"({attrs['corrupt']})",
         style.row("lost without (logits)", [*parts, "untrained"], 10),
         *(_step_line(result, step) for step in range(result.sizes["step"])),
     ]
@@ -167,20 +168,36 @@ def node_map(result: xr.Dataset, how: str = "integrated", title: str = "") -> lo
     """Effects of heads and FFN over the steps, about zero."""
     values = result["node"].sel(how=how).transpose("part", "step").values
     steps, most = [int(step) + 1 for step in result["step"].values], float(np.abs(values).max()) or 1.0
-    look = dict(y="", bar="lost without it (logits)", title=title, colours=style.CHANGE, low=-most, high=most)
     beside = {}
     if "node_of_image" in result:
         low, high = bounds(result, how)
         beside = {"95 % from": low.T, "to": high.T}
-    return looks.Map(values, steps, result["part"].values.tolist(), beside=beside, **look)
+    return looks.Map(
+        values,
+        steps,
+        result["part"].values.tolist(),
+        beside=beside,
+        y="",
+        bar="lost without it (logits)",
+        title=title,
+        colours=style.CHANGE,
+        low=-most,
+        high=most,
+    )
 
 
 def edge_map(result: xr.Dataset, how: str = "integrated") -> looks.Map:
     """Who writes to whom: sum of |effect| between steps."""
     values = step_to_step(result, how)
     values[np.tril_indices(len(values), -1)] = np.nan
-    look = dict(x="read at step", y="written at step", bar="sum of |effect| (logits)", title="edges between steps")
-    return looks.step_map(values, range(len(values)), **look)
+    return looks.step_map(
+        values,
+        range(len(values)),
+        x="read at step",
+        y="written at step",
+        bar="sum of |effect| (logits)",
+        title="edges between steps",
+    )
 
 
 def circuit_curves(results: Results) -> looks.Curves:
@@ -193,10 +210,27 @@ def circuit_curves(results: Results) -> looks.Curves:
             lines.append(looks.Line(x, kept, **model.look(how, dash=dash)))
         random = 100 * faithfulness(model.numbers, "random_difference").values
         colour = model.colour if model.name else style.CHANCE
-        look = dict(label=f"{model.name} random edges".strip(), colour=colour, dash="dot")
-        lines.append(looks.Line(x, random.mean(0), random.min(0), random.max(0), **look))
-    look = dict(x="edges kept", y="logit difference kept (%)", log="x", title="circuits", low=-20, high=140)
-    return looks.Curves(lines, levels={f"{100 * SHARE:.0f} %": 100 * SHARE}, **look)
+        lines.append(
+            looks.Line(
+                x,
+                random.mean(0),
+                random.min(0),
+                random.max(0),
+                label=f"{model.name} random edges".strip(),
+                colour=colour,
+                dash="dot",
+            )
+        )
+    return looks.Curves(
+        lines,
+        levels={f"{100 * SHARE:.0f} %": 100 * SHARE},
+        x="edges kept",
+        y="logit difference kept (%)",
+        log="x",
+        title="circuits",
+        low=-20,
+        high=140,
+    )
 
 
 def exact_curves(result: xr.Dataset, kind: str = "node") -> looks.Curves:
@@ -210,10 +244,13 @@ def exact_curves(result: xr.Dataset, kind: str = "node") -> looks.Curves:
         ]
         lines.append(looks.Line(exact, values, label=how, colour=colour, mark=mark, width=0, hover=said))
     lines.append(looks.Line(ends, ends, label="exact", colour=style.CHANCE, dash="dot"))
-    look = dict(
-        x=f"exact patch of the {kind} (logits)", y="attributed (logits)", title=f"{kind}s against exact patches"
+    return looks.Curves(
+        lines,
+        ticks=[],
+        x=f"exact patch of the {kind} (logits)",
+        y="attributed (logits)",
+        title=f"{kind}s against exact patches",
     )
-    return looks.Curves(lines, ticks=[], **look)
 
 
 def figure(results: Results) -> Figure:

@@ -109,8 +109,15 @@ def accumulated(results: Results, site: str) -> looks.Curves:
             lines.append(looks.Line(steps, demand(model.numbers, site).cumsum() / d, **look))
         together = model.numbers["union_k95"].sel(site=site).values
         lines.append(looks.Line(steps, together / d, **model.look("union of the steps")))
-    look = dict(x="steps 1 to t", y="95 % rank, share of d", title=DEMANDS[site])
-    return looks.Curves(lines, **look, levels={"all dimensions": 1}, log="y", base=2)
+    return looks.Curves(
+        lines,
+        x="steps 1 to t",
+        y="95 % rank, share of d",
+        title=DEMANDS[site],
+        levels={"all dimensions": 1},
+        log="y",
+        base=2,
+    )
 
 
 def _predicted(ax: Axes, measured: Mapping[str, xr.Dataset]) -> None:

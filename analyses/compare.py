@@ -57,7 +57,21 @@ def answers(
         for name, colour in zip(names, style.SEQUENCE, strict=False):
             if name in classes[model]:
                 values = as_percent(of[:, list(classes[model]).index(name)])
-                look = dict(label=f"{model}: {name}", colour=colour, dash=dash, mark="o" if dash == "solid" else "")
-                lines.append(looks.Line(np.arange(len(values)), values, **look))
-    axes = dict(x="read out after step (0 is the embedding)", y="probability (%)")
-    return looks.Curves(lines, **axes, levels={"chance": 100 * chance}, low=0, high=102)
+                lines.append(
+                    looks.Line(
+                        np.arange(len(values)),
+                        values,
+                        label=f"{model}: {name}",
+                        colour=colour,
+                        dash=dash,
+                        mark="o" if dash == "solid" else "",
+                    )
+                )
+    return looks.Curves(
+        lines,
+        x="read out after step (0 is the embedding)",
+        y="probability (%)",
+        levels={"chance": 100 * chance},
+        low=0,
+        high=102,
+    )

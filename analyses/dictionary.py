@@ -43,10 +43,10 @@ def best_state(numbers: xr.Dataset, told: str) -> int:
 
 def table(result: xr.Dataset) -> str:
     """What the command prints."""
-    said, n = result.attrs, result.sizes["feature"]
+    attrs, n = result.attrs, result.sizes["feature"]
     lines = [
-        f"dictionary: {said['n_measured']} images, trained on {said['n_fitted']} others; {n} features of states of "
-        f"{said['d_model']} dimensions, {said['k']} fire for a row on average (L0)",
+        f"dictionary: {attrs['n_measured']} images, trained on {attrs['n_fitted']} others; {n} features of states of "
+        f"{attrs['d_model']} dimensions, {attrs['k']} fire for a row on average (L0)",
     ]
     for token in TOKENS:
         lines += ["", *explained_lines(result, token)]
@@ -239,8 +239,11 @@ def effect_curves(results: Results, token: str = "patch") -> looks.Curves | None
         for how, colour in zip(model.numbers["how"].values, style.SEQUENCE, strict=False):
             if model.is_trained or how == "switched off":
                 lines.append(line(model, "effect", how, dict(token=token, how=how), 1, colour=colour))
-    look = dict(x="feature, by its weight", y="change of the class's logit", title=TOKENS[token])
-    return looks.Curves(lines, **look) if lines else None
+    return (
+        looks.Curves(lines, x="feature, by its weight", y="change of the class's logit", title=TOKENS[token])
+        if lines
+        else None
+    )
 
 
 def figure(results: Results) -> Figure:

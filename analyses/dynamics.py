@@ -131,10 +131,10 @@ def phase_names(result: xr.Dataset, kind: str, n: int) -> str:
 
 def table(result: xr.Dataset) -> str:
     """What the command prints: a line a quantity, its null and the untrained model below; phases; what lies beyond."""
-    said, steps = result.attrs, style.some(result["step"].values.tolist())
+    attrs, steps = result.attrs, style.some(result["step"].values.tolist())
     lines = [
-        f"dynamics: {said['n_measured']} images ({said['n_sample']} of them for stable rank and recovery), trained for "
-        f"{said['trained_steps']} steps",
+        f"dynamics: {attrs['n_measured']} images ({attrs['n_sample']} of them for stable rank and recovery), trained "
+        f"for {attrs['trained_steps']} steps",
         style.row("", [f"step {step + 1}" for step in steps], 8, 44),
     ]
     for name, (title, parts) in QUANTITIES.items():
@@ -225,10 +225,10 @@ def beyond_lines(result: xr.Dataset) -> Iterator[str]:
     """Where states are after the last step that was run, far beyond those trained for."""
     if "returned" not in result:
         return
-    said, n = result.attrs, result.sizes["image"]
+    attrs, n = result.attrs, result.sizes["image"]
     yield ""
     yield (
-        f"after {said['max_steps']} steps ({n} images; a state that returns to within {said['tolerance']:g} of its "
+        f"after {attrs['max_steps']} steps ({n} images; a state that returns to within {attrs['tolerance']:g} of its "
         "length counts as the same):"
     )
     for model, numbers in style.models(result).items():
@@ -239,7 +239,7 @@ def beyond_lines(result: xr.Dataset) -> Iterator[str]:
             lag = int(result["lag"][-1])
             yield f"  {model}, {form}: {', '.join(shares)}; moves {step:.2g} a step, {far:.2g} in {lag} steps"
         grown, turn = float(numbers["growth"]), float(numbers["turn"])
-        yield f"  {model}: {grown:.2f} times as long as after {said['trained_steps']}; cosine of updates {turn:.4f}"
+        yield f"  {model}: {grown:.2f} times as long as after {attrs['trained_steps']}; cosine of updates {turn:.4f}"
 
 
 ENDS = {"fixed point": "fixed", "cycle": "periodic"}
@@ -317,8 +317,19 @@ def cka_map(result: xr.Dataset, name: str, title: str) -> looks.Map:
         beside = {"95 % from": result[f"{name}_low"].values, "to": result[f"{name}_high"].values}
     axis = "step" if "step" in values.dims[0] else "after step"
     other = f"{axis}, {result.attrs['beside']}" if name.startswith("cross_") else axis
-    look = dict(x=other, y=axis, bar="CKA", low=0, high=1, is_square=True, beside=beside)
-    return looks.Map(values.values, columns, rows, title=title, **look)
+    return looks.Map(
+        values.values,
+        columns,
+        rows,
+        title=title,
+        x=other,
+        y=axis,
+        bar="CKA",
+        low=0,
+        high=1,
+        is_square=True,
+        beside=beside,
+    )
 
 
 def maps(result: xr.Dataset) -> dict[str, looks.Map]:
@@ -356,12 +367,28 @@ def eigenvalues(result: xr.Dataset, step: int) -> go.Figure | None:
         return None
     of_step = result["eigenvalue"].sel(step=step)
     around = np.linspace(0, 2 * np.pi, 200)
-    circle = dict(mode="lines", line=dict(color=style.CHANCE, dash="dot"), name="unit circle", hoverinfo="skip")
-    traces = [go.Scatter(x=np.cos(around), y=np.sin(around), **circle)]
+    traces = [
+        go.Scatter(
+            x=np.cos(around),
+            y=np.sin(around),
+            mode="lines",
+            line=dict(color=style.CHANCE, dash="dot"),
+            name="unit circle",
+            hoverinfo="skip",
+        )
+    ]
     for place, colour in zip(range(of_step.sizes["place"]), style.SEQUENCE, strict=False):
         real, imaginary = of_step.isel(place=place).transpose("part", "rank").values
-        look = dict(mode="markers", marker=dict(color=colour, size=5, opacity=0.7), name=f"image {place + 1}")
-        traces.append(go.Scatter(x=real, y=imaginary, **look, hovertemplate="%{x:.3f} + %{y:.3f} i<extra></extra>"))
+        traces.append(
+            go.Scatter(
+                x=real,
+                y=imaginary,
+                mode="markers",
+                marker=dict(color=colour, size=5, opacity=0.7),
+                name=f"image {place + 1}",
+                hovertemplate="%{x:.3f} + %{y:.3f} i<extra></extra>",
+            )
+        )
     drawn = go.Figure(traces).update_layout(height=420, legend=looks.BELOW, **looks.WHITE)
     return drawn.update_xaxes(title="real part").update_yaxes(title="imaginary part", scaleanchor="x")
 

@@ -80,9 +80,9 @@ LEGEND = (
 
 def table(result: xr.Dataset) -> str:
     """What the command prints: a line a factor, a block a token."""
-    said = result.attrs
+    attrs = result.attrs
     lines = [
-        f"factors: {said['n_measured']} images, linear probes fitted on {said['n_fitted']} others, {n_steps(result)} "
+        f"factors: {attrs['n_measured']} images, linear probes fitted on {attrs['n_fitted']} others, {n_steps(result)} "
         "steps; of classes the",
         "share that is right, of numbers the share of their variance that is explained (R2), in %, 95 % intervals",
     ]
@@ -147,8 +147,15 @@ def curves(results: Results, factor: str, title: str = "") -> looks.Curves:
                 lines.append(looks.Line(model.numbers["state"].values, value, low, high, **look))
     levels = style.levels(results, lambda result: {"chance": 100 * float(result["chance"].sel(factor=factor))})
     is_class = bool(first["n_classes"].sel(factor=factor))
-    look = dict(x="after step", y=measure_of(first, factor), title=title, low=0 if is_class else -15, high=102)
-    return looks.Curves(lines, levels=levels, **look)
+    return looks.Curves(
+        lines,
+        levels=levels,
+        x="after step",
+        y=measure_of(first, factor),
+        title=title,
+        low=0 if is_class else -15,
+        high=102,
+    )
 
 
 def transfer_map(numbers: xr.Dataset, factor: str, token: str = "CLS", *, chance: float, title: str = "") -> looks.Map:
@@ -160,8 +167,19 @@ def transfer_map(numbers: xr.Dataset, factor: str, token: str = "CLS", *, chance
         name: as_percent(numbers[f"transfer_{end}"].sel(at).transpose("state", "other_state")) for name, end in ends
     }
     states = numbers["state"].values.tolist()
-    look = dict(x="read after step", y="fitted after step", is_square=True, title=title, bar="score (%)")
-    return looks.Map(values, states, states, low=100 * chance, high=100, beside=bounds, **look)
+    return looks.Map(
+        values,
+        states,
+        states,
+        low=100 * chance,
+        high=100,
+        beside=bounds,
+        x="read after step",
+        y="fitted after step",
+        is_square=True,
+        title=title,
+        bar="score (%)",
+    )
 
 
 def chance_of(result: xr.Dataset, factor: str) -> float:

@@ -61,17 +61,17 @@ def beyond_random(numbers: xr.Dataset) -> xr.DataArray:
 
 def table(result: xr.Dataset) -> str:
     """What the command prints: a line a case, read out after the steps trained for and after the last."""
-    said, shown = result.attrs, states(result)
+    attrs, shown = result.attrs, states(result)
     lines = [
-        f"intervention: {said['n_measured']} images, chance {100 * said['chance']:.1f} %, trained for "
-        f"{said['trained_steps']} steps; top-1 in %, changes in points",
+        f"intervention: {attrs['n_measured']} images, chance {100 * attrs['chance']:.1f} %, trained for "
+        f"{attrs['trained_steps']} steps; top-1 in %, changes in points",
         "(random: a random change of the same size; * the two 95 % intervals do not meet)",
         f"{'':32}" + "".join(f"{f'after {state} steps':>{len(COLUMNS)}}" for state in shown),
         f"{'':32}" + COLUMNS * len(shown),
         *case_lines(result, shown),
     ]
-    lines += [f"left out: {one}" for one in said["left_out"].split("; ") if one]
-    if (result["n_finite"] < said["n_measured"]).any():
+    lines += [f"left out: {one}" for one in attrs["left_out"].split("; ") if one]
+    if (result["n_finite"] < attrs["n_measured"]).any():
         lines.append("states overflow in some images; they count as wrong")
     return "\n".join(line.rstrip() for line in lines)
 
@@ -127,8 +127,15 @@ def curves(result: xr.Dataset, what: str, name: str = "") -> looks.Curves:
     if "untrained" in models:
         values = as_percent(models["untrained"]["accuracy"].sel(case=chosen).mean("case"))
         lines.append(looks.Line(x, values, label="untrained, mean", colour=style.UNTRAINED, dash="dot"))
-    look = dict(levels={"chance": 100 * result.attrs["chance"]}, marks={"trained for": result.attrs["trained_steps"]})
-    return looks.Curves(lines, x="steps run", y="top-1 (%)", title=f"{name} {TITLES[what]}".strip(), low=0, **look)
+    return looks.Curves(
+        lines,
+        x="steps run",
+        y="top-1 (%)",
+        title=f"{name} {TITLES[what]}".strip(),
+        low=0,
+        levels={"chance": 100 * result.attrs["chance"]},
+        marks={"trained for": result.attrs["trained_steps"]},
+    )
 
 
 def figure(results: Results) -> Figure:

@@ -228,5 +228,6 @@ def overlaps(result: xr.Dataset, *, neuron: int | None = None) -> go.Figure:
 
 def _between_steps(values: np.ndarray, result: xr.Dataset, bar: str, beside: Mapping[str, np.ndarray]) -> go.Figure:
     """Rows: the step that a picture or set belongs to; columns: where it is tried."""
-    look = dict(x="at step", y="of step", low=0.0, bar=bar, beside=beside)
-    return looks.step_map(values, result.step.values, **look).interactive()
+    return looks.step_map(
+        values, result.step.values, x="at step", y="of step", low=0.0, bar=bar, beside=beside
+    ).interactive()

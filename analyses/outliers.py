@@ -43,11 +43,11 @@ def at_threshold(numbers: xr.Dataset, name: str, threshold: float) -> xr.DataArr
 
 def table(result: xr.Dataset) -> str:
     """What the command prints."""
-    said, n_steps = result.attrs, result.sizes["step"]
-    limit = f"{said['threshold']:g}"
+    attrs, n_steps = result.attrs, result.sizes["step"]
+    limit = f"{attrs['threshold']:g}"
     found = "some patches are" if has_outliers(result) else "no patch is"
     lines = [
-        f"outliers: {said['n_measured']} images, {n_steps} steps; {found} above {limit} times the median norm of an "
+        f"outliers: {attrs['n_measured']} images, {n_steps} steps; {found} above {limit} times the median norm of an "
         "image after a step",
         "",
         *state_lines(result),
@@ -185,8 +185,18 @@ def place_map(numbers: xr.Dataset, state: int, title: str = "") -> looks.Map:
     """Where the largest patch of an image lies."""
     values = as_percent(numbers["place"].sel(state=state).transpose("row", "column"))
     rows, columns = (range(1, 1 + length) for length in values.shape)
-    look = dict(x="column", y="row", bar="largest patch (%)", low=0, is_square=True, title=title)
-    return looks.Map(values, columns, rows, levels={"chance": 100 / values.size}, **look)
+    return looks.Map(
+        values,
+        columns,
+        rows,
+        levels={"chance": 100 / values.size},
+        x="column",
+        y="row",
+        bar="largest patch (%)",
+        low=0,
+        is_square=True,
+        title=title,
+    )
 
 
 def neuron_curves(results: Results) -> looks.Curves:

@@ -156,10 +156,18 @@ def curves(result: xr.Dataset, factor: str, direction: str, site: str, *, title:
             where = dict(factor=factor, direction=direction, site=site, group=group, source=source)
             values, *bounds = (as_percent(numbers[f"effect{end}"].sel(where)) for end in ("", "_low", "_high"))
             name = "CLS" if group == "cls" else group
-            look = dict(
-                label=f"{name}{what}", colour=colour, dash=dash, mark="" if what else "o", width=0.9 if what else 1.5
+            lines.append(
+                looks.Line(
+                    numbers["step"].values + 1,
+                    values,
+                    *bounds,
+                    label=f"{name}{what}",
+                    colour=colour,
+                    dash=dash,
+                    mark="" if what else "o",
+                    width=0.9 if what else 1.5,
+                )
             )
-            lines.append(looks.Line(numbers["step"].values + 1, values, *bounds, **look))
     return looks.Curves(lines, y=EFFECT, title=title)
 
 
@@ -196,8 +204,18 @@ def shift_map(result: xr.Dataset, donor: str, part: str, *, title: str = "") -> 
         [[shift(result, donor, one, f"margin{end}") for end in ("", "_low", "_high")] for one in parts], 0
     )
     said = dict(zip(("margin (logits)", "95 % from", "to"), margins, strict=True)) if len(parts) == 1 else {}
-    look = dict(x="what step ... had", y="put into step", low=0, high=100, bar=TOP1, title=title, beside=said)
-    return looks.step_map(values, result["step"].values, levels={"chance": 100 * result.attrs["chance"]}, **look)
+    return looks.step_map(
+        values,
+        result["step"].values,
+        levels={"chance": 100 * result.attrs["chance"]},
+        x="what step ... had",
+        y="put into step",
+        low=0,
+        high=100,
+        bar=TOP1,
+        title=title,
+        beside=said,
+    )
 
 
 def shifts(results: Results) -> Figure | None:

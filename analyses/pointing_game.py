@@ -184,8 +184,9 @@ def head_map(model: style.Model, *, radius: int, target: str, average: str) -> l
     cell = dict(radius=radius, target=target, average=average)
     levels, ratio = chance_levels(model.result, **cell), 100 * model.numbers["hit_ratio"].sel(cell)
     low = float(np.nanmin([*levels.values(), ratio.min()]))
-    look = dict(bar=f"hit ratio, {target}, {radius} px (%)", title=model.label(), levels=levels, low=low)
-    return looks.head_map(ratio, **look)
+    return looks.head_map(
+        ratio, bar=f"hit ratio, {target}, {radius} px (%)", title=model.label(), levels=levels, low=low
+    )
 
 
 def heat_map(results: Results, *, radius: int = 0, target: str = "class", average: str = "micro") -> Figure:

@@ -252,8 +252,11 @@ def accuracy_curves(result: xr.Dataset, controls: Mapping[str, xr.Dataset], x: M
     for colour, (name, control) in zip(style.SEQUENCE[1:], controls.items(), strict=False):
         if "accuracy" in control:
             at = [x[int(number)] for number in control["round"].values]
-            look = dict(label=name, colour=colour, dash="dash", mark="s", width=1.0)
-            lines.append(looks.Line(at, as_percent(control["accuracy"]), **look))
+            lines.append(
+                looks.Line(
+                    at, as_percent(control["accuracy"]), label=name, colour=colour, dash="dash", mark="s", width=1.0
+                )
+            )
     levels = {"chance": 100 * result.attrs["chance"]}
     return looks.Curves(lines, x="pruning round", y="top-1 (%)", levels=levels)
 
@@ -262,10 +265,13 @@ def draw_accuracy(ax: Axes, result: xr.Dataset, controls: Mapping[str, xr.Datase
     """Accuracy against the density that a step keeps, falling."""
     density = as_percent(result["density"].mean("step"))
     x = dict(zip(result["round"].values.tolist(), density, strict=True))
-    look = dict(
-        x="weights kept by a step (%)", title="accuracy against sparsity", log="x", ticks=style.some(density, 9)
-    )
-    replace(accuracy_curves(result, controls, x), **look).draw(ax)
+    replace(
+        accuracy_curves(result, controls, x),
+        x="weights kept by a step (%)",
+        title="accuracy against sparsity",
+        log="x",
+        ticks=style.some(density, 9),
+    ).draw(ax)
     ax.invert_xaxis()
 
 
@@ -309,8 +315,17 @@ def swap_map(control: xr.Dataset) -> looks.Map:
     limit = max(float(np.abs(change).max()), 1e-9)
     number, own = int(control["round"].values[-1]), np.diag(matrix).mean()
     title, bar = f"round {number}, own masks {own:.1f} %", "change of top-1 (points)"
-    look = dict(x="mask of step", y="used at step", title=title, bar=bar, low=-limit, high=limit, colours=style.CHANGE)
-    return looks.step_map(change, control["step"].values, **look)
+    return looks.step_map(
+        change,
+        control["step"].values,
+        x="mask of step",
+        y="used at step",
+        title=title,
+        bar=bar,
+        low=-limit,
+        high=limit,
+        colours=style.CHANGE,
+    )
 
 
 FIGURES = {"overlap": figure, "specialization": specialization_figure}
@@ -337,9 +352,15 @@ def shares(result: xr.Dataset, *, weight: str = "all") -> go.Figure:
         for colour, category in zip(CATEGORY_COLOURS, overlap.CATEGORIES, strict=True):
             share = as_percent(result[name].sel(weight=weight, category=category))
             said = [f"{category}, {kind} masks<br>round {r}: {s:.1f} %" for r, s in zip(rounds, share, strict=True)]
-            about = dict(hovertext=said, hovertemplate="%{hovertext}<extra></extra>")
-            look = dict(name=category, marker=dict(color=colour, pattern_shape=pattern), showlegend=not pattern)
-            fig.add_bar(x=[rounds, [kind] * len(rounds)], y=share, **look, **about)
+            fig.add_bar(
+                x=[rounds, [kind] * len(rounds)],
+                y=share,
+                name=category,
+                marker=dict(color=colour, pattern_shape=pattern),
+                showlegend=not pattern,
+                hovertext=said,
+                hovertemplate="%{hovertext}<extra></extra>",
+            )
     above = dict(orientation="h", yanchor="bottom", y=1.0)
     fig.update_layout(barmode="stack", height=380, legend=above, **looks.WHITE)
     return fig.update_xaxes(title="pruning round").update_yaxes(title="weights (%)")

@@ -208,8 +208,18 @@ def over(frame: pd.DataFrame, group: str, x: str) -> looks.Curves:
         if len(of):
             low, high = (100 * (of["top1"] + sign * of["sd"].fillna(0)).to_numpy() for sign in (-1, 1))
             hover = [f"{named(row)}: {spread(row.top1, row.sd)} % (n = {row.n})" for row in of.itertuples()]
-            look = dict(label=NAMES[family], colour=colour, mark="o", hover=hover)
-            lines.append(looks.Line(of[x].to_numpy(), 100 * of["top1"].to_numpy(), low, high, **look))
+            lines.append(
+                looks.Line(
+                    of[x].to_numpy(),
+                    100 * of["top1"].to_numpy(),
+                    low,
+                    high,
+                    label=NAMES[family],
+                    colour=colour,
+                    mark="o",
+                    hover=hover,
+                )
+            )
     chance = {"chance": 100 / float(frame["n_classes"].iloc[0])}
     return looks.Curves(
         lines, x={"n_steps": "trained with T steps", "d_model": "width d"}[x], y="top-1 (%)", levels=chance

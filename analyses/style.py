@@ -134,9 +134,9 @@ def tidy(result: xr.Dataset, *names: str) -> pd.DataFrame:
 
 def caption(result: xr.Dataset) -> str:
     """Which model a result is of, and which data: as much as it says."""
-    said, n = result.attrs, result.attrs.get("n_images")
-    model = f"{said['source']} ({said.get('weights', '')} weights)" if "source" in said else ""
-    data = f"{said['data']} {said.get('split', '')}".strip() if "data" in said else ""
+    attrs, n = result.attrs, result.attrs.get("n_images")
+    model = f"{attrs['source']} ({attrs.get('weights', '')} weights)" if "source" in attrs else ""
+    data = f"{attrs['data']} {attrs.get('split', '')}".strip() if "data" in attrs else ""
     return ", ".join(part for part in (model, data, "" if n is None else f"{n} images") if part)
 
 

@@ -150,6 +150,7 @@ def keep_known(key: str, allowed: Collection[Any]) -> None:
 
 def segments(column: Any, label: str, options: Sequence[Any], key: str, *, help: str | None = None) -> Any:
     """One of a few options side by side, the first by default."""
-    look = dict(default=options[0], required=True, help=help, format_func=text)
-    option = column.segmented_control(label, options, key=key, **look, **LINKED)
+    option = column.segmented_control(
+        label, options, key=key, default=options[0], required=True, help=help, format_func=text, **LINKED
+    )
     return options[0] if option is None else option  # a link may name an empty one

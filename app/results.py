@@ -136,8 +136,8 @@ def _drawn(path: str, changed: tuple[int, ...], draw: Callable[..., Any], *choic
 
 def without_pixels(result: xr.Dataset, what: str) -> str:
     """Where the images of a result are that was made without their pixels."""
-    said = result.attrs
-    return f"This result was made without pixels; {what} those of {text(said['data'])}, split {text(said['split'])}."
+    attrs = result.attrs
+    return f"This result was made without pixels; {what} those of {text(attrs['data'])}, split {text(attrs['split'])}."
 
 
 # Which model a result is of

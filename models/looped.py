@@ -124,8 +124,14 @@ class Unrolled(Watched):
     ) -> tuple[Any, ActivationCache]:
         """Output and a cache of the named activations; see `models.vit.BViT.run_with_cache`."""
         self.count(*args, **kwargs)
-        options = dict(device=device, remove_batch_dim=remove_batch_dim, incl_bwd=incl_bwd, pos_slice=pos_slice)
-        output, activations = self.cached(lambda: self(*args, **kwargs), names_filter, **options)
+        output, activations = self.cached(
+            lambda: self(*args, **kwargs),
+            names_filter,
+            device=device,
+            remove_batch_dim=remove_batch_dim,
+            incl_bwd=incl_bwd,
+            pos_slice=pos_slice,
+        )
         return output, ActivationCache(activations, self, has_batch_dim=not remove_batch_dim)
 
     @property

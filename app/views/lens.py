@@ -21,9 +21,9 @@ if result.attrs["note"]:
 
 
 def show_numbers() -> None:
-    said, columns = result.attrs, st.columns(4)
-    top1, n = 100 * float(result["is_right"].mean()), said["n_measured"]
-    page.metric(columns[0], f"top-1 of {n} images", f"{top1:.1f} %", f"chance {100 * said['chance']:.1f} %")
+    attrs, columns = result.attrs, st.columns(4)
+    top1, n = 100 * float(result["is_right"].mean()), attrs["n_measured"]
+    page.metric(columns[0], f"top-1 of {n} images", f"{top1:.1f} %", f"chance {100 * attrs['chance']:.1f} %")
     about = (
         "the share of what a map a state gains on the logit lens (divergence) that one map keeps, applied T - t times"
     )
