@@ -28,7 +28,7 @@ from models.data.items import Item
 from models.data.stream import evenly
 from models.errors import InputError, UnreadableImage, brief
 
-LOOKED_AT = 20_000  # photographs whose EXIF orientation is looked up when a set with masks is opened
+N_SAMPLED = 20_000  # photographs whose EXIF orientation is looked up when a set with masks is opened
 
 
 class Images(Dataset):
@@ -91,8 +91,8 @@ class Images(Dataset):
     def _say_what_is_turned(self) -> None:
         """One line on standard error where EXIF turns pictures that have masks."""
         firsts = np.unique(self.photographs, return_index=True)[1]
-        looked, as_stored, upright = [int(firsts[i]) for i in evenly(len(firsts), LOOKED_AT)], [], []
-        for index in looked:
+        sampled, as_stored, upright = [int(firsts[i]) for i in evenly(len(firsts), N_SAMPLED)], [], []
+        for index in sampled:
             try:
                 item = self.items[index]
                 size, orientation = header(item.path)
@@ -108,7 +108,7 @@ class Images(Dataset):
             ]
             print(
                 f"warning: {self.spec}, split {self.split}: EXIF turns {len(as_stored) + len(upright)} of "
-                f"{len(looked)} images: {'; '.join(filter(None, parts))}; where masks were drawn upright, store these "
+                f"{len(sampled)} images: {'; '.join(filter(None, parts))}; where masks were drawn upright, store these "
                 "images upright",
                 file=sys.stderr,
             )

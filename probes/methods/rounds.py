@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from analyses import prune as analysis
 from models import checkpoint, loop, masks, origin, recipe, run_folder
-from models.data.held import Held
+from models.data.held import InMemory
 from models.device import accelerator
 from models.errors import InputError
 from models.vit import BViT
@@ -60,7 +60,7 @@ class Lottery:
         self.model, self.config = model, model.config
         self.init_sha256 = checkpoint.state_sha256(model.state_dict())
         self.groups = lottery.groups(model.config, plan.scope)
-        self.train_set, self.val_set = Held.of(data, place), Held.of(val, place, val_limit)
+        self.train_set, self.val_set = InMemory.of(data, place), InMemory.of(val, place, val_limit)
         if len(self.train_set) < plan.batch_size:
             n = len(self.train_set)
             raise InputError(f"{self.spec} has {n} training images, fewer than one batch of {plan.batch_size}")
