@@ -48,7 +48,7 @@ def beyond_random(result: xr.Dataset, metric: str = "accuracy", scope: str = "on
 
 
 def table(result: xr.Dataset) -> str:
-    """What the command prints: points of accuracy lost, a line a part; * where a random change differs clearly."""
+    """What the command prints: points of accuracy lost, a line per part; * where a random change differs clearly."""
     attrs, top1 = result.attrs, 100 * float(result["untouched_accuracy"])
     lines = [
         f"ablation: {attrs['n_measured']} images, top-1 {top1:.1f} % untouched, chance {100 * attrs['chance']:.1f} %; "
@@ -84,7 +84,7 @@ def scope_lines(result: xr.Dataset, scope: str, title: str) -> Iterator[str]:
 
 
 def frame(result: xr.Dataset) -> pd.DataFrame:
-    """Every change with its interval, one line a cell and model."""
+    """Every change with its interval, one line per cell and model."""
     return style.tidy(result, *(f"{metric}{end}" for metric in METRICS for end in ("", "_low", "_high")))
 
 

@@ -201,7 +201,7 @@ def edge_map(result: xr.Dataset, how: str = "integrated") -> looks.Map:
 
 
 def circuit_curves(results: Results) -> looks.Curves:
-    """The share of the logit difference that circuits of so many edges keep, beside random ones."""
+    """The share of the logit difference that circuits keep, by their number of edges, beside random ones."""
     lines = []
     for model in style.series(results, "kept_difference"):
         x = model.numbers["n_edges"].values
@@ -254,7 +254,7 @@ def exact_curves(result: xr.Dataset, kind: str = "node") -> looks.Curves:
 
 
 def figure(results: Results) -> Figure:
-    """Nodes, edges between steps, and circuits: a row a result."""
+    """Nodes, edges between steps, and circuits: a row per result."""
     named = style.named(results)
     drawn, axes = looks.panels(len(named), 3, width=4.4, height=3.4)
     for row, (name, result) in enumerate(named.items()):
@@ -283,7 +283,7 @@ def interactive(result: xr.Dataset, how: str = "integrated") -> go.Figure:
 
 
 def composition_figure(results: Results) -> Figure:
-    """Who could write into whom, and who does: a row a result."""
+    """Who could write into whom, and who does: a row per result."""
     rows = [composition.maps(result) for result in style.named(results).values()]
     drawn, axes = looks.panels(len(rows), max(map(len, rows)), width=3.6)
     for place, ax in enumerate(axes):

@@ -56,7 +56,7 @@ def load(result: xr.Dataset, name: str) -> dict[str, float]:
 
 
 def table(results: Results) -> str:
-    """Sum and union of the steps' dimensions against those there are, one row a demand and model."""
+    """Sum and union of the steps' dimensions against those there are, one row per demand and model."""
     every = style.named(results)
     wide = max(map(len, every)) + 2 if any(every) else 0
     heads = f"{'d':>6}{'sum':>7}{'sum/d':>8}{'union':>7}{'union/d':>9}{'sharing':>9}"
@@ -76,7 +76,7 @@ def _verdict(need: Mapping[str, float]) -> str:
 
 
 def frame(results: Results) -> pd.DataFrame:
-    """The capacity model's numbers, one line a model and demand."""
+    """The capacity model's numbers, one line per model and demand."""
     every = style.named(results)
     return pd.DataFrame(
         [dict(model=n, demand=key) | load(result, key) for n, result in every.items() for key in DEMANDS]

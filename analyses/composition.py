@@ -94,7 +94,7 @@ def of_blocks(result: xr.Dataset, place: dict[str, int]) -> str:
 
 
 def frame(result: xr.Dataset) -> pd.DataFrame:
-    """Every score with its chance level and what is used of it, one line a pair and model."""
+    """Every score with its chance level and what is used of it, one line per pair and model."""
     if "edge" in result:
         result = result.assign(composition_used=used_by_weights(result))
     names = ("composition", "composition_chance", "composition_low", "composition_high", "composition_used")

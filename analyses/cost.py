@@ -61,7 +61,7 @@ def compile_lines(result: xr.Dataset) -> list[str]:
 
 
 def frame(result: xr.Dataset) -> pd.DataFrame:
-    """Parameters, memory and time, one line a model and phase."""
+    """Parameters, memory and time, one line per model and phase."""
     names = [name for name in ("seconds", "memory", "compiled_seconds") if name in result]
     lines = result[names].to_dataframe().reset_index()
     return lines.merge(result["parameters"].to_dataframe().reset_index(), on="model")
@@ -82,7 +82,7 @@ def heights(result: xr.Dataset, name: str) -> dict[str, tuple[list[str], list[fl
 
 
 def figure(results: Results) -> Figure:
-    """Parameters, memory and time of both models as bars, a row a result."""
+    """Parameters, memory and time of both models as bars, a row per result."""
     named = style.named(results)
     drawn, axes = looks.panels(len(named), len(BARS), width=3.4, height=2.8)
     for row, (name, result) in enumerate(named.items()):

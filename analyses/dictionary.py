@@ -55,7 +55,7 @@ def table(result: xr.Dataset) -> str:
 
 
 def explained_lines(result: xr.Dataset, token: str) -> Iterator[str]:
-    """A line a kind of dictionary: variance explained at each state; then what fires, and what never does."""
+    """A line per kind of dictionary: variance explained at each state; then what fires, and what never does."""
     states = style.some(result["state"].values.tolist())
     yield style.row(f"{TOKENS[token]}: explained (%)", [features.short(state) for state in states], 8, 36)
     for model, numbers in style.models(result).items():
@@ -171,7 +171,7 @@ def kept_lines(result: xr.Dataset) -> Iterator[str]:
 
 
 def frame(result: xr.Dataset) -> pd.DataFrame:
-    """What every dictionary explains of every state, one line a cell and model."""
+    """What every dictionary explains of every state, one line per cell and model."""
     return style.tidy(result, "explained", "explained_low", "explained_high", "l0", "dead")
 
 
@@ -247,8 +247,8 @@ def effect_curves(results: Results, token: str = "patch") -> looks.Curves | None
 
 
 def figure(results: Results) -> Figure:
-    """Two rows a result: what is explained, how much fires, every feature's profile; how long features live, what they
-    tell, and what is lost without them.
+    """Two rows per result: what is explained, how much fires, every feature's profile; how long features live, what
+    they tell, and what is lost without them.
     """
     named_results, columns = style.named(results), 4
     drawn, axes = looks.panels(2 * len(named_results), columns, height=3.8)

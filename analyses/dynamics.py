@@ -95,7 +95,7 @@ def random_stable_rank(rows: int, columns: int) -> float:
 
 
 def random_log_det(size: np.ndarray, dimensions: int) -> np.ndarray:
-    """log|det| of 1 + R for a random R of so many dimensions whose eigenvalues fill a circle of radius `size`.
+    """log|det| of 1 + R for a random matrix R of this many dimensions whose eigenvalues fill a circle of radius `size`.
 
     0 up to a radius of 1: the mean of log|x| over a circle about 1 that leaves 0 out is that of its centre.
     """
@@ -130,7 +130,7 @@ def phase_names(result: xr.Dataset, kind: str, n: int) -> str:
 
 
 def table(result: xr.Dataset) -> str:
-    """What the command prints: a line a quantity, its null and the untrained model below; phases; what lies beyond."""
+    """What the command prints: a line per quantity, its null and the untrained model below; phases; beyond T."""
     attrs, steps = result.attrs, style.some(result["step"].values.tolist())
     lines = [
         f"dynamics: {attrs['n_measured']} images ({attrs['n_sample']} of them for stable rank and recovery), trained "
@@ -251,7 +251,7 @@ def with_wilson(share: float, n: int) -> str:
 
 
 def frame(result: xr.Dataset) -> pd.DataFrame:
-    """Every quantity over the steps with its interval and null, one line a cell and model."""
+    """Every quantity over the steps with its interval and null, one line per cell and model."""
     parts = []
     for name, (_, of) in QUANTITIES.items():
         for part in of:
@@ -274,7 +274,7 @@ def tidy(result: xr.Dataset, numbers: xr.Dataset, part: Part) -> pd.DataFrame:
 
 
 def cka_frame(result: xr.Dataset) -> pd.DataFrame:
-    """Every CKA with its interval, one line a cell and model."""
+    """Every CKA with its interval, one line per cell and model."""
     frames = [
         style.tidy(result, *(f"{name}{end}" for end in ("", "_low", "_high")))
         .assign(of=name)
@@ -289,7 +289,7 @@ def cka_frame(result: xr.Dataset) -> pd.DataFrame:
 
 
 def curve(result: xr.Dataset, name: str) -> looks.Curves | None:
-    """One quantity: a colour a part, dotted its null, dashed the untrained model; None where it was not measured."""
+    """One quantity: a colour per part, dotted its null, dashed the untrained model; None where it was not measured."""
     title, parts = QUANTITIES[name]
     lines, along = [], "step"
     for part, colour in zip(parts, style.SEQUENCE, strict=False):

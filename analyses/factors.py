@@ -79,7 +79,7 @@ LEGEND = (
 
 
 def table(result: xr.Dataset) -> str:
-    """What the command prints: a line a factor, a block a token."""
+    """What the command prints: a line per factor, a block per token."""
     attrs = result.attrs
     lines = [
         f"factors: {attrs['n_measured']} images, linear probes fitted on {attrs['n_fitted']} others, {n_steps(result)} "
@@ -121,13 +121,13 @@ def cells(result: xr.Dataset, factor: str, token: str) -> list[str]:
 
 
 def frame(result: xr.Dataset) -> pd.DataFrame:
-    """Scores and selectivity with their intervals, one line a factor, token, state and model."""
+    """Scores and selectivity with their intervals, one line per factor, token, state and model."""
     names = [f"{name}{end}" for name in ("score", "selectivity") for end in ("", "_low", "_high")]
     return style.tidy(result, *names, "shuffled", "chance")
 
 
 def transfer_frame(result: xr.Dataset) -> pd.DataFrame:
-    """What the probe of a state reads of another, one line a pair of states."""
+    """What the probe of a state reads of another, one line per pair of states."""
     return style.tidy(result, "transfer", "transfer_low", "transfer_high")
 
 
@@ -187,7 +187,7 @@ def chance_of(result: xr.Dataset, factor: str) -> float:
 
 
 def figure(results: Results) -> Figure:
-    """A panel a factor: how well it is read from every token over the steps; a block of rows a result."""
+    """A panel per factor: how well it is read from every token over the steps; a block of rows per result."""
     named = style.named(results)
     rows = [-(-result.sizes["factor"] // COLUMNS) for result in named.values()]
     drawn, axes = looks.panels(sum(rows), min(COLUMNS, max(of.sizes["factor"] for of in named.values())), height=2.7)
@@ -204,7 +204,7 @@ def figure(results: Results) -> Figure:
 
 
 def codes(results: Results, token: str = "CLS") -> Figure:
-    """A map a factor that is read from CLS: every step's probe read at every step; a row a result."""
+    """A map per factor that is read from CLS: every step's probe read at every step; a row per result."""
     shown = [
         (name, result, factor)
         for name, result in style.named(results).items()

@@ -60,7 +60,7 @@ def beyond_random(numbers: xr.Dataset) -> xr.DataArray:
 
 
 def table(result: xr.Dataset) -> str:
-    """What the command prints: a line a case, read out after the steps trained for and after the last."""
+    """What the command prints: a line per case, read out after the steps trained for and after the last."""
     attrs, shown = result.attrs, states(result)
     lines = [
         f"intervention: {attrs['n_measured']} images, chance {100 * attrs['chance']:.1f} %, trained for "
@@ -100,7 +100,7 @@ def cell(numbers: xr.Dataset, untrained: float | None) -> str:
 
 
 def frame(result: xr.Dataset) -> pd.DataFrame:
-    """Every number, one line a case, state and model."""
+    """Every number, one line per case, state and model."""
     return style.tidy(result, *NUMBERS, *(f"null_{name}" for name in NUMBERS))
 
 
@@ -108,7 +108,7 @@ def frame(result: xr.Dataset) -> pd.DataFrame:
 
 
 def curves(result: xr.Dataset, what: str, name: str = "") -> looks.Curves:
-    """Accuracy over the states under one intervention: a colour a setting, dashed under a random change as large."""
+    """Accuracy over the states under one intervention: a colour per setting, dashed under a random change as large."""
     models, n = style.models(result), result.attrs["n_measured"]
     trained, x = models["trained"], result["state"].values
     chosen = result["case"].values[result["what"].values == what]
@@ -139,7 +139,7 @@ def curves(result: xr.Dataset, what: str, name: str = "") -> looks.Curves:
 
 
 def figure(results: Results) -> Figure:
-    """A panel an intervention: accuracy over the states, a colour a setting, dashed a random change as large."""
+    """A panel per intervention: accuracy over the states, a colour per setting, dashed a random change as large."""
     drawn = [(name, result, what) for name, result in style.named(results).items() for what in kinds(result)]
     columns = min(4, len(drawn))
     figure, axes = looks.panels(int(np.ceil(len(drawn) / columns)), columns, width=3.7, height=3.6)

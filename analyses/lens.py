@@ -101,7 +101,7 @@ def table(result: xr.Dataset) -> str:
 
 
 def metric_lines(result: xr.Dataset, metric: str) -> list[str]:
-    """A line a state, a column a lens, the logit and the tuned lens of the untrained model last."""
+    """A line per state, a column per lens, the logit and the tuned lens of the untrained model last."""
     parts = style.models(result)
     levels = ", ".join(f"{name} {level:.3g}" for name, level in constant(result, metric).items())
     columns = [(model, lens) for model, numbers in parts.items() for lens in numbers["lens"].values]
@@ -193,12 +193,12 @@ def part_lines(result: xr.Dataset) -> list[str]:
 
 
 def frame(result: xr.Dataset) -> pd.DataFrame:
-    """What every lens says of every state with its interval, one line a cell and model."""
+    """What every lens says of every state with its interval, one line per cell and model."""
     return style.tidy(result, *(f"{metric}{end}" for metric in METRICS for end in ("", "_low", "_high")))
 
 
 def part_frame(result: xr.Dataset) -> pd.DataFrame:
-    """What every part adds, one line a cell and model."""
+    """What every part adds, one line per cell and model."""
     return style.tidy(result, *(f"contribution{end}" for end in ("", "_low", "_high")))
 
 
@@ -268,8 +268,8 @@ def part_map(numbers: xr.Dataset, to: str = "margin", *, limit: float | None = N
 
 
 def figure(results: Results) -> Figure:
-    """Two rows a result: lenses, what patches say, their agreement with the mask; when the answer stands, what adds it
-    in the trained and in the untrained model.
+    """Two rows per result: lenses, what patches say, their agreement with the mask; when the answer stands, what adds
+    it in the trained and in the untrained model.
     """
     named, columns = style.named(results), 3
     drawn, axes = looks.panels(2 * len(named), columns, height=3.6)

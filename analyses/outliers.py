@@ -138,13 +138,13 @@ def with_number(value: xr.DataArray, how: str = ".2f") -> str:
 
 
 def frame(result: xr.Dataset) -> pd.DataFrame:
-    """Norms, shares and accuracy of every condition with their intervals, one line a state, multiple and model."""
+    """Norms, shares and accuracy of every condition with their intervals, one line per state, multiple and model."""
     names = ("largest", "share", "images", "cls", "registers", "accuracy", "accuracy_change")
     return style.tidy(result, *(f"{name}{end}" for name in names for end in ("", "_low", "_high")))
 
 
 def neuron_frame(result: xr.Dataset) -> pd.DataFrame:
-    """What every neuron adds to the largest patch above the others, one line a step."""
+    """What every neuron adds to the largest patch above the others, one line per step."""
     return style.tidy(result, "written")
 
 
@@ -218,7 +218,7 @@ def neuron_curves(results: Results) -> looks.Curves:
 
 
 def figure(results: Results) -> Figure:
-    """A row a result: the largest norm, where the largest patch lies, and who writes it."""
+    """A row per result: the largest norm, where the largest patch lies, and who writes it."""
     named = style.named(results)
     drawn, axes = looks.panels(len(named), 4, width=4.0, height=3.6)
     for i, (name, result) in enumerate(named.items()):

@@ -128,7 +128,7 @@ def shift_lines(result: xr.Dataset) -> Iterator[str]:
 
 
 def frame(result: xr.Dataset) -> pd.DataFrame:
-    """Every number with its interval, one line a cell and model."""
+    """Every number with its interval, one line per cell and model."""
     frames = []
     for name in ("effect", "head_effect", "shift_margin", "head_shift_margin"):
         if name in result:
@@ -184,7 +184,7 @@ def head_map(result: xr.Dataset, factor: str, direction: str, source: str = PAIR
 
 
 def figure(results: Results, direction: str = "denoising") -> Figure:
-    """A row a result and factor: effect of the state, attention's and the FFN's output, and of every head."""
+    """A row per result and factor: effect of the state, attention's and the FFN's output, and of every head."""
     rows = [(name, of, factor) for name, of in style.named(results).items() for factor in of["factor"].values.tolist()]
     drawn, axes = looks.panels(len(rows), 4, width=3.5, height=2.6)
     for i, (name, result, factor) in enumerate(rows):
@@ -254,7 +254,7 @@ def name_of_pair(result: xr.Dataset, pair: int) -> str:
 
 
 def tokens(results: Results, direction: str = "denoising") -> Figure | None:
-    """Step x patch: the first pair of each factor, a row a site; below each map the effect of CLS alone."""
+    """Step x patch: the first pair of each factor, a row per site; below each map the effect of CLS alone."""
     named = [(name, of) for name, of in style.named(results).items() if "token_effect" in of]
     if not named:
         return None
@@ -305,7 +305,7 @@ def steps_map(result: xr.Dataset, donor: str, part: str) -> go.Figure:
 
 
 def token_maps(result: xr.Dataset, pair: int, direction: str, site: str) -> go.Figure:
-    """Step x patch of one pair, a map a step; in its title the effect of CLS alone."""
+    """Step x patch of one pair, a map per step; in its title the effect of CLS alone."""
     values, cls = grid_of(result, pair, direction, site), of_cls(result, pair, direction, site)
     limit, across = max(float(np.nanmax(np.abs(values))), 1.0), min(6, len(values))
     down = -(-len(values) // across)

@@ -194,7 +194,7 @@ def compared(control: xr.Dataset, result: xr.Dataset) -> str:
 
 
 def frame(result: xr.Dataset) -> pd.DataFrame:
-    """The numbers of the table, one line a round, the accuracy with its interval."""
+    """The numbers of the table, one line per round, the accuracy with its interval."""
     low, high = intervals.of_ratio(result["accuracy"].values, result.attrs["n_val"])
     bounds = {"accuracy_low": ("round", low), "accuracy_high": ("round", high)}
     return over_rounds(result).assign(bounds).to_dataframe().reset_index()

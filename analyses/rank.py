@@ -136,7 +136,7 @@ def accuracy_rows(result: xr.Dataset) -> list[str]:
 
 
 def frame(result: xr.Dataset) -> pd.DataFrame:
-    """Ranks, one line a site, step, centring and model."""
+    """Ranks, one line per site, step, centring and model."""
     return style.tidy(result, "k95", "participation_ratio", "stable_rank")
 
 
@@ -154,7 +154,7 @@ def ranks_of(results: Results, site: str, *, share: bool = False) -> Iterator[lo
 
 
 def figure(results: Results) -> Figure:
-    """Figure 6: 95 % rank per step and site, one colour a model, centred and not, the untrained model dashed.
+    """Figure 6: 95 % rank per step and site, one colour per model, centred and not, the untrained model dashed.
 
     The right axis is the share of the width; models of different width are drawn as shares.
     """
@@ -236,7 +236,7 @@ def overlap_at(result: xr.Dataset, site: str) -> looks.Map:
 
 
 def overlap_map(result: xr.Dataset) -> Figure:
-    """Overlap of the steps' 95 % subspaces, a map a site."""
+    """Overlap of the steps' 95 % subspaces, a map per site."""
     return looks.draw_maps([overlap_at(result, site) for site in SITES], width=2.6, height=2.8)
 
 
@@ -246,7 +246,7 @@ FIGURES = {"ranks": figure, "accuracy": accuracy_figure, "overlap": overlap_map}
 
 
 def interactive(result: xr.Dataset, *, centred: bool = True, measure: str = "k95") -> go.Figure:
-    """Figure 6 to hover over: k95, participation_ratio or stable_rank as share of the width, one line a site."""
+    """Figure 6 to hover over: k95, participation_ratio or stable_rank as share of the width, one line per site."""
     lines = []
     for colour, (site, title) in zip(style.SEQUENCE, SITES.items(), strict=False):
         width = int(result["width"].sel(site=site))

@@ -104,7 +104,7 @@ def _state_line(result: xr.Dataset, k: int) -> str:
 
 
 def frame(result: xr.Dataset) -> pd.DataFrame:
-    """Every curve, one line a state and model; the trained model's accuracy with its interval."""
+    """Every curve, one line per state and model; the trained model's accuracy with its interval."""
     low, high = intervals.of_ratio(result["accuracy"].values, result.sizes["image"])
     bounds = {"accuracy_low": ("state", low), "accuracy_high": ("state", high)}
     return style.tidy(result.assign(bounds), *CURVES, *bounds)

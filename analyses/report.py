@@ -234,7 +234,7 @@ def add_words(part: webpage.Part, item: paper.Item, run: Run, frames: list[pd.Da
 
 
 def data_of(result: Any) -> str:
-    """Which weights and images a result is of."""
+    """Which weights and images a result is of, in a sentence; empty for a study."""
     return "" if isinstance(result, pd.DataFrame) else f"Measured: {style.caption(result)}."
 
 

@@ -126,7 +126,7 @@ def capacities(folder: Path, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def of_ranks(result: xr.Dataset, cell: Any) -> list[dict]:
-    """One line a demand (see `analyses.capacity`) of one trained model."""
+    """One line per demand (see `analyses.capacity`) of one trained model."""
     loads = {demand: capacity.load(result, demand) for demand in capacity.DEMANDS}
     about = {"cell": cell.cell, "d_model": cell.d_model, "seed": cell.seed}
     return [

@@ -38,7 +38,7 @@ def state_label(state: int) -> str:
 
 
 def some(values: Sequence[Any], most: int = 13) -> Sequence[Any]:
-    """At most so many of the values, evenly apart from the first on, for ticks that do not touch."""
+    """At most `most` of the values, evenly spaced from the first on, for ticks that do not touch."""
     return values[:: -(-len(values) // most)] if len(values) else values
 
 
@@ -123,7 +123,7 @@ def with_interval(
 
 
 def tidy(result: xr.Dataset, *names: str) -> pd.DataFrame:
-    """Variables as a table, one line a cell and model."""
+    """Variables as a table, one line per cell and model."""
     frames = []
     for kind, numbers in models(result).items():
         there = [name for name in names if name in numbers]

@@ -1,5 +1,5 @@
-"""Which image a page of the model is about: the visitor's own, one of the data the model was trained beside, or, where
-those are elsewhere, a photograph that comes with a library; in the link as ``image`` or ``sample``.
+"""Which image a page of the model is about: the visitor's own, a validation image of the model's data or, where these
+are elsewhere, a photograph that comes with a library; in the link as ``image`` or ``sample``.
 """
 
 from __future__ import annotations

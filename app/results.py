@@ -109,7 +109,7 @@ def of(run: Path, kind: Result) -> xr.Dataset | None:
 
 
 def required(kind: Result, missing: str) -> xr.Dataset:
-    """The chosen run's result, and whose it is; where there is none the page ends with a word and the command."""
+    """The chosen run's result, and whose it is; where there is none the page ends with a message and the command."""
     run = chosen()
     result = of(run, kind)
     if result is None:

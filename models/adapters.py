@@ -69,7 +69,7 @@ def use(model: BViT, names: Sequence[str]) -> None:
 
 
 def save(adapted: peft.PeftModel, folder: Path) -> None:
-    """Write adapters and head: peft's own files, in a folder a step for per-step adapters, and ``head.safetensors``."""
+    """Write adapters and head: peft's own files, a folder per step for per-step adapters, and ``head.safetensors``."""
     model = adapted.get_base_model()
     classes = model.trained.classes or list(map(str, range(model.trained.n_classes)))
     about = {"classes": json.dumps(classes), "base_sha256": base_sha256(model)}
@@ -171,5 +171,5 @@ def refuse_rank(model: BViT, rank: int) -> None:
 
 
 def n_parameters(model: BViT, n_classes: int) -> int:
-    """Parameters of a plain model with a head for so many classes."""
+    """Parameters of the model without adapters, with a head for `n_classes` classes."""
     return checkpoint.n_parameters(replace(model.trained, n_classes=n_classes, classes=None))

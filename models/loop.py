@@ -41,10 +41,20 @@ Part = Any  # a module or an optimiser, or a dict of tensors and plain values, w
 class Loop:
     """Updates of one training, each given out once: ``for update in loop: ...``.
 
-    `parts` is all that an update changes, by name. `key` is what the state was made with: a state made with other
-    values is refused, or thrown away with a word where `restart` is set; numbers named in `may_fall` may be lower than
-    before. ``mean`` averages what ``note(loss)`` is given, and is part of the state. A sitting ends after `stop_after`
-    updates, or at `until` on the clock of `time.monotonic`. `images` is how many an update takes, for the bar.
+    The mean of what ``note(loss)`` is given, which ``averaged()`` returns, is part of the state.
+
+    Args:
+        path: file of the state; None for none.
+        parts: all that an update changes, by name.
+        updates: of the whole training.
+        key: what the state is made with; a state made with another key is refused.
+        may_fall: numbers of the key that may be lower than before.
+        restart: throw a state that is refused away, with a message, and start over.
+        stop_after: end this sitting after so many updates.
+        until: end this sitting at this time on the clock of `time.monotonic`.
+        images: how many an update takes, for the progress bar; `unit` and `label` are the bar's too.
+        accelerator: of several processes, whose signals and losses are shared.
+        advice: what to do about a training that diverged, for the message.
     """
 
     def __init__(

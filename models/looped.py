@@ -62,7 +62,7 @@ class Unrolled(Watched):
         self.calls = 0
 
     def _watch(self, n_steps: int) -> None:
-        """Hook points for so many calls."""
+        """Give the first `n_steps` calls hook points."""
         ours = self.core[0]
         for _ in range(len(self.blocks), n_steps):
             self.blocks.append(Call() if ours is None else step_of_block(self, ours))

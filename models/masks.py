@@ -21,7 +21,7 @@ from models.errors import InputError
 from models.hooks import MATRICES
 
 WEIGHTS = {name: f"{part}.{name}.weight" for part, name in MATRICES}  # matrix -> its parameter's name in the block
-Masks = Bool[Tensor, "step weight"]  # one row a step: the matrices of WEIGHTS, flattened in this order
+Masks = Bool[Tensor, "step weight"]  # one row per step: the matrices of WEIGHTS, flattened in this order
 
 
 def shapes(config: ViTConfig) -> dict[str, tuple[int, int]]:

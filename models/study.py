@@ -54,7 +54,7 @@ def study(
 
     Args:
         file: study file, such as studies/core.yaml.
-        out: folder of the study; one run folder a cell.
+        out: folder of the study; one run folder per cell.
         hours: stop after so many hours, between two updates; start again to go on.
         only: train the cells whose names match this pattern, as in '*seed=0*'.
         dry_run: print the cells with parameters, FLOPs and the time each will take here, and train nothing.

@@ -170,7 +170,7 @@ def longest(n_steps: int, last: int) -> int:
 
 
 def opened(source: str | None, model: models.BViT) -> models.BViT | None:
-    """The model named by `--with`, untrained beside an untrained one; None, with a word, where it cannot be so."""
+    """The model named by `--with`, untrained beside an untrained one; None, with a message, where there is none."""
     if source is None:
         return None
     is_control = model.origin.weights == "init"

@@ -4,7 +4,7 @@
     python -m probes.lens timm:vit_small_patch16_224 --data folder:PATH --jacobian-images 0
 
 After every step the head reads the state as if it were the last (logit lens), or through a map fitted to what the
-model will answer (`probes.methods.lenses`): one a state (tuned), one applied as often as steps are left (powers), one
+model will answer (`probes.methods.lenses`): one per state (tuned), one applied as often as steps are left (powers), one
 for all (same), and the mean Jacobian of the steps left. Maps are fitted on some photographs, everything is measured on
 the others: accuracy, agreement with the final answer and divergence from it; which class every patch says, held against
 the mask; from which state an answer stands, and how often it flips; what every head and FFN adds to the class. Costs a

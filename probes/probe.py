@@ -323,7 +323,7 @@ def open_images(common: Common, model: models.BViT) -> Any:
 
 
 def untrained_of(common: Common) -> models.BViT | None:
-    """The untrained control, or None with a word where it cannot be rebuilt."""
+    """The untrained control; None, with a message on standard error, where it cannot be rebuilt."""
     try:
         return source.load(common.source, "init", common.image_size)
     except InputError as error:

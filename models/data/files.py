@@ -2,7 +2,7 @@
 
 Leftovers of file systems are never classes nor pictures, and a mask that lies beside its picture is no picture either.
 What is left out is counted and named in one line on standard error. 1.28 million files take about as long as with
-torchvision, and 50 bytes a file (`models.data.items.Names`).
+torchvision, and 50 bytes per file (`models.data.items.Names`).
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from probes.probe import Pass, refuse_nonfinite
 TOKENS = ("cls", "patch")
 HELD = 128  # images in the buffer
 PER_FILL = 32  # updates until it is filled anew
-PATCHES, FFN_PATCHES = 64, 15  # at most so many of an image, of its states and of the FFN; and CLS
+PATCHES, FFN_PATCHES = 64, 15  # of an image, at most: patches of its states, and of the FFN, beside CLS
 ROWS = {"cls": 32, "patch": 128, "ffn_in": 128, "ffn_out": 128}  # of each state or step in an update
 N_SCALED = 512  # images behind means and spreads
 AT_ONCE = 32  # images in one forward

@@ -124,7 +124,7 @@ def as_numbers(values: np.ndarray) -> np.ndarray:
 
 
 def of_masks(images: Pass, patch_size: int, made: dict[str, np.ndarray] | None) -> tuple[Factor, ...]:
-    """What each patch shows; one pass over the masks, of which a number a patch is kept. Ignored pixels are nothing."""
+    """What each patch shows; one pass over the masks, a number per patch is kept. Ignored pixels are nothing."""
     about = images.about
 
     def read(batch: Any) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def rising(weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
 
 
 def kth_largest(activations: Tensor, k: float, more: int = 0) -> Tensor:
-    """What k activations of each row [group row feature] reach on average, and so many more in all."""
+    """The value that k activations of each row [group row feature] reach on average, and `more` further ones in all."""
     flat = activations.detach().flatten()
     n_kept = max(1, round(k * flat.numel() / activations.shape[-1])) + more
     return flat.kthvalue(flat.numel() - min(n_kept, flat.numel()) + 1).values

@@ -1,6 +1,6 @@
 """Lenses: affine maps that carry what the head reads of a state to what it would read of the last one.
 
-The logit lens is the identity (nostalgebraist, 2020). The tuned lens is one map a state, started there and trained by
+The logit lens is the identity (nostalgebraist, 2020). The tuned lens is one map per state, started there and trained by
 the divergence of its answer from the final one (Belrose et al., arXiv 2303.08112); beside it one map that is applied as
 often as there are steps left, and one that is the same for all states. The Jacobian lens is the mean derivative of the
 last state by this one, which is the mean product of the remaining steps' Jacobians; with the mean states put in it is

@@ -1,7 +1,7 @@
 """Second moments of activations, streamed: what spectra, ranks and subspaces are made of.
 
 Sums are float64 over float32 products about a fixed point near the mean, so that neither a large mean nor the number of
-images costs precision. Memory is one d x d matrix a step and site, whatever the number of images.
+images costs precision. Memory is one d x d matrix per step and site, whatever the number of images.
 """
 
 from __future__ import annotations
