@@ -94,15 +94,15 @@ class ViTConfig:
         for name in ("classes", "mean", "std"):
             value = getattr(self, name)
             if isinstance(value, list | tuple):
-                whole = (float(item) if name != "classes" and is_whole(item) else item for item in value)
-                object.__setattr__(self, name, tuple(whole))
+                items = (float(item) if name != "classes" and is_whole(item) else item for item in value)
+                object.__setattr__(self, name, tuple(items))
         self._refuse_other_types()
         if self.d_mlp is None:
             object.__setattr__(self, "d_mlp", 4 * self.d_model)
         self._refuse_out_of_range()
 
     def _refuse_endless(self) -> None:
-        """Whole numbers of any length, and letters that no file can hold, come from damaged or hostile files alone."""
+        """`InputError` for numbers of any length and letters that cannot be written: a damaged or hostile file's."""
         for field in fields(self):
             value = getattr(self, field.name)
             for item in value if isinstance(value, list | tuple) else (value,):
@@ -112,11 +112,12 @@ class ViTConfig:
                     raise InputError(f"ViTConfig: {field.name} holds {quoted(item)}, which is no text")
 
     def _refuse_other_types(self) -> None:
-        """Every field holds what its annotation says; a whole number will do where a fraction may stand."""
+        """`InputError` for a field that does not hold what its annotation says; a whole number will do for a float."""
         for field in fields(self):
             value = getattr(self, field.name)
-            shown = float(value) if is_whole(value) and field.type in (float, float | None) else value
-            if isinstance(value, bool) is not (field.type is bool) or not is_bearable(shown, field.type):
+            as_float = float(value) if is_whole(value) and field.type in (float, float | None) else value
+            is_confused = isinstance(value, bool) is not (field.type is bool)  # Python takes True for 1
+            if is_confused or not is_bearable(as_float, field.type):
                 options = [str(option) for option in get_args(field.type) if isinstance(option, str)]
                 wanted = " or ".join(options) or MEANING.get(field.name, "a whole number")
                 raise InputError(f"ViTConfig: {field.name} is {quoted(value)}, it must be {wanted}")
@@ -192,24 +193,6 @@ class ViTConfig:
     def d_head(self) -> int:
         return self.d_model // self.n_heads
 
-    # What TransformerLens asks of a model's cfg, where a layer is a step.
-
-    @property
-    def n_layers(self) -> int:
-        return self.n_steps
-
-    @property
-    def normalization_type(self) -> str:
-        return "LN" if self.norm == "ln" else "RMS"
-
-    @property
-    def final_rms(self) -> bool:
-        return self.norm == "rms"
-
-    @property
-    def attn_only(self) -> bool:
-        return False
-
     @property
     def side(self) -> int:
         """Patches along one side of an image."""
@@ -227,6 +210,24 @@ class ViTConfig:
     @property
     def n_tokens(self) -> int:
         return self.n_prefix + self.n_patches
+
+    # What TransformerLens asks of a model's cfg; a layer is a step
+
+    @property
+    def n_layers(self) -> int:
+        return self.n_steps
+
+    @property
+    def normalization_type(self) -> str:
+        return "LN" if self.norm == "ln" else "RMS"
+
+    @property
+    def final_rms(self) -> bool:
+        return self.norm == "rms"
+
+    @property
+    def attn_only(self) -> bool:
+        return False
 
 
 def presets() -> list[str]:
