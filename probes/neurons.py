@@ -67,7 +67,7 @@ def measure(
         thumbnails: keep the pixels of the top real images for figures and dashboard.
     """
     config = model.config
-    for name, value in dict(iterations=iterations, copies=copies, n_top=n_top, top=top).items():
+    for name, value in {"iterations": iterations, "copies": copies, "n_top": n_top, "top": top}.items():
         require((value >= 1, f"--{name.replace('_', '-')} is {value}, it must be at least 1"))
     steps = in_range(range(config.n_steps) if steps is None else sorted(steps), config.n_steps, "step")
     neurons = None if neurons is None else in_range(neurons, config.d_mlp, "neuron")
@@ -78,7 +78,7 @@ def measure(
         neurons = np.argsort(-real.mean.std(0), kind="stable")[:top].tolist()
     result = of_real_images(real, steps, neurons, images)
     if methods:
-        options = dict(iterations=iterations, copies=copies)
+        options = {"iterations": iterations, "copies": copies}
         result = result.assign(draw(model, images, methods, steps, neurons, options))
     if thumbnails:
         result = result.assign(top_pictures(images, real.top[np.ix_(steps, neurons)], config))
@@ -103,7 +103,7 @@ def in_range(numbers: Sequence[int], n: int, what: str) -> list[int]:
     return list(dict.fromkeys(map(int, numbers)))
 
 
-def of_real_images(real: top_images.Seen, steps: list[int], neurons: list[int], images: probe.Pass) -> xr.Dataset:
+def of_real_images(real: top_images.TopImages, steps: list[int], neurons: list[int], images: probe.Pass) -> xr.Dataset:
     """What the pass over the data says: of all neurons (`unit`) at all steps, of the chosen ones with top images."""
     cell, (n_steps, n_units, k) = np.ix_(steps, neurons), real.top.shape
     overlap = analysis.jaccard(real.top)
@@ -147,8 +147,16 @@ def draw(
         key = repr((method, pairs, options, images.seed, model.origin.sha256, images.about.fingerprint))
         with visualise.frozen(model):
             objective = visualise.of_neurons(model, pairs)
-            kept = dict(options, seed=images.seed, kept=images.unfinished(method), key=key)
-            painted = visualise.optimised(method, pairs, objective, canvas, **kept)
+            painted = visualise.optimised(
+                method,
+                pairs,
+                objective,
+                canvas,
+                **options,
+                seed=images.seed,
+                kept=images.unfinished(method),
+                key=key,
+            )
         painted = (painted * 255).round() / 255  # as they are kept
         pictures.append(pixels.as_bytes(painted))
         transfer.append(reached(model, canvas.normalised(painted), steps, neurons, images.batch_size))

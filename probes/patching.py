@@ -159,20 +159,20 @@ def of_factor(model: models.BViT, walk: probe.Pass, class_of_label: torch.Tensor
         }
 
     measured = walk.over(read)
-    photographs, found = walk.photographs(measured["position"]), {}
+    photographs, variables = walk.photographs(measured["position"]), {}
     for name in ("effect", "head_effect"):
-        each = intervals.ratio_of_sums(measured[name].values, measured["apart"].values, photographs, seed=walk.seed)
-        found |= named(name, measured[name].dims[1:], each)
+        bounded = intervals.ratio_of_sums(measured[name].values, measured["apart"].values, photographs, seed=walk.seed)
+        variables |= with_ends(name, measured[name].dims[1:], bounded)
     groups = of_images.GROUPS[walk.data.has_masks]
     names = {"source": SOURCES, "direction": tuple(DIRECTIONS), "site": patches.SITES, "group": groups}
-    return xr.Dataset(found, {dim: list(of) for dim, of in names.items()})
+    return xr.Dataset(variables, {dim: list(labels) for dim, labels in names.items()})
 
 
-def named(
-    name: str, dims: tuple[str, ...], each: Sequence[np.ndarray]
+def with_ends(
+    name: str, dims: tuple[str, ...], bounded: Sequence[np.ndarray]
 ) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
     """A ratio and the ends of its interval as variables."""
-    return {f"{name}{end}": (dims, of) for end, of in zip(ENDS, each, strict=True)}
+    return {f"{name}{end}": (dims, values) for end, values in zip(ENDS, bounded, strict=True)}
 
 
 def effects(
@@ -193,16 +193,16 @@ def effects(
     images, answers = images.to(device), answers.to(device)
     with torch.inference_mode():
         plain = difference(plain_logits(model, images), answers)
-        for t, at in enumerate(patches.steps(model, images.transpose(0, 1).flatten(0, 1))):
-            runs = {site: value.unflatten(0, (-1, n_pairs)) for site, value in at.items()}
+        for t, activations in enumerate(patches.steps(model, images.transpose(0, 1).flatten(0, 1))):
+            runs = {site: value.unflatten(0, (-1, n_pairs)) for site, value in activations.items()}
             for site, source, (into, other) in itertools.product(masks, sources, DIRECTIONS.values()):
                 value = runs[site][UNRELATED if source == "unrelated" else other]
                 logits = patches.patched(model, runs["resid"][into], t, site, value, masks[site], rows)
                 towards = (plain[:, other] - plain[:, into]).sign()[:, None]
                 moved[site].append(towards * (difference(logits, answers) - plain[:, into, None]))
     shape = (model.config.n_steps, len(sources), len(DIRECTIONS))
-    each = {site: torch.stack(of, 1).unflatten(1, shape).movedim(1, 3) for site, of in moved.items()}
-    return (plain[:, 0] - plain[:, 1]).abs(), each
+    by_site = {site: torch.stack(values, 1).unflatten(1, shape).movedim(1, 3) for site, values in moved.items()}
+    return (plain[:, 0] - plain[:, 1]).abs(), by_site
 
 
 def difference(logits: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
@@ -239,13 +239,13 @@ def shifted(model: models.BViT, walk: probe.Pass, class_of_label: torch.Tensor) 
     """Accuracy and margin when a step gets what another step of this image had, or of one of another class."""
     measured = walk.over(lambda batch: read_shifted(model, batch, class_of_label[batch.labels], 8 * walk.batch_size))
     photographs, n = walk.photographs(measured["position"]), measured.sizes["image"]
-    found = {"n_shifted": ((), n)}
+    variables = {"n_shifted": ((), n)}
     for name, margins in measured.data_vars.items():
-        each = intervals.ratio_of_sums(margins.values, np.ones(n), photographs, seed=walk.seed)
-        found |= named(f"{name}_margin", margins.dims[1:], each)
-        found[f"{name}_accuracy"] = margins.dims[1:], (margins.values > 0).mean(0)
+        bounded = intervals.ratio_of_sums(margins.values, np.ones(n), photographs, seed=walk.seed)
+        variables |= with_ends(f"{name}_margin", margins.dims[1:], bounded)
+        variables[f"{name}_accuracy"] = margins.dims[1:], (margins.values > 0).mean(0)
     steps = np.arange(model.config.n_steps)
-    return xr.Dataset(found, {"donor": list(DONORS), "part": list(PARTS), "other_step": steps})
+    return xr.Dataset(variables, {"donor": list(DONORS), "part": list(PARTS), "other_step": steps})
 
 
 def read_shifted(model: models.BViT, batch: stream.Batch, target: torch.Tensor, rows: int) -> probe.Reading:
@@ -256,15 +256,18 @@ def read_shifted(model: models.BViT, batch: stream.Batch, target: torch.Tensor, 
     cells = {"resid": parts, "z": patches.each_head(model, 1)[0, :, None, None]}  # [part or head, 1 1 ...]
     with torch.inference_mode():
         pictures = batch.images[:, : len(DONORS)].transpose(0, 1).flatten(0, 1).to(device)
-        ran = [{site: at[site].unflatten(0, (-1, n)) for site in cells} for at in patches.steps(model, pictures)]
+        by_step = [
+            {site: activations[site].unflatten(0, (-1, n)) for site in cells}  # [donor image ...]
+            for activations in patches.steps(model, pictures)
+        ]
         margins = {}
         for site, masks in cells.items():
-            had = torch.stack([at[site] for at in ran], 2)  # [donor image step ...]
-            logits = [
-                patches.patched(model, at["resid"][0], t, site, of, mask.expand(n, len(ran), *mask.shape[2:]), rows)
-                for of, mask, (t, at) in itertools.product(had, masks, enumerate(ran))
-            ]
-            shape = (len(DONORS), len(masks), len(ran))
+            donated = torch.stack([at_step[site] for at_step in by_step], 2)  # [donor image step ...]
+            logits = []
+            for donor, mask, (t, at_step) in itertools.product(donated, masks, enumerate(by_step)):
+                each_step = mask.expand(n, len(by_step), *mask.shape[2:])
+                logits.append(patches.patched(model, at_step["resid"][0], t, site, donor, each_step, rows))
+            shape = (len(DONORS), len(masks), len(by_step))
             margins[site] = margin(torch.stack(logits, 1), target.to(device)).unflatten(1, shape)
     return {
         "shift": (("image", "donor", "part", "step", "other_step"), margins["resid"]),
