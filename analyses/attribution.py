@@ -115,17 +115,17 @@ def _trust(result: xr.Dataset, kind: str, how: str) -> str:
 def _beside_random(result: xr.Dataset) -> str:
     size = np.abs(result["exact_edge"].values)
     strong = result["checked_as"].values == "strongest"
-    said = f"exact |effect| of an edge: {size[strong].mean():.3f} of the strongest"
-    return said + ("" if strong.all() else f", {size[~strong].mean():.4f} of random")
+    line = f"exact |effect| of an edge: {size[strong].mean():.3f} of the strongest"
+    return line + ("" if strong.all() else f", {size[~strong].mean():.4f} of random")
 
 
 def _strongest_lines(result: xr.Dataset, n: int = 5) -> list[str]:
     graph, edge = graph_of(result), result["edge"].sel(how="integrated").values
     places = [divmod(int(place), graph.n_targets) for place in ranked(edge, graph)[:n]]
-    said = (
+    named = [
         f"{graph.sources[source]} -> {graph.targets[target]} {edge[source, target]:.2f}" for source, target in places
-    )
-    return ["strongest edges: " + ", ".join(said)]
+    ]
+    return ["strongest edges: " + ", ".join(named)]
 
 
 def _circuit_line(result: xr.Dataset, how: str) -> str:
@@ -154,11 +154,11 @@ def frame(result: xr.Dataset) -> pd.DataFrame:
 def edges(result: xr.Dataset) -> pd.DataFrame:
     """Effects of all edges, strongest first."""
     graph, edge = graph_of(result), result["edge"]
-    of = {how: edge.sel(how=how).values.ravel() for how in HOWS}
+    effects = {how: edge.sel(how=how).values.ravel() for how in HOWS}
     order = ranked(edge.sel(how="integrated").values, graph)
     source, target = np.divmod(order, graph.n_targets)
     named = {"source": np.array(graph.sources)[source], "target": np.array(graph.targets)[target]}
-    return pd.DataFrame(named | {how: values[order] for how, values in of.items()})
+    return pd.DataFrame(named | {how: values[order] for how, values in effects.items()})
 
 
 # Figures
@@ -239,10 +239,10 @@ def exact_curves(result: xr.Dataset, kind: str = "node") -> looks.Curves:
     ends = exact.min(), exact.max()
     for how, colour, mark in zip(HOWS, style.SEQUENCE, "so", strict=False):
         values = result[f"sample_{kind}"].sel(how=how).values.ravel()
-        said = [
+        hover = [
             f"{name}: {a:.3g}, exact {b:.3g}" for name, a, b in zip(names(result, kind), values, exact, strict=True)
         ]
-        lines.append(looks.Line(exact, values, label=how, colour=colour, mark=mark, width=0, hover=said))
+        lines.append(looks.Line(exact, values, label=how, colour=colour, mark=mark, width=0, hover=hover))
     lines.append(looks.Line(ends, ends, label="exact", colour=style.CHANCE, dash="dot"))
     return looks.Curves(
         lines,

@@ -303,8 +303,8 @@ def curve(result: xr.Dataset, name: str) -> looks.Curves | None:
             lines.append(looks.Line(x, value.values, low.values, high.values, **look))
             if part.null and model.is_trained:
                 null = numbers_of(result, model.numbers, part, f"null_{part.variable}").values
-                said = f"{part.what}, {part.null}" if part.what else part.null
-                lines.append(looks.Line(x, np.broadcast_to(null, x.shape), label=said, colour=colour, dash="dot"))
+                label = f"{part.what}, {part.null}" if part.what else part.null
+                lines.append(looks.Line(x, np.broadcast_to(null, x.shape), label=label, colour=colour, dash="dot"))
     return looks.Curves(lines, x=AXES[along], y=title, log="y" if name in LOG else "") if lines else None
 
 

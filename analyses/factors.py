@@ -22,8 +22,8 @@ COLUMNS = 4  # panels in a row of the figure
 
 def own(transfer: xr.DataArray) -> xr.DataArray:
     """Each state read by its own probe: [... state], of scores [... state other_state]."""
-    every = xr.DataArray(np.arange(transfer.sizes["state"]), dims="state")
-    return transfer.isel(state=every, other_state=every)
+    diagonal = xr.DataArray(np.arange(transfer.sizes["state"]), dims="state")
+    return transfer.isel(state=diagonal, other_state=diagonal)
 
 
 def is_clear(score: xr.DataArray, chance: xr.DataArray) -> xr.DataArray:
@@ -190,7 +190,8 @@ def figure(results: Results) -> Figure:
     """A panel per factor: how well it is read from every token over the steps; a block of rows per result."""
     named = style.named(results)
     rows = [-(-result.sizes["factor"] // COLUMNS) for result in named.values()]
-    drawn, axes = looks.panels(sum(rows), min(COLUMNS, max(of.sizes["factor"] for of in named.values())), height=2.7)
+    most = max(result.sizes["factor"] for result in named.values())
+    drawn, axes = looks.panels(sum(rows), min(COLUMNS, most), height=2.7)
     across = len(axes) // sum(rows)
     for ax in axes:
         ax.set_visible(False)

@@ -87,8 +87,8 @@ def _along(result: xr.Dataset, axis: str) -> str:
         for model in style.series(result, name):
             if axis_of(model.numbers[name]) == axis:
                 for what, values in parts(model.numbers[name]).items():
-                    said = (name, what, "" if model.is_trained else "untrained")
-                    columns[", ".join(word for word in said if word)] = values
+                    label = (name, what, "" if model.is_trained else "untrained")
+                    columns[", ".join(word for word in label if word)] = values
     rows = [LABELS[axis](int(place)) for place in result[axis].values] if columns else []
     return style.aligned(pd.DataFrame({"": rows} | columns)) if columns else ""
 
@@ -116,9 +116,9 @@ def frame(result: xr.Dataset) -> pd.DataFrame:
                 values.to_dataframe("value").reset_index() if values.ndim else pd.DataFrame({"value": [values.item()]})
             )
             tables.append(cells.assign(variable=name, model=model.label()))
-    every = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["variable", "model", "value"])
-    dims = [name for name in every.columns if name not in ("variable", "model", "value")]
-    return every[["variable", "model", *dims, "value"]].convert_dtypes()
+    numbers = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["variable", "model", "value"])
+    dims = [name for name in numbers.columns if name not in ("variable", "model", "value")]
+    return numbers[["variable", "model", *dims, "value"]].convert_dtypes()
 
 
 # Figures

@@ -122,9 +122,9 @@ def _with_one(model: BViT, adapted: peft.PeftModel | None, folder: Path, name: s
         adapted = peft.PeftModel(model, config, adapter_name=name)
     else:
         adapted.add_adapter(name, config)
-    found = peft.set_peft_model_state_dict(adapted, weights, adapter_name=name)
-    lacking = [key for key in found.missing_keys if f".{name}." in key]
-    require((not lacking and not found.unexpected_keys, f"{folder}: weights of other matrices than its config's"))
+    loaded = peft.set_peft_model_state_dict(adapted, weights, adapter_name=name)
+    lacking = [key for key in loaded.missing_keys if f".{name}." in key]
+    require((not lacking and not loaded.unexpected_keys, f"{folder}: weights of other matrices than its config's"))
     return adapted
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from beartype.door import is_bearable
 
-from models.errors import InputError, quoted
+from models.errors import InputError, quoted, require
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -127,31 +127,35 @@ class ViTConfig:
             value = getattr(self, name)
             if not least <= value <= most:
                 raise InputError(f"ViTConfig: {name} is {value}, it must lie between {least} and {most}")
-        n_named = len(self.classes or ())
-        checks = {
-            f"n_blocks is {self.n_blocks}, it cannot exceed n_steps = {self.n_steps}": self.n_blocks > self.n_steps,
-            f"d_model = {self.d_model} is not a multiple of n_heads = {self.n_heads}": self.d_model % self.n_heads,
-            f"image_size = {self.image_size} is not a multiple of patch_size = {self.patch_size}": (
-                self.image_size % self.patch_size
+        requirements = [
+            (self.n_blocks <= self.n_steps, f"n_blocks is {self.n_blocks}, it cannot exceed n_steps = {self.n_steps}"),
+            (
+                self.d_model % self.n_heads == 0,
+                f"d_model = {self.d_model} is not a multiple of n_heads = {self.n_heads}",
             ),
-            f"drop_path is {self.drop_path}, it must lie in [0, 1)": not 0 <= self.drop_path < 1,
-            f"norm_eps is {self.norm_eps}, it must lie between 0 and 1": not 0 < self.norm_eps < 1,
-            f"layer_scale is {self.layer_scale}, it must be finite": not math.isfinite(self.layer_scale or 0),
-            f"pool is distilled, which reads the first register beside CLS: n_registers is {self.n_registers}": (
-                self.pool == "distilled" and not self.n_registers
+            (
+                self.image_size % self.patch_size == 0,
+                f"image_size = {self.image_size} is not a multiple of patch_size = {self.patch_size}",
             ),
-            f"position is rotary, which turns channels by fours: d_model / n_heads is {self.d_head}": (
-                self.position == "rotary" and self.d_head % 4
+            (0 <= self.drop_path < 1, f"drop_path is {self.drop_path}, it must lie in [0, 1)"),
+            (0 < self.norm_eps < 1, f"norm_eps is {self.norm_eps}, it must lie between 0 and 1"),
+            (math.isfinite(self.layer_scale or 0), f"layer_scale is {self.layer_scale}, it must be finite"),
+            (
+                self.pool != "distilled" or self.n_registers > 0,
+                f"pool is distilled, which reads the first register beside CLS: n_registers is {self.n_registers}",
             ),
-            f"classes names {n_named} classes, n_classes is {self.n_classes}": (
-                self.classes is not None and n_named != self.n_classes
+            (
+                self.position != "rotary" or self.d_head % 4 == 0,
+                f"position is rotary, which turns channels by fours: d_model / n_heads is {self.d_head}",
             ),
-            f"mean is {self.mean}, it must be three finite numbers": not all(map(math.isfinite, self.mean)),
-            f"std is {self.std}, it must be three numbers above 0": not all(0 < s < math.inf for s in self.std),
-        }
-        for complaint, applies in checks.items():
-            if applies:
-                raise InputError(f"ViTConfig: {complaint}")
+            (
+                self.classes is None or len(self.classes) == self.n_classes,
+                f"classes names {len(self.classes or ())} classes, n_classes is {self.n_classes}",
+            ),
+            (all(map(math.isfinite, self.mean)), f"mean is {self.mean}, it must be three finite numbers"),
+            (all(0 < s < math.inf for s in self.std), f"std is {self.std}, it must be three numbers above 0"),
+        ]
+        require(*((holds, f"ViTConfig: {complaint}") for holds, complaint in requirements))
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> "ViTConfig":

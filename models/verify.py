@@ -214,16 +214,16 @@ def differentiated(n_steps: int) -> Iterator[str]:
 
 def backward(subject: Subject, name: str, weight: Any) -> Any:
     """The gradient that a backward hook gets."""
-    got = {}
+    kept = {}
 
     def keep(gradient: Any, hook: Any) -> None:
-        got["gradient"] = gradient.detach()
+        kept["gradient"] = gradient.detach()
 
     with torch.enable_grad(), subject.model.hooks(bwd_hooks=[(name, keep)]):
         images = subject.images.clone().requires_grad_()
         (subject.model(images) * weight).sum().backward()
     subject.model.zero_grad(set_to_none=True)
-    return got["gradient"]
+    return kept["gradient"]
 
 
 def patch(subject: Subject) -> float:

@@ -179,7 +179,7 @@ def of_telling(sums: xr.DataArray, told: dict[str, list[int]]) -> dict[str, Any]
     """F1 of the best feature of every concept, and its mean over the concepts of a factor, with intervals."""
     both, fires, holds = sums
     score = 2 * both / (fires + holds).where(lambda counts: counts > 0)
-    of_factors = xr.concat([score[{"concept": of}].mean("concept") for of in told.values()], "told")
+    of_factors = xr.concat([score[{"concept": concepts}].mean("concept") for concepts in told.values()], "told")
     return {**means.with_interval("f1", score), **means.with_interval("f1_of_factor", of_factors)}
 
 

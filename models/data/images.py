@@ -103,8 +103,8 @@ class Images(Dataset):
                 (upright if is_upright else as_stored).append(item.name)
         if as_stored or upright:
             parts = [
-                _said(as_stored, "mask is", "masks are", "taken as drawn on the stored pixels, and turned"),
-                _said(upright, "mask has the upright size and is", "masks have the upright size and are", "taken so"),
+                counted(as_stored, "mask is", "masks are", "taken as drawn on the stored pixels, and turned"),
+                counted(upright, "mask has the upright size and is", "masks have the upright size and are", "taken so"),
             ]
             print(
                 f"warning: {self.spec}, split {self.split}: EXIF turns {len(as_stored) + len(upright)} of "
@@ -114,7 +114,8 @@ class Images(Dataset):
             )
 
 
-def _said(names: list[str], one: str, several: str, what: str) -> str:
+def counted(names: list[str], one: str, several: str, what: str) -> str:
+    """How many files, in the singular or the plural, what about them, and the first of their names; "" for none."""
     shown = f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
     return f"{len(names)} {one if len(names) == 1 else several} {what} ({shown})" if names else ""
 

@@ -41,8 +41,8 @@ class Lens:
     def __call__(self, rows: Tensor) -> Tensor:
         """Rows [batch state width], the last state among them or not, as the lens sees them."""
         n = len(self.weight)
-        seen = torch.einsum("bsi,soi->bso", rows[:, :n], self.weight) + self.bias
-        return torch.cat([seen, rows[:, n:]], 1)
+        translated = torch.einsum("bsi,soi->bso", rows[:, :n], self.weight) + self.bias
+        return torch.cat([translated, rows[:, n:]], 1)
 
 
 def divergence(final: Tensor, logits: Tensor) -> Tensor:

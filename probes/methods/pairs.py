@@ -62,7 +62,8 @@ def differing(data: Any, factor: str, n: int) -> Pairs:
     else:
         others, corrupt = with_changed(data, factor), clean
     answers = np.stack([whole.labels[clean], datasets.describe(others).labels[corrupt]], 1)
-    unrelated = np.array([elsewhere(whole, *of) for of in zip(corrupt, clean, answers, strict=True)])
+    pairs = zip(corrupt, clean, answers, strict=True)
+    unrelated = np.array([elsewhere(whole, start=i, clean=j, taken=labels) for i, j, labels in pairs])
     return Pairs(data, others, clean, corrupt, unrelated)
 
 

@@ -60,8 +60,8 @@ class Readout:
     def biases(self) -> Tensor:
         """What each class has whatever the state is: [class]."""
         norm = self.model.norm.bias
-        every = [head.bias + (0 if norm is None else head.weight @ norm) for head in self.heads]
-        return torch.stack(every).mean(0)
+        biases = [head.bias + (0 if norm is None else head.weight @ norm) for head in self.heads]
+        return torch.stack(biases).mean(0)
 
     def scale(self, pooled: Tensor) -> Tensor:
         """What the final norm divides rows [batch row d_model] by: [batch row 1]."""

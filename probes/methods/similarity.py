@@ -97,9 +97,9 @@ class Grams:
 
     def participation_ratio(self) -> Tensor:
         """(sum of eigenvalues)^2 over the sum of their squares, of the covariance of every set: [set]."""
-        every = torch.arange(len(self.shift))
-        own = self.covariance()[every, :, every]
-        ratio = own.diagonal(dim1=1, dim2=2).sum(-1).square() / own.square().sum((1, 2))
+        sets = torch.arange(len(self.shift))
+        covariance = self.covariance()[sets, :, sets]
+        ratio = covariance.diagonal(dim1=1, dim2=2).sum(-1).square() / covariance.square().sum((1, 2))
         return ratio.where(self.varies(), torch.nan)
 
 

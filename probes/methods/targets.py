@@ -72,8 +72,7 @@ class Group:
 
     def only(self, kept: Sequence[bool]) -> Group:
         """Some of its factors."""
-        factors, shuffled = (tuple(compress(of, kept)) for of in (self.factors, self.shuffled))
-        return replace(self, factors=factors, shuffled=shuffled)
+        return replace(self, factors=tuple(compress(self.factors, kept)), shuffled=tuple(compress(self.shuffled, kept)))
 
     @property
     def parts(self) -> list[slice]:
@@ -88,13 +87,13 @@ class Group:
 
 def of_parts(*parts: Pass) -> list[tuple[Group, ...]]:
     """`of_data` of several passes over parts of one data set, without the factors that do not vary in all of them."""
-    every = []
+    varying = []
     for groups in zip(*map(of_data, parts), strict=True):
-        factors = zip(*(group.factors for group in groups), strict=True)
-        kept = [all(factor.varies(group.has) for factor, group in zip(of, groups, strict=True)) for of in factors]
-        if any(kept):
-            every.append(tuple(group.only(kept) for group in groups))
-    return every
+        varies = [[factor.varies(group.has) for factor in group.factors] for group in groups]
+        in_all = [all(of_factor) for of_factor in zip(*varies, strict=True)]
+        if any(in_all):
+            varying.append(tuple(group.only(in_all) for group in groups))
+    return varying
 
 
 def of_data(images: Pass) -> list[Group]:
