@@ -16,8 +16,8 @@ from analyses.style import Results
 
 KINDS = {
     "shared": "one for all states",
-    "separate": "one a state, together as large",
-    "larger": "one a state, each as large",
+    "separate": "one per state, same total size",
+    "larger": "one per state, each as large",
     "pca": "principal components",
     "rotated": "one for all, rotated",
 }

@@ -89,21 +89,21 @@ class Model:
 
 def series(results: Results, *needed: str) -> Iterator[Model]:
     """Every model of the results that holds the variables needed; an untrained one is grey if it is alone."""
-    every = named(results)
-    for (name, result), colour in zip(every.items(), itertools.cycle(SEQUENCE), strict=False):
+    by_name = named(results)
+    for (name, result), colour in zip(by_name.items(), itertools.cycle(SEQUENCE), strict=False):
         for kind, numbers in models(result).items():
             if all(variable in numbers for variable in needed):
-                grey = kind == "untrained" and len(every) == 1
+                grey = kind == "untrained" and len(by_name) == 1
                 yield Model(name, kind == "trained", UNTRAINED if grey else colour, result, numbers)
 
 
-def levels(results: Results, of: Callable[[xr.Dataset], Mapping[str, float]]) -> dict[str, float]:
+def levels(results: Results, levels_of: Callable[[xr.Dataset], Mapping[str, float]]) -> dict[str, float]:
     """Levels of all results by name: once where they are the same, else each under the name of its result."""
-    each = {name: dict(of(result)) for name, result in named(results).items()}
+    each = {name: dict(levels_of(result)) for name, result in named(results).items()}
     first = next(iter(each.values()))
     if all(other == first for other in each.values()):
         return first
-    return {f"{name} {what}": level for name, of_one in each.items() for what, level in of_one.items()}
+    return {f"{name} {what}": level for name, own in each.items() for what, level in own.items()}
 
 
 # Tables

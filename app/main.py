@@ -14,8 +14,15 @@ from streamlit.starlette import App
 from app import door
 
 IMPORT_LAZILY = [
-    *("app.live", "app.results", "app.words", "analyses.hdf5", "analyses.study", "analyses.trajectories"),
-    *("models.data.parquet", "models.source", "probes.methods.one_image"),
+    "app.live",
+    "app.results",
+    "app.words",
+    "analyses.hdf5",
+    "analyses.study",
+    "analyses.trajectories",
+    "models.data.parquet",
+    "models.source",
+    "probes.methods.one_image",
 ]
 LARGE = ["app.image", "analyses.features", "analyses.steps", "plotly.graph_objs", "plotly.validators"]
 

@@ -26,7 +26,7 @@ Vector = Float[Tensor, " d_model"]
 
 
 class Norm(nn.Module):
-    """LayerNorm or RMSNorm of the last axis; fused until somebody listens."""
+    """LayerNorm or RMSNorm of the last axis; fused unless a hook is on its scale or normalized values."""
 
     def __init__(self, config: ViTConfig, width: int | None = None):
         super().__init__()
@@ -50,7 +50,7 @@ class Norm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; fused (`scaled_dot_product_attention`) until somebody listens to scores or pattern."""
+    """Multi-head self-attention; fused (`scaled_dot_product_attention`) unless a hook is on its scores or pattern."""
 
     def __init__(self, config: ViTConfig):
         super().__init__()
@@ -66,7 +66,7 @@ class Attention(nn.Module):
     ) -> Stream:
         """What attention adds to the stream, from the normalised stream; `gamma` is LayerScale's factor.
 
-        Where somebody listens to an input of q, k or v, x holds one stream for each slot and head:
+        Where a hook is on an input of q, k or v, x holds one stream for each slot and head:
         [batch pos slot head d_model].
         """
         q, k, v = self.queries_keys_values(x, hooks)

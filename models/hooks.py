@@ -48,7 +48,7 @@ MATRICES = (("attn", "qkv"), ("attn", "proj"), ("mlp", "fc1"), ("mlp", "fc2"))  
 
 
 def listening(*points: nn.Module) -> bool:
-    """Whether anybody listens to one of `points`, be it through TransformerLens or plain torch hooks."""
+    """Whether one of `points` has a hook, TransformerLens' or plain torch's."""
     return any(p._forward_hooks or p._forward_pre_hooks or p._backward_hooks or p._backward_pre_hooks for p in points)
 
 
@@ -146,7 +146,7 @@ class AttentionHooks(Part):
         return listening(*self.inputs)
 
     def split(self, h: Tensor) -> Tensor:
-        """The stream [batch pos d_model]; where somebody listens, one for q, k, v of each head: [... slot head d]."""
+        """The stream [batch pos d_model]; where a hook asks for it, one for q, k, v of each head: [... slot head d]."""
         if not self.is_split:
             return h
         per_head = h[:, :, None].expand(-1, -1, self.half.n_heads, -1)

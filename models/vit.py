@@ -135,7 +135,7 @@ class BViT(Watched, Shareable):
         return self.forward(images, n_steps, stop_at_step=stop_at_step)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the blocks, in a time that does not grow with T; a step where somebody listens runs uncompiled."""
+        """Compile the blocks, in a time that does not grow with T; a step with hooks on it runs uncompiled."""
         self.__dict__["unwatched"] = self._new_step(0)  # one for all steps, so that a block is compiled once
         for block in self.core:
             block.compile(*args, **kwargs)
