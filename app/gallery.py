@@ -47,8 +47,13 @@ def _of(run: str, stamps: tuple, model: live.Model, kinds: tuple[Result, ...]) -
     found = moments.worth_a_look({Path(kind.file).stem: results.of(Path(run), kind) for kind in kinds})
     config = model.config
     return [
-        dict(index=one.index, title=one.title, step=one.step, head=one.head, picture=live.data_uri(pixels))
-        for one in found
-        if 0 <= one.index < len(images)
-        for pixels in [live.pixels(config, images[one.index][0].numpy())]
+        {
+            "index": moment.index,
+            "title": moment.title,
+            "step": moment.step,
+            "head": moment.head,
+            "picture": live.data_uri(live.pixels(config, images[moment.index][0].numpy())),
+        }
+        for moment in found
+        if 0 <= moment.index < len(images)
     ]

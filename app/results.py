@@ -159,8 +159,10 @@ def another_model(result: xr.Dataset, run: Path, kind: Result | None = None) -> 
     """A warning where a result is of another model than the run's checkpoint; empty where not, or nobody knows."""
     identity = kind.identity if kind else CHECKPOINT.identity
     here = sha256(run) if identity == CHECKPOINT.identity else init_sha256(run)
-    said = analyses.results.other_model(result, here, identity)
-    return said and f"**This result is of another model** than {text(run / CHECKPOINT.file)}: {text(said)}. To measure:"
+    mismatch = analyses.results.other_model(result, here, identity)
+    if not mismatch:
+        return ""
+    return f"**This result is of another model** than {text(run / CHECKPOINT.file)}: {text(mismatch)}. To measure:"
 
 
 def sha256(run: Path) -> str:

@@ -124,19 +124,21 @@ def test_starting_over_leaves_no_result_of_the_old_model_and_nothing_but_ours_is
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "complaint"),
     [
-        dict(data="folder:nowhere"),
-        dict(model="bvit_huge"),
-        dict(fields=("d_model=15",)),
-        dict(device="gpu"),
-        dict(batch_size=10**6),
+        (dict(data="folder:nowhere"), "there is no file or folder nowhere"),
+        (dict(model="bvit_huge"), "no preset named 'bvit_huge'"),
+        (dict(fields=("d_model=15",)), "d_model = 15 is not a multiple"),
+        (dict(device="gpu"), "--device is 'gpu'"),
+        (dict(batch_size=10**6), "fewer than one batch of 1000000"),
     ],
     ids=str,
 )
-def test_what_is_wrong_is_said_before_force_removes_anything(whole: Path, tmp_path: Path, wrong: dict) -> None:
+def test_what_is_wrong_is_said_before_force_removes_anything(
+    whole: Path, tmp_path: Path, wrong: dict, complaint: str
+) -> None:
     shutil.copytree(whole, tmp_path / "run")
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=complaint):
         train(out=tmp_path / "run", force=True, **(TINY | wrong))
     assert {path.name for path in (tmp_path / "run").iterdir()} == {path.name for path in whole.iterdir()}
 

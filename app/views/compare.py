@@ -36,29 +36,32 @@ def opened(name: str) -> live.Model:
 @page.part
 def show_attention(traced: dict[str, dict[str, np.ndarray]]) -> None:
     st.header("What CLS attends to")
-    n_steps = max(len(of["attention"]) for of in traced.values())
+    n_steps = max(len(arrays["attention"]) for arrays in traced.values())
     step = page.number(st, "Step", n_steps, "step", shown="blocks.%d")
-    at = {name: min(step, len(of["attention"]) - 1) for name, of in traced.items()}
-    said = " beside ".join(f"{text(name)} at {style.step_label(t)}" for name, t in at.items())
+    at = {name: min(step, len(arrays["attention"]) - 1) for name, arrays in traced.items()}
+    caption = " beside ".join(f"{text(name)} at {style.step_label(t)}" for name, t in at.items())
     st.markdown(
-        f"{said}; where one model has fewer steps, its last one. All maps on one scale, means over heads first."
+        f"{caption}; where one model has fewer steps, its last one. All maps on one scale, means over heads first."
     )
-    figure = analysis.attention({name: of["attention"][at[name]] for name, of in traced.items()})
-    page.show(figure, "compare attention", said)
+    figure = analysis.attention({name: arrays["attention"][at[name]] for name, arrays in traced.items()})
+    page.show(figure, "compare attention", caption)
 
 
 def show_answers(traced: dict[str, dict[str, np.ndarray]], classes: dict[str, list[str]]) -> None:
     st.header("The answers as they form")
-    there = {name: of["probability"] for name, of in traced.items() if "probability" in of}
+    there = {name: arrays["probability"] for name, arrays in traced.items() if "probability" in arrays}
     if len(there) < 2:
         st.info("One of the models has no classifier, so there is no answer to compare.")
         return
     columns = st.columns(2)
-    for column, (name, of) in zip(columns, there.items(), strict=True):
-        last = of[-1]
+    for column, (name, probability) in zip(columns, there.items(), strict=True):
+        last = probability[-1]
         page.metric(column, text(name), text(classes[name][int(last.argmax())]), f"{100 * last.max():.1f} %")
-    likely = [classes[name][k] for name, of in there.items() for k in np.argsort(-of.max(0), kind="stable")[:SHOWN]]
-    chance = 1 / max(of.shape[1] for of in there.values())
+    likely = []
+    for name, probability in there.items():
+        order = np.argsort(-probability.max(0), kind="stable")
+        likely += [classes[name][k] for k in order[:SHOWN]]
+    chance = 1 / max(probability.shape[1] for probability in there.values())
     page.show(analysis.answers(there, classes, list(dict.fromkeys(likely)), chance).interactive(), "compare answers")
 
 
@@ -75,10 +78,10 @@ def show_probes(run: str, beside: str) -> None:
     runs = tuple(results.root() / name for name in both)
     stamps, is_dark = tuple(results.stamp(run / kind.file) for run in runs), st.context.theme.type == "dark"
     content = picture(runs, kind, stamps, is_dark)
-    said = f"{title_of(kind)} of {both[0]} and {both[1]}"
+    caption = f"{title_of(kind)} of {both[0]} and {both[1]}"
     address = f"data:image/png;base64,{b64encode(content).decode()}"
-    st.html(f'<div style="overflow-x: auto"><img alt="{escape(said)}" src="{address}" style="{READABLE}"></div>')
-    st.caption(text(said))
+    st.html(f'<div style="overflow-x: auto"><img alt="{escape(caption)}" src="{address}" style="{READABLE}"></div>')
+    st.caption(text(caption))
     page.download(
         "Save as PNG", lambda: picture(runs, kind, stamps, False), f"compare {title_of(kind)}.png", "image/png"
     )
@@ -115,9 +118,9 @@ left, right = st.columns([1, 4])
 left.image(shown.picture, "what the model sees", width=190, alt=shown.name)
 right.header(text(shown.name))
 for name, model in models.items():
-    said = model.about
-    blocks = "1 block" if said["blocks"] == 1 else f"{said['blocks']} blocks"
-    right.markdown(f"{text(name)}: {blocks}, {said['steps']} steps, {said['parameters'] / 1e6:.3f} M parameters")
+    about = model.about
+    blocks = "1 block" if about["blocks"] == 1 else f"{about['blocks']} blocks"
+    right.markdown(f"{text(name)}: {blocks}, {about['steps']} steps, {about['parameters'] / 1e6:.3f} M parameters")
 traced = {name: model.trace(seen[name].image) for name, model in models.items()}
 show_attention(traced)
 show_answers(traced, {name: model.classes for name, model in models.items()})

@@ -26,8 +26,8 @@ def show_numbers() -> None:
     explained, low, high = (100 * float(shared[f"explained_by_all{end}"]) for end in analysis.ENDS)
     page.metric(columns[0], "explained, mean of the states", f"{explained:.1f} %", f"95 %: {low:.1f} to {high:.1f}")
     if "separate" in result["kind"].values:
-        of = result.sel(kind="separate", token=token)
-        cost, low, high = (100 * float(of[f"sharing{end}"]) for end in analysis.ENDS)
+        separate = result.sel(kind="separate", token=token)
+        cost, low, high = (100 * float(separate[f"sharing{end}"]) for end in analysis.ENDS)
         about = "explained by one for all states, less what one per state of the same total size explains"
         page.metric(columns[1], "sharing", f"{cost:+.1f} points", f"95 %: {low:+.1f} to {high:+.1f}", help=about)
     lived, rotated = (
@@ -42,8 +42,8 @@ def show_numbers() -> None:
 @page.part
 def show_feature(token: str) -> None:
     """Profile, concepts and top images of one feature."""
-    found = [feature for of_token, feature, _ in features.shown(result) if of_token == token]
-    feature = page.number(st, "Feature", n_features, "feature", found[0] if found else 0, shown="feature %d")
+    shown = [feature for token_of_feature, feature, _ in features.shown(result) if token_of_feature == token]
+    feature = page.number(st, "Feature", n_features, "feature", shown[0] if shown else 0, shown="feature %d")
     left, right = st.columns(2)
     with left:
         page.show(results.drawn(DICTIONARY, features.of_feature, token, feature), "dictionary feature")
@@ -54,7 +54,7 @@ def show_feature(token: str) -> None:
         st.dataframe(features.top_frame(result, token, feature), hide_index=True)
     pictures = features.top_pictures(result, token, feature)
     if pictures:
-        st.image([picture for picture, _ in pictures], [text(said) for _, said in pictures], width=110)
+        st.image([picture for picture, _ in pictures], [text(caption) for _, caption in pictures], width=110)
 
 
 show_numbers()

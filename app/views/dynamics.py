@@ -53,8 +53,8 @@ def show_quantity() -> None:
 def show_alike() -> None:
     maps = analysis.maps(result)
     page.keep_within("alike", list(maps), next(iter(maps)))
-    of = st.selectbox("Map", list(maps), key="alike", **page.LINKED)
-    page.show(maps[of].interactive(height=420), f"dynamics {of}", table=lambda: analysis.cka_frame(result))
+    name = st.selectbox("Map", list(maps), key="alike", **page.LINKED)
+    page.show(maps[name].interactive(height=420), f"dynamics {name}", table=lambda: analysis.cka_frame(result))
 
 
 show_numbers()

@@ -31,11 +31,11 @@ def show_numbers() -> None:
     low, high = (100 * float(result[f"recovered_{end}"].sel(lens="powers")) for end in ("low", "high"))
     kept = f"{100 * float(result['recovered'].sel(lens='powers')):.1f} %"
     page.metric(columns[1], "powers of one map keep", kept, f"95 %: {low:.1f} to {high:.1f}", help=about)
-    of = result.sel(lens="logit")
-    independent = f"if states were independent {float(analysis.chance_depth(of)):.1f}"
-    page.metric(columns[2], "answer stands from step", f"{float(of['mean_depth']):.1f}", independent)
-    independent = f"if states were independent {float(of['chance_flips']):.1f}"
-    page.metric(columns[3], "flips of the answer", f"{float(of['mean_flips']):.1f}", independent)
+    logit_lens = result.sel(lens="logit")
+    independent = f"if states were independent {float(analysis.chance_depth(logit_lens)):.1f}"
+    page.metric(columns[2], "answer stands from step", f"{float(logit_lens['mean_depth']):.1f}", independent)
+    independent = f"if states were independent {float(logit_lens['chance_flips']):.1f}"
+    page.metric(columns[3], "flips of the answer", f"{float(logit_lens['mean_flips']):.1f}", independent)
 
 
 @page.part

@@ -62,8 +62,8 @@ def show_images(step: int, head: int) -> None:
         for column, place in zip(page.tiles(len(places), WIDTH), places, strict=True):
             index, label = (int(result[name].values[result["shown"].values[place]]) for name in ("index", "label"))
             picture, inside = analysis.pixels_of_example(result, place, step, head)
-            said = f"{index}: {text(classes[label])}, {inside}"
-            column.image(picture, said, alt=f"attention over image {index}, {classes[label]}")
+            caption = f"{index}: {text(classes[label])}, {inside}"
+            column.image(picture, caption, alt=f"attention over image {index}, {classes[label]}")
             image.to_story(column, index, result)
 
 

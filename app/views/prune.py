@@ -34,9 +34,9 @@ def how_to() -> str:
 
 def control(kind: Result) -> xr.Dataset | None:
     """A control of this pruning, if it is there; one of another pruning is named instead."""
-    found = results.of(run, kind)
-    if found is None or all(found.attrs.get(name) == result.attrs.get(name) for name in ("init_sha256", "plan")):
-        return found
+    measured = results.of(run, kind)
+    if measured is None or all(measured.attrs.get(name) == result.attrs.get(name) for name in ("init_sha256", "plan")):
+        return measured
     st.warning(f"{kind.file} is of another pruning and not shown; this measures anew: {text(kind.made_by(run))}")
     return None
 

@@ -113,7 +113,7 @@ def test_damaged_bytes_give_a_result_or_one_sentence(small, tmp_path):
             hdf5.refuse_foreign(bytes(content))
         except Exception:  # `read` makes one sentence of anything
             refused += 1
-    assert refused
+    assert 0 < refused < 300  # damage to plain numbers is none that a check of the format can see
 
 
 def test_a_result_knows_another_model(small, tmp_path):

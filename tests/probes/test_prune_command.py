@@ -96,20 +96,20 @@ def test_a_control_does_not_start_over_what_it_measures(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "complaint"),
     [
-        dict(data="folder:nowhere"),
-        dict(preset="bvit_huge"),
-        dict(fields=("n_steps=2", "n_steps=3")),
-        dict(device="gpu"),
-        dict(val_limit=0),
+        (dict(data="folder:nowhere"), "there is no file or folder nowhere"),
+        (dict(preset="bvit_huge"), "no preset named 'bvit_huge'"),
+        (dict(fields=("n_steps=2", "n_steps=3")), "--fields gives n_steps twice"),
+        (dict(device="gpu"), "--device is 'gpu'"),
+        (dict(val_limit=0), "--val-limit is 0"),
     ],
     ids=str,
 )
-def test_what_is_wrong_is_said_before_force_removes_anything(tmp_path: Path, wrong: dict) -> None:
+def test_what_is_wrong_is_said_before_force_removes_anything(tmp_path: Path, wrong: dict, complaint: str) -> None:
     for name in ("prune.json", "lock"):
         (tmp_path / name).write_text("{}")
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=complaint):
         prune.prune(out=tmp_path, force=True, **wrong)
     assert {path.name for path in tmp_path.iterdir()} == {"prune.json", "lock"}
 
