@@ -251,14 +251,18 @@ class Curves:
             figure.add_vline(place, line=dict(color=style.CHANCE, width=1), annotation_text=name)
         figure.update_annotations(yanchor="bottom", xanchor="center", y=1)
         x, y = (dict(type="log" if axis in self.log else "linear") for axis in "xy")
-        x |= dict(tickvals=self.ticks) if self.ticks is not None else dict(dtick=1) if self._ends()[1] <= 16 else {}
-        y |= dict(rangemode="tozero") if self.low == 0 else {}
+        if self.ticks is not None:
+            x["tickvals"] = self.ticks
+        elif self._ends()[1] <= 16:
+            x["dtick"] = 1
+        if self.low == 0:
+            y["rangemode"] = "tozero"
         figure.update_layout(xaxis=dict(title=self.x, **x), yaxis=dict(title=self.y, **y), legend=BELOW)
         return figure.update_layout(height=height, **WHITE)
 
     def _ends(self) -> tuple[float, float]:
-        every = np.concatenate([np.asarray(line.x, np.float64) for line in self.lines] or [np.zeros(1)])
-        return float(every.min()), float(every.max())
+        x = np.concatenate([np.asarray(line.x, np.float64) for line in self.lines] or [np.zeros(1)])
+        return float(x.min()), float(x.max())
 
     def _levels(self) -> list[Line]:
         named = zip(self.levels.items(), LEVELS * len(self.levels), strict=False)

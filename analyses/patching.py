@@ -39,11 +39,12 @@ def beyond_null(result: xr.Dataset, name: str) -> xr.DataArray:
 def handover(result: xr.Dataset, factor: str, direction: str, share: float = 0.5) -> dict[str, int | None]:
     """The first step that CLS, and the last step that the other tokens enter with at least `share` of the effect."""
     entering = result["effect"].sel(source=PAIR, site="resid", factor=factor, direction=direction)
-    at_step = {}
+    at_step: dict[str, int | None] = {}
     for group in entering["group"].values.tolist():
-        steps = np.flatnonzero(entering.sel(group=group) >= share)
-        at_step[group] = None if not len(steps) else int(steps[0] if group == "cls" else steps[-1])
-    return {group: step for group, step in at_step.items() if group != "background"}
+        if group != "background":
+            steps = np.flatnonzero(entering.sel(group=group) >= share).tolist()
+            at_step[group] = steps[0 if group == "cls" else -1] if steps else None
+    return at_step
 
 
 def shift(numbers: xr.Dataset, donor: str, part: str, name: str = "accuracy") -> np.ndarray:

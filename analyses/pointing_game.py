@@ -127,7 +127,9 @@ def table(result: xr.Dataset) -> str:
 def pointer(result: xr.Dataset) -> str:
     """Whose maximum points, where it is not attention's."""
     name = result.attrs.get("map", "attention")
-    return "" if name == "attention" else f" of {name}{' (all heads)' if result.attrs['is_of_all_heads'] else ''}"
+    if name == "attention":
+        return ""
+    return f" of {name} (all heads)" if result.attrs["is_of_all_heads"] else f" of {name}"
 
 
 def _chance_rows(result: xr.Dataset, cells: list[dict[str, Any]]) -> dict[str, list[float]]:

@@ -56,8 +56,13 @@ def refuse_long(result: xr.Dataset) -> None:
 
 def updated(result: xr.Dataset) -> xr.Dataset:
     """A result under today's names; one that has them already as it is."""
-    names = {"tolerance": "radius"} if "hit_ratio" in result else {}
-    names |= {"method": "recipe"} if "picture" in result else {"method": "cut"} if "svd_accuracy" in result else {}
+    names = {}
+    if "hit_ratio" in result:
+        names["tolerance"] = "radius"
+    if "picture" in result:
+        names["method"] = "recipe"
+    elif "svd_accuracy" in result:
+        names["method"] = "cut"
     result = result.rename({old: new for old, new in names.items() if old in result.dims})
     if "tolerance_pixels" in result.attrs:
         result.attrs["radius_pixels"] = result.attrs.pop("tolerance_pixels")

@@ -121,8 +121,10 @@ def capacities(folder: Path, frame: pd.DataFrame) -> pd.DataFrame:
         measured = folder / str(cell.cell) / "rank.nc"
         if measured.exists() and cell.cell not in set(known["cell"]):
             rows += of_ranks(results.of_checkpoint(measured), cell)
+    if not rows:
+        return known
     made = pd.DataFrame(rows, columns=CAPACITY)
-    return made if known.empty else pd.concat([known, made], ignore_index=True) if rows else known
+    return made if known.empty else pd.concat([known, made], ignore_index=True)
 
 
 def of_ranks(result: xr.Dataset, cell: Any) -> list[dict]:

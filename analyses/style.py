@@ -78,8 +78,10 @@ class Model:
 
     def label(self, what: str = "") -> str:
         """How a quantity of it is named in a legend."""
-        title = self.name if self.is_trained else f"{self.name} untrained".strip()
-        return f"{title}{' ' if self.is_trained else ', '}{what}".strip() if what else title or "trained"
+        if self.is_trained:
+            return f"{self.name} {what}".strip() or "trained"
+        title = f"{self.name} untrained".strip()
+        return f"{title}, {what}" if what else title
 
     def look(self, what: str = "", **other: Any) -> dict[str, Any]:
         """Label, colour and dash of its line for a quantity: dashed for the untrained model."""

@@ -37,7 +37,7 @@ def accelerator(precision: str, name: str) -> Accelerator:
 
     Each use of a shared weight casts for itself, so that the gradients of its T uses sum in float32.
     """
-    has_bf16 = torch.cuda.is_available() and checked(name) != "cpu"
-    precision = ("bf16" if has_bf16 else "no") if precision == "auto" else precision
+    if precision == "auto":
+        precision = "bf16" if torch.cuda.is_available() and checked(name) != "cpu" else "no"
     handlers = [AutocastKwargs(cache_enabled=False)]
     return Accelerator(cpu=checked(name) == "cpu", mixed_precision=precision, kwargs_handlers=handlers)

@@ -151,7 +151,7 @@ def from_timm(vit: nn.Module) -> BViT:
         norm="rms" if isinstance(norm, RmsNorm) else "ln",
         norm_eps=norm.eps,
         layer_scale=1.0 if _has_layer_scale(block) else None,
-        pool="mean" if vit.global_pool == "avg" else "distilled" if hasattr(vit, "dist_token") else "cls",
+        pool=_pool(vit),
         mean=tuple(about.get("mean", IMAGENET_MEAN)),
         std=tuple(about.get("std", IMAGENET_STD)),
         position="rotary" if getattr(vit, "rope", None) is not None else "learned",
@@ -161,6 +161,12 @@ def from_timm(vit: nn.Module) -> BViT:
     )
     state = {name: value.detach().to("cpu", torch.float32, copy=True) for name, value in vit.state_dict().items()}
     return filled(config, our_names(state, config), Path(f"timm:{type(vit).__name__}")).eval()
+
+
+def _pool(vit: nn.Module) -> str:
+    if vit.global_pool == "avg":
+        return "mean"
+    return "distilled" if hasattr(vit, "dist_token") else "cls"
 
 
 def _has_layer_scale(block: nn.Module) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 from models.data.files import endings, is_leftover
@@ -52,6 +53,12 @@ def layout_hint(path: Path, spec: str) -> str:
     return f"{inventory}; the README's table of data shows every layout that is read"
 
 
+def kind_of(name: str, pictures: Collection[str]) -> str:
+    """A file's kind by its ending, given the endings of pictures."""
+    ending = os.path.splitext(name)[1].lower()
+    return "picture" if ending in pictures else KINDS.get(ending, "other file")
+
+
 def census(path: Path) -> tuple[Counter[str], dict[str, list[str]], bool]:
     """How many of each kind lie below, at which places (the first few), and whether all was seen."""
     counts: Counter[str] = Counter()
@@ -61,8 +68,7 @@ def census(path: Path) -> tuple[Counter[str], dict[str, list[str]], bool]:
         folder, depth = queue.pop(0)
         for name, is_folder in listing(folder):
             n_entries += 1
-            ending = os.path.splitext(name)[1].lower()
-            kind = "folder" if is_folder else "picture" if ending in pictures else KINDS.get(ending, "other file")
+            kind = "folder" if is_folder else kind_of(name, pictures)
             counts[kind] += 1
             if len(places[kind]) < 2_000:
                 places[kind].append(os.path.relpath(os.path.join(folder, name), path))

@@ -264,9 +264,13 @@ def image_kinds(spec: str, index: Index, asked: str | None) -> list[str]:
 def likeliness(kind: str) -> int:
     """How likely a kind of file is the picture, the lowest first: photographs, then others, then what says mask."""
     words, _, ending = kind.rpartition(".")
+    if words and MASK_NAME.search(f".{words}"):
+        return 4
     if words:
-        return 4 if MASK_NAME.search(f".{words}") else 0 if words in ("image", "img", "input") else 3
-    return 0 if f".{ending}" in PHOTOGRAPHS else 2 if ending == "png" else 1
+        return 0 if words in ("image", "img", "input") else 3
+    if f".{ending}" in PHOTOGRAPHS:
+        return 0
+    return 2 if ending == "png" else 1
 
 
 def mask_places(spec: str, index: Index, asked: str, kept: np.ndarray, keys: Names) -> np.ndarray:

@@ -78,10 +78,9 @@ def labels_of(source: Any) -> np.ndarray:
     if hasattr(reader, "iter_targets"):
         return np.fromiter(reader.iter_targets(), dtype=np.int64)
     labels = next((getattr(source, name) for name in ("targets", "_labels", "labels") if hasattr(source, name)), None)
-    return np.array(
-        [int(label) for label in ((source[i][1] for i in range(len(source))) if labels is None else labels)],
-        dtype=np.int64,
-    )
+    if labels is None:
+        labels = (source[i][1] for i in range(len(source)))  # decodes every picture
+    return np.array([int(label) for label in labels], dtype=np.int64)
 
 
 def classes_of(source: Any, at_least: int) -> tuple[str, ...]:

@@ -18,7 +18,9 @@ def to(model: BViT, max_steps: int | None, times: int) -> BViT:
     trained = model.trained
     if not trained.n_classes:
         raise InputError("the model has no classifier to read out; name a checkpoint with one")
-    last = max_steps if max_steps is not None else trained.n_steps * (times if trained.n_blocks == 1 else 1)
+    last = max_steps
+    if last is None:
+        last = times * trained.n_steps if trained.n_blocks == 1 else trained.n_steps
     if last < trained.n_steps:
         raise InputError(f"--max-steps is {last}, it must be at least the model's {trained.n_steps} steps")
     return model.at_steps(last) if last > trained.n_steps else model
