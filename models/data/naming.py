@@ -43,6 +43,7 @@ def coded(
 def numbered(
     spec: str, values: np.ndarray, folder: Path, names: Sequence[str] | None, more: int
 ) -> tuple[tuple[str, ...], np.ndarray]:
+    """Class names of labels that are numbers, and these; `more` is how many classes there are at least."""
     least = int(values.max(initial=-1)) + 1
     if max(least, more) > MOST_CLASSES:
         raise InputError(

@@ -172,6 +172,7 @@ class Circuits:
 
 
 def minus(x: Tensor, head: int, what: Tensor) -> Tensor:
+    """An input of every head [batch pos head d_model], less something at one head."""
     x = x.clone()
     x[:, :, head] -= what
     return x

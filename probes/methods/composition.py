@@ -90,8 +90,10 @@ def triangle(factor: Tensor) -> Tensor:
 
 
 def norms(left: Tensor, right: Tensor) -> Tensor:
+    """Frobenius norms of the products of factors [head d_model d_head] and [head d_head d_model]: [head]."""
     return torch.linalg.matrix_norm(triangle(left) @ right)
 
 
 def singular_values(left: Tensor, right: Tensor) -> Tensor:
+    """Those of the same products: [head d_head]."""
     return torch.linalg.svdvals(triangle(left) @ triangle(right.mT).mT)

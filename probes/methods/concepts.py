@@ -83,6 +83,7 @@ def of_images(images: Pass, patch_size: int) -> dict[str, Known]:
 
 
 def classes(names: Sequence[str], number: np.ndarray) -> Factor:
+    """The class [image] as a factor of the first `MOST` classes; -1, no concept, for the others."""
     return Factor("class", tuple(map(str, names[:MOST])), np.where(number < MOST, number, -1).astype(np.int16))
 
 
@@ -110,7 +111,7 @@ def of_scene(made: dict[str, np.ndarray]) -> tuple[Factor, ...]:
             "occlusion": (("none", "bar"), made["occlusion"] > 0),
             "distractors": (tuple(map(str, range(shapes.MAX_DISTRACTORS + 1))), made["n_distractors"]),
         }
-    return tuple(Factor(name, values, as_numbers(of)[:, None]) for name, (values, of) in numbers.items())
+    return tuple(Factor(name, values, as_numbers(places)[:, None]) for name, (values, places) in numbers.items())
 
 
 def parts(values: np.ndarray) -> np.ndarray:
@@ -120,6 +121,7 @@ def parts(values: np.ndarray) -> np.ndarray:
 
 
 def as_numbers(values: np.ndarray) -> np.ndarray:
+    """Which bin each value lies in: int16."""
     return np.floor(values).astype(np.int16)
 
 

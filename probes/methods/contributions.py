@@ -1,7 +1,7 @@
 """What every head and FFN of every step adds to the logit of a class: exact, since the stream is a sum.
 
 The final norm divides by a scale that all parts share; held at its value on the image, a logit is the sum of what the
-embedding, every part of every step and the head's bias add to it (direct logit attribution).
+embedding, every part of every step and the head's bias add to it (direct logit attribution; Elhage et al., 2021).
 """
 
 from __future__ import annotations

@@ -107,10 +107,12 @@ def at_random(change: Change, seed: int, is_common: bool, now: Tensor, moment: M
 
 
 def damp(factor: float, now: Tensor, moment: Moment) -> Tensor:
+    """The step's update, `factor` times as large."""
     return moment.before + factor * (now - moment.before)
 
 
 def reinject(share: float, now: Tensor, moment: Moment) -> Tensor:
+    """`now` with a share of the embedding z_0 mixed in again."""
     return (1 - share) * now + share * moment.start
 
 
@@ -193,6 +195,7 @@ def embeddings(model: BViT) -> Tensor:
 
 
 def told(what: str, model: BViT, tables: dict[str, Tensor]) -> list[Case]:
+    """A case for each table of step embeddings [step d_model] in place of the model's own."""
     return [Case(what, setting, model, partial(tell, table), "hook_step_embed") for setting, table in tables.items()]
 
 

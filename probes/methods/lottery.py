@@ -1,4 +1,5 @@
-"""Lottery pruning's arithmetic on masks: which weights go, which are alive, and what other masks would be.
+"""Lottery pruning's arithmetic on masks (Frankle & Carbin, arXiv 1803.03635; appendix G of the paper): which weights
+go, which are alive, and what other masks would be.
 
 Masks are bool [step weight], one row per step (or a graft): the matrices of `models.masks.WEIGHTS`, flattened.
 """

@@ -67,18 +67,20 @@ def mean_patterns(model: BViT, images: Tensor) -> list[Tensor]:
 
 
 def relevant(of_steps: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
-    """(A dy/dA)+ of every step."""
+    """(A dy/dA)+ of every step: [batch head query key] each, float32."""
     pairs = zip(of_steps, gradients, strict=True)
     return [(pattern.float() * gradient.float()).clamp(min=0) for pattern, gradient in pairs]
 
 
 def gradient(products: list[Tensor]) -> Tensor:
+    """The rows of CLS in each step: [batch step head key]."""
     return torch.stack([product[:, :, 0] for product in products], 1)
 
 
 def chefer(products: list[Tensor]) -> Tensor:
-    n_tokens = products[0].shape[-1]
-    relevance, rows = torch.eye(n_tokens, device=products[0].device).expand(len(products[0]), -1, -1), []
+    """CLS's row of R after each step: [batch step 1 key]."""
+    n_images, _, n_tokens, _ = products[0].shape
+    relevance, rows = torch.eye(n_tokens, device=products[0].device).expand(n_images, -1, -1), []
     for product in products:
         relevance = relevance + product.mean(1) @ relevance
         rows.append(relevance[:, 0])
@@ -86,7 +88,10 @@ def chefer(products: list[Tensor]) -> Tensor:
 
 
 def rollout(of_steps: list[Tensor]) -> Tensor:
-    """Backwards from the last step, so that one row is carried in place of the whole product."""
+    """CLS's row of the product over steps t to T - 1, for each t: [batch step 1 key].
+
+    Multiplied from the last step backwards, so that one row is carried in place of the whole product.
+    """
     row = torch.zeros(of_steps[0].shape[:2], device=of_steps[0].device)
     row[:, 0] = 1  # CLS
     rows = []
