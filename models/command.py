@@ -54,6 +54,7 @@ def run(
     `bad` is what `function` raises at bad input.
     """
     prog, words = called.get(prog, prog), [at_home(word) for word in sys.argv[1:]]
+    hear_nobody()
     try:
         with stopped_by_sigterm():
             tyro.cli(with_presets(function, presets or {}, words), prog=prog, args=words)
@@ -133,6 +134,13 @@ def with_presets(function: Callable[..., object], presets: Presets, words: Seque
     called.__annotations__ = hints | {name: preset.flag for name, preset in presets.items()}
     del called.__wrapped__  # which tyro would look through
     return called
+
+
+def hear_nobody() -> None:
+    """Output that was closed beforehand (``>&-``) is for nobody, and its number for none of our files."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
 
 
 def silence() -> None:

@@ -304,7 +304,7 @@ def name_of(measure: Measure) -> str:
 
 def open_images(common: Common, model: models.BViT) -> Any:
     """The data set, at most `limit` images of it."""
-    spec = common.data or model.origin.data
+    spec = model.origin.data if common.data is None else common.data
     if spec is None:
         raise InputError(f"{common.source} does not say which data it was trained on; name some with --data")
     return limited(datasets.open_data(spec, common.split, like=model), common.limit)
@@ -325,6 +325,7 @@ def refuse_unwritable(common: Common, out: Path) -> None:
     if common.figure is not None:
         run_folder.refuse_unwritable(common.figure.parent, "--figure")
     require(
+        (out.name != "-", "--out is -, but a result is no text for a pipe; name a file"),
         (not out.is_dir(), f"--out is {out}, a folder; name a file, such as {out / 'result.nc'}"),
         (is_result(out), f"--out is {out}, which is no result of a probe; name another file"),
         (0 <= common.seed < 2**32, f"--seed is {common.seed}, it must lie between 0 and {2**32 - 1}"),

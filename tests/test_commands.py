@@ -117,6 +117,15 @@ def test_where_not_even_the_sentence_can_be_written_the_code_says_it(monkeypatch
     assert end.value.code == 2
 
 
+def test_output_that_was_closed_beforehand_is_for_nobody(monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["short"])
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    command.run(lambda: print("said"), "short")
+    for name in ("stdout", "stderr"):
+        getattr(sys, name).close()
+
+
 def test_bad_input_of_an_analysis_is_a_sentence_too(monkeypatch, capsys) -> None:
     def analyse() -> None:
         raise ValueError("two\nlines")

@@ -240,3 +240,11 @@ def test_a_result_is_not_written_over_what_is_none(own_probe, run, tmp_path, com
     code, _, said = command(own_probe, run, "--limit", 4, "--out", out)
     assert code == 2 and "which is no result of a probe" in said
     assert (out.read_bytes() if out.exists() else None) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [(("--data", ""), "no data set is called ''"), (("--out", "-"), "a result is no text")]
+)
+def test_an_empty_word_and_a_dash_are_not_taken_for_something_else(own_probe, run, command, options, message) -> None:
+    code, _, said = command(own_probe, run, "--limit", 4, *options)
+    assert code == 2 and message in said
