@@ -208,10 +208,13 @@ def _activation(act: nn.Module | None) -> str | None:
 def refuse_unsupported(vit: nn.Module) -> None:
     """Raise `InputError` naming the first feature that `BViT` does not have."""
     refuse_other_kinds(vit)
-    block, patch = vit.blocks[0], vit.patch_embed
-    _refuse({f"blocks of type {type(block).__name__}": type(block) not in (Block, EvaBlock)})
+    patch = vit.patch_embed
+    _refuse({"no blocks": not len(vit.blocks)})
+    for block in vit.blocks:
+        _refuse({f"blocks of type {type(block).__name__}": type(block) not in (Block, EvaBlock)})
+        _refuse(_inside(block, vit.embed_dim))
     _refuse({f"a patch embedding of type {type(patch).__name__}": type(patch) is not PatchEmbed})
-    _refuse(_around(vit) | _inside(block, vit.embed_dim))
+    _refuse(_around(vit))
 
 
 def refuse_other_kinds(vit: nn.Module) -> None:
@@ -252,8 +255,13 @@ def _around(vit: nn.Module) -> dict[str, bool]:
         "images that are not square": patch.img_size is None or patch.img_size[0] != patch.img_size[1],
         "patches that are not square": patch.patch_size[0] != patch.patch_size[1],
         "images without three channels": patch.proj.in_channels != 3,
-        "norms of several epsilons": getattr(vit.blocks[0].norm1, "eps", None) != getattr(norm, "eps", None),
+        "norms of several epsilons": len({getattr(part, "eps", None) for part in (norm, *_norms(vit))}) > 1,
+        "blocks that differ": len({(b.attn.num_heads, _activation(b.mlp.act)) for b in vit.blocks}) > 1,
     }
+
+
+def _norms(vit: nn.Module) -> list[nn.Module]:
+    return [part for block in vit.blocks for part in (block.norm1, block.norm2)]
 
 
 def _is_dinov3s(rope: nn.Module) -> bool:
