@@ -56,6 +56,7 @@ def run(
     prog, words = called.get(prog, prog), [at_home(word) for word in sys.argv[1:]]
     hear_nobody()
     try:
+        refuse_empty(words)
         with stopped_by_sigterm():
             tyro.cli(with_presets(function, presets or {}, words), prog=prog, args=words)
             sys.stdout.flush()
@@ -105,6 +106,14 @@ def at_home(word: str) -> str:
     """``~`` at the start of an argument as the home folder, as a shell has it, but for ``--out=~/run``."""
     option, tilde, rest = re.fullmatch("(--[^=]*=)?(~?)(.*)", word, re.DOTALL).groups()
     return (option or "") + (os.path.expanduser(tilde + rest) if tilde else rest)
+
+
+def refuse_empty(words: Sequence[str]) -> None:
+    """An empty word comes from a variable that is not set; to a command it would be this folder, or the default."""
+    for before, word in zip(("", *words), words, strict=False):
+        if not word or re.fullmatch("--[^=]+=", word):
+            where = word.rstrip("=") or (f"the word after {before}" if before else "the first word")
+            raise InputError(f"{where} is empty; is the variable set that stands there?")
 
 
 def with_presets(function: Callable[..., object], presets: Presets, words: Sequence[str]) -> Callable[..., object]:

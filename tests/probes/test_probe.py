@@ -244,7 +244,8 @@ def test_a_result_is_not_written_over_what_is_none(own_probe, run, tmp_path, com
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [(("--data", ""), "no data set is called ''"), (("--out", "-"), "a result is no text")]
+    ("options", "message"),
+    [(("--data", ""), "the word after --data is empty"), (("--out", "-"), "a result is no text")],
 )
 def test_an_empty_word_and_a_dash_are_not_taken_for_something_else(own_probe, run, command, options, message) -> None:
     code, _, said = command(own_probe, run, "--limit", 4, *options)
