@@ -52,7 +52,7 @@ with epy.lazy_imports():
     import xarray as xr
 
     import models
-    from analyses import draw
+    from analyses import draw, results
     from models import checkpoint, device, origin, run_folder, source
     from models import data as datasets
 
@@ -282,6 +282,8 @@ def answer(measure: Measure, common: Common, options: dict[str, Any]) -> None:
     model = source.load(common.source, common.weights, common.image_size).to(device.device(common.device))
     out = common.out or run_folder.result(model.origin.run, measure.file(**options))
     refuse_unwritable(common, out)
+    if common.out is None:
+        refuse_other_result(model, out)
     data = open_images(common, model) if measure.needs_data else None
     images = Pass(data, common.batch_size, common.workers, common.seed, out=out)
     wants_control = measure.has_control and common.control and common.weights != "init"
@@ -304,7 +306,7 @@ def name_of(measure: Measure) -> str:
 
 def open_images(common: Common, model: models.BViT) -> Any:
     """The data set, at most `limit` images of it."""
-    spec = common.data or model.origin.data
+    spec = model.origin.data if common.data is None else common.data
     if spec is None:
         raise InputError(f"{common.source} does not say which data it was trained on; name some with --data")
     return limited(datasets.open_data(spec, common.split, like=model), common.limit)
@@ -325,10 +327,29 @@ def refuse_unwritable(common: Common, out: Path) -> None:
     if common.figure is not None:
         run_folder.refuse_unwritable(common.figure.parent, "--figure")
     require(
+        (out.name != "-", "--out is -, but a result is no text for a pipe; name a file"),
         (not out.is_dir(), f"--out is {out}, a folder; name a file, such as {out / 'result.nc'}"),
         (is_result(out), f"--out is {out}, which is no result of a probe; name another file"),
         (0 <= common.seed < 2**32, f"--seed is {common.seed}, it must lie between 0 and {2**32 - 1}"),
     )
+
+
+def refuse_other_result(model: models.BViT, out: Path) -> None:
+    """What was measured on other weights, at another image size or, outside of run folders, on another model is not
+    written over unasked.
+    """
+    try:
+        said = results.read(out).attrs
+    except ValueError:
+        return  # nothing that anybody could read
+    of_model, measured = model.origin, said.get("source", "")
+    sizes = {re.search(r"( at \d+ px)?$", source)[0] for source in (of_model.source, measured)}
+    is_other = said.get("checkpoint_sha256") != of_model.sha256 and measured.startswith(("timm:", "hf:"))
+    if said.get("weights", of_model.weights) != of_model.weights or len(sizes) > 1 or is_other:
+        raise InputError(
+            f"{out} holds what was measured on {measured} ({said.get('weights')} weights), which this would replace; "
+            "name another file with --out, or move it away"
+        )
 
 
 def is_result(out: Path) -> bool:
