@@ -275,7 +275,12 @@ def _refuse_other_tensors(path: Path, content: dict[str, Any]) -> None:
 
 def _is_plain(value: Tensor, part: str) -> bool:
     kind = value.dtype == torch.uint8 if part == "masks" else value.is_floating_point()
-    return kind and value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+    return kind and is_at_hand(value)
+
+
+def is_at_hand(value: Tensor) -> bool:
+    """Whether the numbers of a tensor lie in memory as they are: not packed, nor left out."""
+    return value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
 
 
 def _file_sha256(path: Path) -> str:

@@ -54,7 +54,9 @@ def run(
     `bad` is what `function` raises at bad input.
     """
     prog, words = called.get(prog, prog), [at_home(word) for word in sys.argv[1:]]
+    hear_nobody()
     try:
+        refuse_empty(words)
         with stopped_by_sigterm():
             tyro.cli(with_presets(function, presets or {}, words), prog=prog, args=words)
             sys.stdout.flush()
@@ -106,6 +108,14 @@ def at_home(word: str) -> str:
     return (option or "") + (os.path.expanduser(tilde + rest) if tilde else rest)
 
 
+def refuse_empty(words: Sequence[str]) -> None:
+    """An empty word comes from a variable that is not set; to a command it would be this folder, or the default."""
+    for before, word in zip(("", *words), words, strict=False):
+        if not word or re.fullmatch("--[^=]+=", word):
+            where = word.rstrip("=") or (f"the word after {before}" if before else "the first word")
+            raise InputError(f"{where} is empty; is the variable set that stands there?")
+
+
 def with_presets(function: Callable[..., object], presets: Presets, words: Sequence[str]) -> Callable[..., object]:
     """`function` with a flag for each preset, and with the defaults of the one that `words` of a command line name."""
     if not presets:
@@ -133,6 +143,13 @@ def with_presets(function: Callable[..., object], presets: Presets, words: Seque
     called.__annotations__ = hints | {name: preset.flag for name, preset in presets.items()}
     del called.__wrapped__  # which tyro would look through
     return called
+
+
+def hear_nobody() -> None:
+    """Output that was closed beforehand (``>&-``) is for nobody, and its number for none of our files."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
 
 
 def silence() -> None:

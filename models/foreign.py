@@ -9,6 +9,7 @@ Nothing in a file is executed.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import re
 import warnings
@@ -26,7 +27,8 @@ from safetensors.torch import load_file as load_safetensors
 from timm.models import eva, vision_transformer
 from torch import Tensor
 
-from models.checkpoint import FORMAT, State, Weights, load_plain
+from models.checkpoint import FORMAT, State, Weights, is_at_hand, load_plain
+from models.config import IMAGENET_MEAN, IMAGENET_STD
 from models.errors import InputError, brief
 
 # Where a file keeps its state dict, and which of them are averages over training
@@ -77,17 +79,22 @@ RENAMED = {
         (r"^(post_)?layernorm\.", "norm."),
     ],
 }
+INNER = ("vision_config", "pretrained_cfg")  # objects in a config.json
 UNUSED = re.compile(r"decoder|pooler\.|embeddings\.position_ids|(heads\.)?pre_logits")
 TOKENS = ("cls_token", "dist_token", "pos_embed", "register_tokens", "reg_token")  # [1 token d_model]
 
 
 @dataclass(frozen=True)
 class ForeignWeights:
-    """Parameters under timm's names, which weights of a training they are, and the heads, where the file says so."""
+    """What a file holds: parameters under timm's names, which weights of a training they are, and what else is said of
+    them: heads, activation of the MLP (as Hugging Face names it), mean and std of the images.
+    """
 
     state: State
     weights: Weights
     n_heads: int | None = None
+    activation: str | None = None
+    normalised: dict[str, tuple[float, ...]] | None = None
 
 
 def read(file: Path, weights: Weights = "ema") -> ForeignWeights:
@@ -96,7 +103,9 @@ def read(file: Path, weights: Weights = "ema") -> ForeignWeights:
     `file`: a state dict in torch's format, .safetensors, the .npz of the original ViT, or a folder that Hugging Face
     saved. Raises `InputError` for anything else.
     """
+    said: dict[str, Any] = {}
     if file.is_dir():
+        said = said_in(file)
         inside = (file / name for name in ("model.safetensors", "pytorch_model.bin"))
         file = next(filter(Path.exists, inside), file)
     if not file.is_file():
@@ -107,8 +116,44 @@ def read(file: Path, weights: Weights = "ema") -> ForeignWeights:
     state = {name: value.detach() for name, value in content.items() if isinstance(value, Tensor)}
     naming, prefix = _naming_and_prefix(state, weights, file)
     state = _without_representation(_below(state, prefix), file)
+    _refuse_other_numbers(state, file)
     state = _converted(_renamed(state, naming), file)
-    return ForeignWeights(state, "ema" if is_averaged or IS_AVERAGED.search(prefix) else "raw")
+    if naming == "torchvision":
+        said = {"normalised": {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}} | said
+    return ForeignWeights(state, "ema" if is_averaged or IS_AVERAGED.search(prefix) else "raw", **said)
+
+
+def said_in(folder: Path) -> dict[str, Any]:
+    """What the files beside the weights in a folder that Hugging Face or timm saved say of the model."""
+    config, images = (_plain_json(folder / name) for name in ("config.json", "preprocessor_config.json"))
+    config = config.get("vision_config", config)
+    of_timm, of_images = config.get("pretrained_cfg", {}), (images.get("image_mean"), images.get("image_std"))
+    if images.get("do_normalize") is False:
+        of_images = ([0.0] * 3, [1.0] * 3)
+    mean, std = of_images if all(of_images) else (of_timm.get("mean"), of_timm.get("std"))
+    said = {"n_heads": config.get("num_attention_heads"), "activation": config.get("hidden_act")}
+    return said | ({"normalised": {"mean": tuple(mean), "std": tuple(std)}} if isinstance(mean and std, list) else {})
+
+
+def _plain_json(file: Path) -> dict[str, Any]:
+    """What a JSON file holds, nothing where there is none; `InputError` for one that is no object."""
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError):
+        content = None
+    if not isinstance(content, dict) or any(not isinstance(content.get(name, {}), dict) for name in INNER):
+        raise InputError(f"{file} does not say what Hugging Face writes there; fetch it anew")
+    return content
+
+
+def _refuse_other_numbers(state: State, file: Path) -> None:
+    """Raise `InputError` for weights that are quantised, sparse, complex or left out: they are not the model's own."""
+    for name, value in state.items():
+        if not (value.is_floating_point() and is_at_hand(value)):
+            kind = f"{value.dtype}, {value.layout}, {value.device}".replace("torch.", "")
+            raise InputError(f"{file}: its {name} holds no plain fractions ({kind}); export the weights in float32")
 
 
 def _opened(file: Path) -> dict[str, Any]:

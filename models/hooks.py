@@ -34,6 +34,7 @@ input of q, k or v is heard, ln1 norms a stream for each of them and each head: 
 """
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -44,6 +45,7 @@ from models.errors import InputError
 
 HookFunction = Callable[..., Tensor]
 INPUTS = ("q_input", "k_input", "v_input")
+OF_HEADS = tuple(f"hook_{name}" for name in ("q", "k", "v", *INPUTS, "z", "result", "attn_scores", "pattern"))
 MATRICES = (("attn", "qkv"), ("attn", "proj"), ("mlp", "fc1"), ("mlp", "fc2"))  # a block's, as (half, name)
 
 
@@ -266,11 +268,17 @@ def mean(activation: Tensor, hook: HookPoint) -> Tensor:
     return activation.mean(0, keepdim=True).expand_as(activation)
 
 
-def replace(value: Tensor) -> HookFunction:
+def replace(value: Tensor | float) -> HookFunction:
     """A hook that puts `value` (anything that broadcasts to the activation) in the activation's place."""
+    value = torch.as_tensor(value)
 
     def put(activation: Tensor, hook: HookPoint) -> Tensor:
-        return value.to(activation).expand_as(activation)
+        try:
+            return value.to(activation).expand_as(activation)
+        except RuntimeError:
+            raise InputError(
+                f"{hook.name}: a value {list(value.shape)} cannot stand in place of {list(activation.shape)}"
+            ) from None
 
     return put
 
@@ -293,6 +301,9 @@ def head(index: int, function: HookFunction) -> HookFunction:
 
     def only(activation: Tensor, hook: HookPoint) -> Tensor:
         axis = 1 if hook.name.endswith(("hook_attn_scores", "hook_pattern")) else 2
+        n_heads = activation.shape[axis] if hook.name.endswith(OF_HEADS) else 0
+        if not (isinstance(index, Integral) and -n_heads <= index < n_heads):
+            raise InputError(f"{hook.name} has {n_heads or 'no'} heads, so there is no head {index!r} in it")
         changed = activation.clone()
         changed.select(axis, index).copy_(function(activation.select(axis, index), hook=hook))
         return changed

@@ -11,6 +11,7 @@ of a bViT: heads, patterns, neurons. Any other block has ``blocks.{t}.hook_resid
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,6 +27,7 @@ from models.errors import InputError
 from models.hooks import Shared, Step, listening
 from models.watching import Names, Watched
 
+HEARD = "only resid_pre and resid_post are heard there"
 STATES = ("x", "hidden_states", "h", "z", "inputs")  # what a block may call its state, where it is given by name
 
 
@@ -50,16 +52,22 @@ class Unrolled(Watched):
                 f"unroll: {type(module).__name__} has no module {block!r}; it has {', '.join(named[:12])}"
             ) from None
         self.module, self.n_steps, self.calls, self.is_counting = module, n_steps, 0, n_steps is None
-        self.__dict__["real"] = looped.forward
-        self.__dict__["core"] = [as_ours(looped)]
+        self.__dict__ |= {"looped": looped, "before": vars(looped).get("forward")}
+        self.__dict__["core"] = [as_ours(looped, self.real)]
+        self.is_fresh = False
         self.blocks = nn.ModuleList()
         if n_steps is not None:
             self._watch(n_steps)
         looped.forward = self._call
         module.register_forward_pre_hook(self._begin)
 
+    @property
+    def real(self) -> Callable[..., Any]:
+        """The block's own forward, or what stood in its place already; bound anew, so that a copy has its own."""
+        return self.before or type(self.looped).forward.__get__(self.looped)
+
     def _begin(self, module: nn.Module, args: Any) -> None:
-        self.calls = 0
+        self.calls, self.is_fresh = 0, False
 
     def _watch(self, n_steps: int) -> None:
         """Give the first `n_steps` calls hook points."""
@@ -76,16 +84,27 @@ class Unrolled(Watched):
             if not self.is_counting and any(map(is_watched, self.blocks)):
                 raise InputError(f"only {len(self.blocks)} calls of the block have hook points; give unroll n_steps")
             return self.real(*args, **kwargs)
-        step, ours = self.blocks[t], self.core[0]
-        if ours is not None and len(args) == 1 and not kwargs:
-            return ours(args[0], step)
+        step = self.blocks[t]
+        if is_watched(step, but=("hook_resid_pre", "hook_resid_post")):
+            if len(args) != 1 or kwargs:
+                raise InputError(f"the block was called with more than its state; {HEARD}")
+            return self._ours()(args[0], step)
         args, kwargs = with_state(args, kwargs, step.hook_resid_pre)
-        if ours is not None and is_watched(step, but=("hook_resid_pre", "hook_resid_post")):
-            raise InputError("the block was called with more than its state; only resid_pre and resid_post are heard")
         output = self.real(*args, **kwargs)
         if isinstance(output, tuple | list):
             return type(output)([step.hook_resid_post(output[0]), *output[1:]])
         return step.hook_resid_post(output)
+
+    def _ours(self) -> Block:
+        """Our block with what the looped one holds now, once a forward: layers and weights may have been exchanged."""
+        if not self.is_fresh:
+            looped = self.looped
+            others = [part for part in looped.modules() if part is not looped]
+            ours = None if draws(looped) or listening(*others) else as_ours(looped, self.real)
+            if ours is None:
+                raise InputError(f"something in the block was replaced, is hooked or draws at random; {HEARD}")
+            self.core[0], self.is_fresh = ours, True
+        return self.core[0]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         output = self.module(*args, **kwargs)
@@ -169,13 +188,20 @@ def step_of_block(model: Unrolled, block: Block) -> Step:
     return Step(Shared(model, 0), is_centred=norm.is_centred, eps=norm.eps, has_step_embedding=False)
 
 
-def as_ours(block: nn.Module) -> Block | None:
-    """Our `Block` around a timm Block's own weights, where both give the same numbers; None for any other."""
-    if type(block) is not TimmBlock:
+def draws(block: nn.Module) -> bool:
+    """Whether what a block gives is drawn at random: it trains, with dropout or drop path."""
+    return any(part.training and (getattr(part, "p", 0) or getattr(part, "drop_prob", 0)) for part in block.modules())
+
+
+def as_ours(block: nn.Module, forward: Callable[[Tensor], Tensor]) -> Block | None:
+    """Our `Block` around a timm Block's own weights, where both give the same numbers; None for any other, also for one
+    whose `forward` is no longer timm's.
+    """
+    if type(block) is not TimmBlock or getattr(forward, "__func__", None) is not TimmBlock.forward:
         return None
     with contextlib.suppress(InputError, AttributeError):  # a part of a name or kind that ours does not have
         ours = around(block)
-        return ours if agree(block, ours) else None
+        return ours if agree(block, forward, ours) else None
     return None
 
 
@@ -198,17 +224,19 @@ def around(block: TimmBlock) -> Block:
         theirs = getattr(block.get_submodule(place), leaf)
         like = block.attn.proj.weight
         missing = nn.Parameter(torch.zeros(meta.shape, dtype=like.dtype, device=like.device), requires_grad=False)
-        setattr(ours.get_submodule(place), leaf, missing if theirs is None else theirs)
+        ours.get_submodule(place)._parameters[leaf] = missing if theirs is None else theirs
     return ours.eval()
 
 
 @torch.no_grad()
-def agree(block: TimmBlock, ours: Block) -> bool:
+def agree(block: TimmBlock, forward: Callable[[Tensor], Tensor], ours: Block) -> bool:
     """Whether both blocks map random states to the same, to rounding."""
-    weight, was_training = block.attn.proj.weight, block.training
+    weight, modes = block.attn.proj.weight, [(part, part.training) for part in block.modules()]
     z = torch.randn(2, 5, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight)
     step = step_of_block(SimpleNamespace(core=[ours]), ours)
-    expected = block.eval()(z)
-    block.train(was_training)
+    block.eval()
+    expected = forward(z)
+    for part, was_training in modes:
+        part.training = was_training
     close = 1e-4 if weight.dtype == torch.float32 else 1e-2
     return bool(torch.allclose(ours(z, step), expected, rtol=close, atol=close * float(expected.abs().max())))

@@ -43,9 +43,16 @@ def load(source: str | Path | nn.Module, weights: Weights = "ema", image_size: i
 def _loaded(source: str | Path | nn.Module, weights: Weights) -> BViT:
     if isinstance(source, nn.Module):
         return _of_timm(source, f"timm:{type(source).__name__}", "init" if weights == "init" else "raw")
+    if not isinstance(source, str | os.PathLike):
+        raise InputError(
+            f"load takes a run folder, a ckpt.pt, timm:NAME, timm:NAME@FILE, hf:REPO or a module, not a "
+            f"{type(source).__name__}; save a state dict with torch.save and name its model: timm:NAME@FILE"
+        )
     kind, _, rest = str(source).partition(":")
     if kind == "timm":
-        name, _, file = rest.partition("@")
+        name, at, file = rest.partition("@")
+        if at and not file:
+            raise InputError(f"{source} names no file after the @; write timm:{name}@FILE, or timm:{name} without")
         vit, kind_of_weights = timm_bridge.create(name, Path(os.path.expanduser(file)) if file else None, weights)
         return _of_timm(vit, str(source), "init" if weights == "init" else kind_of_weights)
     if kind == "hf":

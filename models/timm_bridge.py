@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,10 +46,18 @@ def create(name: str, file: Path | None = None, weights: Weights = "ema") -> tup
     if not timm.is_model(name.removeprefix("hf_hub:")) and not name.startswith("hf_hub:"):
         near = timm.list_models(f"*{name.split('.')[0][:12]}*")[:3]
         raise InputError(f"timm has no model {name!r}" + (f"; near it are {', '.join(near)}" if near else ""))
+    plain, _, tag = name.partition(".")
+    if tag and name.startswith(("vit", "deit", "eva")) and name not in tagged(plain):
+        raise InputError(f"timm has no weights {tag!r} of {plain}; it has {', '.join(tagged(plain)) or 'none'}")
     if file is not None:
         return _of_file(name, file, weights)
     refuse_unsupported(_made(name, "meta"))
     return _made(name, "cpu", pretrained=True), "raw"
+
+
+def tagged(plain: str) -> list[str]:
+    """timm's names of all weights that a model has, such as ``vit_small_patch16_224.dino``."""
+    return timm.list_pretrained(f"{plain}.*")
 
 
 def _made(name: str, device: str, **options: Any) -> nn.Module:
@@ -82,15 +91,38 @@ def _of_file(name: str, file: Path, weights: Weights) -> tuple[nn.Module, Weight
     ]
     if in_file.n_heads not in (None, n_heads):
         complaints.append(f"has {in_file.n_heads} heads, not {n_heads}")
+    activation = _activation(vit.blocks[0].mlp.act)
+    if in_file.activation not in (None, activation):
+        complaints.append(f"has the activation {in_file.activation}, not {activation}")
     if complaints:
         advice = _advice(complaints, in_file, name, file)
         raise InputError(f"{file} does not fit timm's {name}: it {complaints[0]}; {advice}")
     vit.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
+    if in_file.normalised is None:
+        _say_normalisation(name, file)
+    else:
+        vit.pretrained_cfg = dict(getattr(vit, "pretrained_cfg", {})) | in_file.normalised
     return vit, in_file.weights
+
+
+def _say_normalisation(name: str, file: Path) -> None:
+    """Which images a file's weights take is not in the file: a warning where timm's weights of that model differ."""
+    assumed = timm.get_pretrained_cfg(name)
+    others = [other for other in tagged(name) if timm.get_pretrained_cfg(other).mean != assumed.mean]
+    if others:
+        warnings.warn(
+            f"{file}: images are normalised as for timm's {name}.{assumed.tag} (mean {assumed.mean}); where that is "
+            f"another mean than these weights were trained with, say so by a name, as timm:{others[0]}@{file}",
+            stacklevel=5,
+        )
 
 
 def _advice(complaints: list[str], in_file: foreign.ForeignWeights, name: str, file: Path) -> str:
     """What to do about a file that does not fit."""
+    if complaints[0].startswith("has the activation"):
+        return "name the model of timm's that has it"
+    if all(complaint.startswith("has pos_embed") for complaint in complaints):
+        return "its patches make no square, and a BViT takes square images alone"
     if all(complaint.startswith("has head.") for complaint in complaints):
         return "it is not one linear layer on one token; export the file without it"
     like = foreign.looks_like(in_file.state, name, in_file.n_heads)
@@ -185,10 +217,13 @@ def _activation(act: nn.Module | None) -> str | None:
 def refuse_unsupported(vit: nn.Module) -> None:
     """Raise `InputError` naming the first feature that `BViT` does not have."""
     refuse_other_kinds(vit)
-    block, patch = vit.blocks[0], vit.patch_embed
-    _refuse({f"blocks of type {type(block).__name__}": type(block) not in (Block, EvaBlock)})
+    patch = vit.patch_embed
+    _refuse({"no blocks": not len(vit.blocks)})
+    for block in vit.blocks:
+        _refuse({f"blocks of type {type(block).__name__}": type(block) not in (Block, EvaBlock)})
+        _refuse(_inside(block, vit.embed_dim))
     _refuse({f"a patch embedding of type {type(patch).__name__}": type(patch) is not PatchEmbed})
-    _refuse(_around(vit) | _inside(block, vit.embed_dim))
+    _refuse(_around(vit))
 
 
 def refuse_other_kinds(vit: nn.Module) -> None:
@@ -229,8 +264,13 @@ def _around(vit: nn.Module) -> dict[str, bool]:
         "images that are not square": patch.img_size is None or patch.img_size[0] != patch.img_size[1],
         "patches that are not square": patch.patch_size[0] != patch.patch_size[1],
         "images without three channels": patch.proj.in_channels != 3,
-        "norms of several epsilons": getattr(vit.blocks[0].norm1, "eps", None) != getattr(norm, "eps", None),
+        "norms of several epsilons": len({getattr(part, "eps", None) for part in (norm, *_norms(vit))}) > 1,
+        "blocks that differ": len({(b.attn.num_heads, _activation(b.mlp.act)) for b in vit.blocks}) > 1,
     }
+
+
+def _norms(vit: nn.Module) -> list[nn.Module]:
+    return [part for block in vit.blocks for part in (block.norm1, block.norm2)]
 
 
 def _is_dinov3s(rope: nn.Module) -> bool:

@@ -6,7 +6,9 @@ the blocks' weights once. Forward cost is that of the stacked ViT of the same wi
 
 import copy
 import math
+import operator
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -182,7 +184,7 @@ class BViT(Watched, Shareable):
 
     def _checked_n_steps(self, n_steps: int) -> int:
         """`n_steps`, if this model can run that many; else `InputError`."""
-        trained = self.trained
+        trained, n_steps = self.trained, whole("n_steps", n_steps)
         if n_steps < 0:
             raise InputError(f"n_steps is {n_steps}, it cannot be negative")
         if n_steps > trained.n_steps and trained.n_blocks > 1:
@@ -194,6 +196,7 @@ class BViT(Watched, Shareable):
 
     def _from_start(self, step: int, n_steps: int) -> int:
         """A `stop_at_step` counted from the start, of a run of `n_steps`; `InputError` where it is out of range."""
+        step = whole("stop_at_step", step)
         stop = step + n_steps if step < 0 else step
         if not 0 <= stop <= n_steps:
             raise InputError(f"stop_at_step = {step} is out of range for {n_steps} steps")
@@ -246,7 +249,8 @@ class BViT(Watched, Shareable):
             remove_batch_dim=remove_batch_dim,
             **options,
         )
-        return output, StepCache(activations, self, n_run, has_batch_dim=not remove_batch_dim)
+        of_run = self if n_run in (0, self.config.n_steps) else self.at_steps(n_run)  # whose last step is the last run
+        return output, StepCache(activations, of_run, n_run, has_batch_dim=not remove_batch_dim)
 
     def run_with_hooks(self, images: Tensor, *args: Any, n_steps: int | None = None, **kwargs: Any) -> Tensor:
         """As TransformerLens'; raises `InputError` for steps beyond the hook points (see `at_steps`)."""
@@ -264,9 +268,7 @@ class BViT(Watched, Shareable):
 
     def _refuse_unreached(self, names: Names, n_run: int) -> None:
         """A hook point spelt out at a step that will not run is an error, not an empty cache."""
-        if names is None or callable(names):
-            return
-        for name in [names] if isinstance(names, str) else names:
+        for name in [names] if isinstance(names, str) else names if isinstance(names, Iterable) else ():
             step = step_of(name)
             if step is not None and n_run <= step < self.config.n_steps:
                 raise InputError(f"{name} would never be reached: only {n_run} steps run")
@@ -297,9 +299,15 @@ class BViT(Watched, Shareable):
             raise InputError(f"the model has no class {class_name!r}")
         return self.config.classes.index(class_name)
 
-    def tokens_to_residual_directions(self, labels: str | int | Int[Tensor, "..."]) -> Float[Tensor, "... d_model"]:
+    def tokens_to_residual_directions(
+        self, labels: str | int | Iterable[str | int] | Int[Tensor, "..."]
+    ) -> Float[Tensor, "... d_model"]:
         """The direction in the normalised stream that raises each class's logit."""
-        labels = self.to_single_token(labels) if isinstance(labels, str) else labels
+        if isinstance(labels, list | tuple):
+            labels = [self.to_single_token(label) if isinstance(label, str) else label for label in labels]
+        labels = torch.as_tensor(self.to_single_token(labels) if isinstance(labels, str) else labels)
+        if labels.numel() and not (labels.min() >= 0 and labels.max() < self.config.n_classes):
+            raise InputError(f"the model has classes 0 to {self.config.n_classes - 1}, not {labels.tolist()}")
         return self.W_U.T[labels]
 
     def accumulated_bias(
@@ -327,6 +335,14 @@ def refuse_other_images(images: Any, size: int) -> None:
             f"the model takes floating-point images [batch 3 {size} {size}], it was given {given}; open the data with "
             "like=model, and put one image in a batch with image[None]"
         )
+
+
+def whole(name: str, value: Any) -> int:
+    """A number of steps, also one of NumPy or torch."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise InputError(f"{name} is {value!r}, it must be a whole number") from None
 
 
 def is_exporting() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import functools
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -31,6 +32,8 @@ class Watched(HookedRootModule):
             return [name for name in self.hook_dict if not name.endswith(ON_REQUEST)]
         if callable(names):
             return [name for name in self.hook_dict if names(name)]
+        if not isinstance(names, Iterable):
+            raise InputError(f"names of hook points are a text, a glob, several of them or a function, not {names!r}")
         patterns = [names] if isinstance(names, str) else list(names)
         for pattern in patterns:
             if not fnmatch.filter(self.hook_dict, pattern):
@@ -45,10 +48,17 @@ class Watched(HookedRootModule):
         return f"no hook point matches {name!r}; the nearest is {nearest[0]!r}"
 
     def hooks(self, fwd_hooks: Iterable = (), bwd_hooks: Iterable = (), *args: Any, **kwargs: Any) -> Any:
-        """TransformerLens' context of hooks, where a name may be a glob and a misspelt one is an error."""
-        return super().hooks(self._spelt_out(fwd_hooks), self._spelt_out(bwd_hooks), *args, **kwargs)
+        """TransformerLens' context of hooks, where a name may be a glob, and a misspelt one is an error, as is what a
+        hook returns in an activation's place and does not fit there.
+        """
+        fitting = [(point, fitted(hook)) for point, hook in self._spelt_out(fwd_hooks)]
+        return super().hooks(fitting, self._spelt_out(bwd_hooks), *args, **kwargs)
 
     def _spelt_out(self, hooks: Iterable) -> list:
+        hooks = list(hooks)
+        for pair in hooks:
+            if not (isinstance(pair, tuple | list) and len(pair) == 2 and callable(pair[1])):
+                raise InputError(f"hooks are pairs of a name and a function, as in ('hook_embed', zero), not {pair!r}")
         return [(point, hook) for name, hook in hooks for point in self.names(name)]
 
     def cached(
@@ -78,6 +88,7 @@ class Watched(HookedRootModule):
         with self.hooks(fwd, bwd, reset_hooks_end, clear_contexts):
             output = run()
             if incl_bwd:
+                _refuse_no_gradient(output)
                 output.backward()
         lost = [name for name in kept if incl_bwd and not name.endswith("_grad") and f"{name}_grad" not in kept]
         if lost:
@@ -86,6 +97,48 @@ class Watched(HookedRootModule):
                 "weights or images require gradients, or name other activations"
             )
         return output, dict(kept)
+
+
+def _refuse_no_gradient(output: Any) -> None:
+    """`incl_bwd` goes back from the output itself."""
+    if not isinstance(output, Tensor) or output.numel() != 1:
+        given = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise InputError(
+            f"incl_bwd goes back from one number, the output is {given}; give bwd_hooks to model.hooks and call "
+            "backward on a loss inside"
+        )
+    if not output.requires_grad:
+        raise InputError("no gradient can be recorded: let weights or images require gradients, without no_grad")
+
+
+MAY_DROP_TOKENS = ("hook_resid_pre", "hook_resid_post")
+
+
+def fitted(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """`hook`, whose answer must fit in the activation's place: one of another shape would be spread over a batch
+    without a word. At the states that enter and leave a step tokens may be left out.
+    """
+
+    @functools.wraps(hook)
+    def called(activation: Tensor, hook: Any, _hook: Callable[..., Any] = hook) -> Any:
+        answer = _hook(activation, hook=hook)
+        if answer is None:
+            return None
+        if not isinstance(answer, Tensor):
+            raise InputError(f"{hook.name}: the hook returned a {type(answer).__name__}, not a tensor or None")
+        ours, theirs = list(activation.shape), list(answer.shape)
+        if hook.name.endswith(MAY_DROP_TOKENS) and len(theirs) == 3:
+            ours[1] = theirs[1]
+        if ours != theirs:
+            raise InputError(
+                f"{hook.name}: the hook returned {theirs} in place of {list(activation.shape)}; give it that shape, "
+                "as with expand_as(activation)"
+            )
+        if answer.dtype != activation.dtype and not torch.is_autocast_enabled(activation.device.type):
+            raise InputError(f"{hook.name}: the hook returned {answer.dtype} in place of {activation.dtype}")
+        return answer
+
+    return called
 
 
 def step_of(name: str) -> int | None:

@@ -34,6 +34,7 @@ with epy.lazy_imports():
 
 N_SAMPLED = 256  # images behind spectra, spread evenly
 N_SHOWN = 64  # real images whose pixels the result keeps
+MOST = 1_000_000
 PAPER = Preset("iterations and copies of the reference recipe of tv: 400 and 8", dict(iterations=400, copies=8))
 
 
@@ -68,7 +69,8 @@ def measure(
     """
     config = model.config
     for name, value in {"iterations": iterations, "copies": copies, "n_top": n_top, "top": top}.items():
-        require((value >= 1, f"--{name.replace('_', '-')} is {value}, it must be at least 1"))
+        complaint = f"--{name.replace('_', '-')} is {value}, it must lie between 1 and {MOST:,}"
+        require((1 <= value <= MOST, complaint))
     steps = in_range(range(config.n_steps) if steps is None else sorted(steps), config.n_steps, "step")
     neurons = None if neurons is None else in_range(neurons, config.d_mlp, "neuron")
     complaint = f"--top is {top}, the model has {config.d_mlp} neurons; choose at most that many"

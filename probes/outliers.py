@@ -59,6 +59,7 @@ def measure(
         (1 < times < float("inf"), f"--times is {times}, it must be a number larger than 1"),
         (1 <= neurons <= config.d_mlp, f"--neurons is {neurons}, it must lie between 1 and {config.d_mlp}"),
         (config.n_classes >= 2, "the model tells no classes apart, so nothing can be lost; name one with a head"),
+        (config.n_patches >= 2, "the model has one patch, which stands out from no other; name one of smaller patches"),
     )
     other = with_registers(registered, model)
     choosing, measuring = probe.split(images, len(images))

@@ -45,6 +45,7 @@ from tyro.conf import Positional
 
 from models import command
 from models.errors import InputError, require
+from probes import saving
 from probes.walk import Pass, Reading, as_pass, limited, split
 
 with epy.lazy_imports():
@@ -290,23 +291,26 @@ def answer(measure: Measure, common: Common, options: dict[str, Any]) -> None:
     """Everything a probe's command does: open, measure, save, print, draw."""
     name = name_of(measure)
     analysis = draw.of(name)
-    refuse_undrawable(common.figure)
+    saving.refuse_undrawable(common.figure)
     model = source.load(common.source, common.weights, common.image_size).to(device.device(common.device))
     out = common.out or run_folder.result(model.origin.run, measure.file(**options))
-    refuse_unwritable(common, out)
+    require((0 <= common.seed < 2**32, f"--seed is {common.seed}, it must lie between 0 and {2**32 - 1}"))
+    saving.refuse_unwritable(out, common.figure)
+    if common.out is None:
+        saving.refuse_other_result(model, out)
     data = open_images(common, model) if measure.needs_data else None
     images = Pass(data, common.batch_size, common.workers, common.seed, out=out)
     wants_control = measure.has_control and common.control and common.weights != "init"
     control = untrained_of(common) if wants_control else None
     result = measure(model, images, control=control, **options)
     if images.is_main:
-        save(result, out)
+        saving.save(result, out)
         for unfinished in out.parent.glob(f"{glob.escape(out.name)}.*.partial"):
             unfinished.unlink()
         if result.attrs.get("note"):
             print(f"note: {result.attrs['note']}", file=sys.stderr)
         print(analysis.table(result))
-        save_figure(result, analysis, common.figure)
+        saving.save_figure(result, analysis, common.figure)
 
 
 def name_of(measure: Measure) -> str:
@@ -316,7 +320,7 @@ def name_of(measure: Measure) -> str:
 
 def open_images(common: Common, model: models.BViT) -> Any:
     """The data set, at most `limit` images of it."""
-    spec = common.data or model.origin.data
+    spec = model.origin.data if common.data is None else common.data
     if spec is None:
         raise InputError(f"{common.source} does not say which data it was trained on; name some with --data")
     return limited(datasets.open_data(spec, common.split, like=model), common.limit)
@@ -329,59 +333,3 @@ def untrained_of(common: Common) -> models.BViT | None:
     except InputError as error:
         print(f"no untrained control: {error}", file=sys.stderr)
         return None
-
-
-def refuse_unwritable(common: Common, out: Path) -> None:
-    """What would fail after the measurement fails before it."""
-    run_folder.refuse_unwritable(out.parent)
-    if common.figure is not None:
-        run_folder.refuse_unwritable(common.figure.parent, "--figure")
-    require(
-        (not out.is_dir(), f"--out is {out}, a folder; name a file, such as {out / 'result.nc'}"),
-        (is_result(out), f"--out is {out}, which is no result of a probe; name another file"),
-        (0 <= common.seed < 2**32, f"--seed is {common.seed}, it must lie between 0 and {2**32 - 1}"),
-    )
-
-
-def is_result(out: Path) -> bool:
-    """Whether a file may be written over: it is not there, empty, or HDF5, and not where a checkpoint belongs."""
-    if out.suffix == ".pt":
-        return False
-    if not out.is_file():
-        return not out.exists()
-    with open(out, "rb") as file:
-        return file.read(8) in (b"", b"\x89HDF\r\n\x1a\n")
-
-
-def refuse_undrawable(figure: Path | None) -> None:
-    """A --figure of a kind that cannot be drawn is an `InputError`."""
-    try:
-        if figure is not None:
-            draw.check(figure)
-    except ValueError as error:
-        raise InputError(f"--figure: {error}") from None
-
-
-def save_figure(result: xr.Dataset, analysis: Any, figure: Path | None) -> None:
-    """The analysis' figure of a result, where one is asked for."""
-    if figure is None:
-        return
-    try:
-        content = draw.drawn(result, analysis, figure.suffix, figure.stem)
-    except ValueError as error:
-        raise InputError(f"--figure: {error}") from None
-    with run_folder.atomic(figure) as temporary:
-        temporary.write_bytes(content)
-    print(f"wrote {figure}", file=sys.stderr)
-
-
-def save(result: xr.Dataset, path: Path) -> None:
-    """Write a result as NetCDF-4, compressed and atomically.
-
-    It is made in memory first: HDF5 may crash the interpreter when the disk is full.
-    """
-    encoding = {name: {"zlib": True} for name in result.data_vars if result[name].ndim}
-    content = result.to_netcdf(engine="h5netcdf", encoding=encoding)
-    with run_folder.atomic(path) as temporary:
-        temporary.write_bytes(content)
-    print(f"wrote {path}", file=sys.stderr)

@@ -128,8 +128,8 @@ class Pass:
 
     def classes_of(self, model: models.BViT) -> torch.Tensor:
         """The model's index of each class of the data [label]; raises `InputError` where it lacks one."""
-        names = model.config.classes or list(map(str, range(model.config.n_classes)))
-        return torch.tensor(datasets.match_classes(self.about.classes, names))
+        of_data = self.about.classes
+        return torch.tensor(datasets.match_classes(of_data, datasets.names_of_classes(model.config, of_data)))
 
     def indices(self, position: Any) -> np.ndarray:
         """Numbers in the whole data set of images by their position in this part of it: [image]."""

@@ -117,6 +117,28 @@ def test_where_not_even_the_sentence_can_be_written_the_code_says_it(monkeypatch
     assert end.value.code == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "where"),
+    [([""], "the first word"), (["run", "--out", ""], "the word after --out"), (["--out="], "--out")],
+)
+def test_an_empty_word_is_no_folder(words, where, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["short", *words])
+    with pytest.raises(SystemExit) as end:
+        command.run(lambda *words: None, "short", bad=ValueError)
+    assert end.value.code == 2 and capsys.readouterr().err == (
+        f"short: {where} is empty; is the variable set that stands there?\n"
+    )
+
+
+def test_output_that_was_closed_beforehand_is_for_nobody(monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["short"])
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    command.run(lambda: print("said"), "short")
+    for name in ("stdout", "stderr"):
+        getattr(sys, name).close()
+
+
 def test_bad_input_of_an_analysis_is_a_sentence_too(monkeypatch, capsys) -> None:
     def analyse() -> None:
         raise ValueError("two\nlines")

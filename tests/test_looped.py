@@ -1,5 +1,7 @@
 """Step names for three looped models of other people. Run with: pytest tests/test_looped.py"""
 
+import pickle
+
 import pytest
 import torch
 from timm.models.vision_transformer import Block, VisionTransformer
@@ -191,3 +193,47 @@ def test_numbers_of_steps_and_bad_names_are_said() -> None:
         pass
     with pytest.raises(InputError, match="no hook point 'blocks.9.hook_resid_pre': the model has steps 0 to 3"):
         unseen.run_with_cache(images, names_filter="blocks.9.hook_resid_pre")
+
+
+EXCHANGES = {
+    "dropout": lambda module: module.train(),
+    "a torch hook": lambda module: module.block.attn.register_forward_hook(lambda part, given, output: 0 * output),
+    "another layer": lambda module: setattr(module.block.attn, "qkv", nn.Sequential(module.block.attn.qkv)),
+}
+
+
+@pytest.mark.parametrize("what", EXCHANGES)
+def test_what_was_put_into_the_block_runs_and_is_not_overheard(what) -> None:
+    module, images = Universal(proj_drop=0.5), torch.randn(2, 7, 6)
+    looped = unroll(module.eval(), "block", 4)
+    EXCHANGES[what](module)
+    torch.manual_seed(0)
+    answer = looped(images)
+    del module.block.forward  # the module as it was before anybody unrolled it
+    torch.manual_seed(0)
+    assert torch.equal(answer, module(images))
+    module.block.forward = looped._call
+    with pytest.raises(InputError, match="something in the block was replaced, is hooked or draws at random"):
+        looped.run_with_hooks(images, fwd_hooks=[("blocks.1.attn.hook_z", zero)])
+
+
+def test_new_weights_are_those_that_run() -> None:
+    module, other, images = Universal().eval(), Universal().eval(), torch.randn(2, 7, 6)
+    looped, hooks = unroll(module, "block", 4), [("blocks.1.attn.hook_z", zero)]
+    module.load_state_dict(other.state_dict(), assign=True)
+    expected = other(images)
+    assert torch.equal(looped(images), expected)
+    ablated = unroll(other, "block", 4).run_with_hooks(images, fwd_hooks=hooks)
+    assert torch.equal(looped.run_with_hooks(images, fwd_hooks=hooks), ablated)
+    weights = {name: torch.zeros_like(value) for name, value in module.named_parameters()}
+    with looped.hooks(hooks):
+        assert not torch.func.functional_call(module, weights, (images,)).any()
+
+
+def test_a_module_may_be_unrolled_twice_and_pickled() -> None:
+    module, images = Universal().eval(), torch.randn(2, 7, 6)
+    first, second = (unroll(module, "block", 4) for _ in range(2))
+    expected = first(images)
+    ablated = [one.run_with_hooks(images, fwd_hooks=[("blocks.1.hook_resid_post", zero)]) for one in (first, second)]
+    assert torch.equal(*ablated) and not torch.allclose(ablated[0], expected)
+    assert torch.equal(pickle.loads(pickle.dumps(first))(images), expected)

@@ -92,6 +92,22 @@ def test_what_does_not_fit_is_named(fields, feature) -> None:
 
 
 @pytest.mark.parametrize(
+    ("change", "feature"),
+    [
+        (lambda block: setattr(block.mlp, "act", torch.nn.ReLU()), "the activation ReLU"),
+        (lambda block: setattr(block.norm2, "eps", 0.5), "norms of several epsilons"),
+        (lambda block: setattr(block.attn, "num_heads", 6), "heads of another width"),
+        (lambda block: block.attn.__dict__.update(num_heads=6, head_dim=4), "blocks that differ"),
+    ],
+)
+def test_a_later_block_that_differs_is_named(change, feature) -> None:
+    theirs = VisionTransformer(**SMALL)
+    change(theirs.blocks[1])
+    with pytest.raises(InputError, match=feature):
+        load(theirs)
+
+
+@pytest.mark.parametrize(
     ("fields", "feature"),
     [
         (dict(global_pool="avg"), "global_pool='token' would do"),

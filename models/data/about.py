@@ -9,9 +9,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from etils import epy
 from torch.utils.data import Subset
 
+from models.config import ViTConfig
+from models.data.folder import WNID
 from models.errors import InputError
+
+with epy.lazy_imports():  # timm takes seconds
+    from timm.data import imagenet_info
 
 WITH_MASKS = (
     "shapes, shapes-easy, imagenet-s:PATH, imagenet-s:MASKS@IMAGES, voc:PATH and boxes:PATH, and list:FILE, "
@@ -83,6 +89,15 @@ def require_masks(data: Any) -> None:
             f"{about.spec} has no masks; name data that has them with --data ({WITH_MASKS}), or run a probe that "
             "needs none, such as python -m probes.trajectories"
         )
+
+
+def names_of_classes(config: ViTConfig, of_data: Sequence[str]) -> Sequence[str]:
+    """A model's class names; of one that knows none (timm's) the wnids of ImageNet-1k where it tells 1,000 classes and
+    those of the data are wnids, else numbers.
+    """
+    if config.classes is None and config.n_classes == 1000 and all(WNID.fullmatch(name) for name in of_data):
+        return imagenet_info.ImageNetInfo("imagenet-1k").label_names()
+    return config.classes or list(map(str, range(config.n_classes)))
 
 
 def match_classes(data_classes: Sequence[str], model_classes: Sequence[str] | None) -> list[int]:

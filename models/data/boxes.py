@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from models.config import ViTConfig
-from models.data.files import existing, in_order, parsed, pictures, text_of
+from models.data.files import as_class, existing, in_order, parsed, pictures, text_of
 from models.data.found import layout_hint
 from models.data.images import Images
 from models.data.items import Item
@@ -80,7 +80,7 @@ def read_boxes(spec: str, table: Path) -> dict[tuple[str, str], Boxes]:
         w, h, *box = _numbers(row, where)
         if not row["file"] or not row[name]:
             raise InputError(f"{where} lacks a value; it needs a picture and its class")
-        key = row["file"].replace("\\", "/"), row[name]
+        key = row["file"].replace("\\", "/"), as_class(row[name].strip())
         if sizes.setdefault(key, (w, h)) != (w, h):
             raise InputError(f"{where} gives {row['file']} another size than an earlier line")
         boxes[key].append(tuple(box))

@@ -54,8 +54,6 @@ class Coding:
 
     def ids(self, raw: np.ndarray, name: str, label: int) -> np.ndarray:
         """Checked ids [h w] int64 from what a file holds."""
-        if raw.ndim == 3 and raw.shape[-1] < 3:  # grey with transparency
-            raw = raw[..., 0]
         if raw.ndim == 3 and not self.equal:
             if raw[..., 2].any():
                 raise InputError(
@@ -82,8 +80,14 @@ class Coding:
         return coding
 
     def check_labels(self, masks: Iterable[tuple[int, np.ndarray]], spec: str) -> None:
-        """Raise `InputError` where masks with objects hardly ever show the class of their image."""
+        """Raise `InputError` where masks show no object, or hardly ever the class of their image."""
+        masks = list(masks)
         shown = [bool((ids == label + 1).any()) for label, ids in masks if (ids > 0).any()]
+        if len(masks) >= FEW and not shown:
+            raise InputError(
+                f"{spec}: none of {len(masks)} masks looked at shows an object; store class numbers in their first "
+                "channel, not in transparency"
+            )
         if len(shown) >= FEW and sum(shown) < OWN * len(shown):
             raise InputError(
                 f"{spec}: only {sum(shown)} of {len(shown)} masks looked at show the class of their image (label + 1); "
@@ -99,8 +103,7 @@ def _white(flat: list[tuple[int, np.ndarray]], values: set[int]) -> int:
     """255 or 1 where the masks can only be black and white: the object's class is the image's."""
     if values and values <= {0, 255} and 255 in values:
         return 255
-    others = [label for label, raw in flat if label > 0 and (raw == 1).any()]
-    return int(values <= {0, 1, 255} and len(set(others)) > 1)
+    return int(values <= {0, 1, 255} and any(label > 0 and (raw == 1).any() for label, raw in flat))
 
 
 def check_ids(ids: np.ndarray, *, n_classes: int, ignore: int, name: str) -> np.ndarray:
@@ -133,9 +136,9 @@ def raw_mask(file: Path | BinaryIO, name: str) -> np.ndarray:
     if raw.dtype.kind not in "bui":
         held = "fractions" if raw.dtype.kind == "f" else f"values of type {raw.dtype}"
         raise InputError(f"{name}: {what} holds {held}, not class numbers; store it as integers")
-    if raw.ndim == 3 and raw.shape[-1] == 1:
+    if raw.ndim == 3 and raw.shape[-1] in (1, 2):  # grey, with transparency or without
         raw = raw[..., 0]
-    if raw.ndim != 2 and not (raw.ndim == 3 and 2 <= raw.shape[-1] <= 4):
+    if raw.ndim != 2 and not (raw.ndim == 3 and 3 <= raw.shape[-1] <= 4):
         raise InputError(f"{name}: {what} is of shape {raw.shape}; it has height and width, and one channel or three")
     return raw.astype(np.uint8) if raw.dtype == bool else raw
 

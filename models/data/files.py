@@ -146,6 +146,12 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: (int(name), name)) if are_numbers else sorted(names)
 
 
+def as_class(label: str) -> str:
+    """A class as a table calls it; a whole number that was written as a fraction (pandas': 3.0) is that number."""
+    whole = re.fullmatch(r"([0-9]+)\.0+", label)
+    return whole[1] if whole else label
+
+
 @dataclass(frozen=True)
 class Walk:
     """A walk below `root`; places are relative to it, and end in a slash."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +59,7 @@ class Sorted:
     codes: np.ndarray
     classes: list[str]
     by_name: bool = False
+    table: str = ""  # that tells them
 
 
 def open_folder(spec: str, path: Path, split: str, like: ViTConfig | None) -> Images:
@@ -69,6 +70,7 @@ def open_folder(spec: str, path: Path, split: str, like: ViTConfig | None) -> Im
     folder, left_out = folder or place_without_splits(spec, path, split), LeftOut()
     own = by_class(spec, folder, split, left_out)
     trained = classes_of_training(spec, root, folder, own)
+    own = numbered_by_place(spec, split, own, trained)
     classes = trained if set(own.classes) <= set(trained) else own.classes
     place = {name: label for label, name in enumerate(classes)}
     labels = np.array([place[name] for name in own.classes], dtype=np.int64)[own.codes]
@@ -77,6 +79,19 @@ def open_folder(spec: str, path: Path, split: str, like: ViTConfig | None) -> Im
         shown = ", ".join(own.classes[:5]) + (", ..." if len(own.classes) > 5 else "")
         print(f"{spec}, split {split}: {len(own.classes):,} classes by the names of files: {shown}", file=sys.stderr)
     return Images(spec, split, tuple(classes), Files(folder, own.names, labels), like)
+
+
+def numbered_by_place(spec: str, split: str, own: Sorted, trained: list[str]) -> Sorted:
+    """Where a table has numbers and the training split has names, a number from 0 is a name's place (Caffe's val.txt).
+
+    Without a 0 nobody can tell whether they start at 1, or are ImageNet's own numbers: they stay numbers.
+    """
+    names = set(own.classes)
+    is_place = own.table and "0" in names and names <= set(map(str, range(len(trained))))
+    if not is_place or all(map(str.isdecimal, trained)):
+        return own
+    print(f"{spec}, split {split}: numbers in {own.table} are places of classes, 0 is {trained[0]}", file=sys.stderr)
+    return replace(own, classes=[trained[int(name)] for name in own.classes])
 
 
 def places_of(path: Path, split: str) -> tuple[Path, Path | None]:
@@ -205,7 +220,7 @@ def by_table(spec: str, folder: Path, names: Sequence[str], table: Path, left_ou
             f"{spec}: {table.name} names none of the {len(names):,} pictures in {folder}, such as {names[0]}; it must "
             "name them by file name, a line each"
         )
-    return _kept(names, labels, UNLISTED, left_out)
+    return replace(_kept(names, labels, UNLISTED, left_out), table=table.name)
 
 
 def _keys(name: str) -> tuple[str, str, str]:
@@ -220,15 +235,15 @@ def labels_in(names: Sequence[str]) -> list[str | None] | None:
     A wnid is a class wherever it stands. Other words are classes only where every picture has one beside a number, and
     there are several.
     """
-    for read in (_wnid, _numbered(NUMBERED), _numbered(NUMBER_FIRST)):
+    for read in (wnid_of, _numbered(NUMBERED), _numbered(NUMBER_FIRST)):
         labels = [read(name) for name in names]
         known = set(labels) - {None}
-        if known and (read is _wnid or (len(known) > 1 and None not in labels)):
+        if known and (read is wnid_of or (len(known) > 1 and None not in labels)):
             return labels
     return None
 
 
-def _wnid(name: str) -> str | None:
+def wnid_of(name: str) -> str | None:
     match = WNID.search(name[name.rfind("/") + 1 :])
     return match and match[1]
 

@@ -28,6 +28,7 @@ from models.data.items import Item
 from models.data.stream import evenly
 from models.errors import InputError, UnreadableImage, brief
 
+SCALES = {"I": (255,), "F": (1, 255)}  # what white may be in 32 bits, beside the 65535 of 16
 N_SAMPLED = 20_000  # photographs whose EXIF orientation is looked up when a set with masks is opened
 
 
@@ -190,15 +191,14 @@ def decode(path: Path | BinaryIO, name: str) -> Image.Image:
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """8-bit RGB; 16-bit and float values are scaled, transparent pixels are laid on white. Raises ValueError for pixels
-    that are not finite.
+    """8-bit RGB; values of 16 bits, 32 bits and floats are scaled, transparent pixels are laid on white. Raises
+    ValueError for pixels that are not finite.
     """
     if picture.mode.startswith("I") or picture.mode == "F":
         values = np.asarray(picture, dtype=np.float64)
         if not np.isfinite(values).all():
             raise ValueError("its pixels are not finite")
-        scales = (65535,) if picture.mode.startswith("I") else (1, 255, 65535)
-        scale = next((scale for scale in scales if values.max() <= scale), 65535)
+        scale = next((scale for scale in SCALES.get(picture.mode, ()) if values.max() <= scale), 65535)
         picture = Image.fromarray((np.clip(values / scale, 0, 1) * 255).round().astype(np.uint8))
     if picture.has_transparency_data:
         rgba = picture.convert("RGBA")

@@ -23,7 +23,7 @@ import numpy as np
 
 from models.config import ViTConfig
 from models.data.codings import N_SAMPLED, Coding, raw_mask
-from models.data.files import Walk, ending, endings, existing, in_order, parsed, stem, text_of
+from models.data.files import Walk, as_class, ending, endings, existing, in_order, parsed, stem, text_of
 from models.data.found import layout_hint
 from models.data.images import Images
 from models.data.items import LARGE, Files, Names, sample
@@ -211,7 +211,7 @@ def rows(spec: str, file: Path) -> Iterator[Row]:
         if mask == "":
             raise InputError(f"{spec}: line {number} of {file.name} has no mask; give every picture one, or none")
         label = cells[form.label].split()[0] if form.first_word else cells[form.label]
-        yield Row(number, cells[form.file], label, None if form.split is None else cells[form.split], mask)
+        yield Row(number, cells[form.file], as_class(label), None if form.split is None else cells[form.split], mask)
 
 
 def _completed(root: Path, name: str, kinds: frozenset[str]) -> str:

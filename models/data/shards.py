@@ -3,7 +3,8 @@
 A sample is the files of a shard that share a key, the name up to the first full stop: ``a.jpg``, ``a.png``, ``a.cls``.
 Which is what may be told behind the folder: ``wds/NAME:FOLDER?image=jpg&mask=png&label=cls``. Without that the picture
 is a photograph before anything else (a png beside a jpg is a mask), the label is in ``cls`` or in the field `label`
-of ``json``, and there are no masks. FOLDER holds ``_info.json`` (timm's), or shards named for their splits.
+of ``json``, and there are no masks. Shards of pictures alone have their classes by folders in them, or are a class
+each, as ImageNet's n01440764.tar. FOLDER holds ``_info.json`` (timm's), or shards named for their splits.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import tarfile
 from array import array
 from collections import defaultdict
@@ -32,16 +34,18 @@ from models.data.files import (
     SYSTEM,
     LeftOut,
     What,
+    as_class,
     endings,
     is_leftover,
     text_of,
 )
+from models.data.folder import WNID, wnid_of
 from models.data.images import Images
 from models.data.items import Item, Lazy, Names
 from models.data.naming import coded
 from models.data.splits import files_of_split, names_of, with_options
 from models.data.stream import evenly
-from models.errors import InputError, brief
+from models.errors import InputError, brief, quoted
 
 OPTIONS = ("image", "mask", "label")
 INFO = ("_info.json", "info.json")
@@ -93,6 +97,8 @@ def open_shards(spec: str, rest: str, split: str, like: ViTConfig | None) -> Ima
     index = index_of(spec, shards, label_key, left_out)
     images = image_kinds(spec, index, options.get("image"))
     where, which = index.places(images)
+    if label_key is None and index.kinds <= set(map(frozenset, ([kind] for kind in images))):
+        index.labels = by_place(spec, index, shards)
     labelled = np.array([label is not None for label in index.labels], dtype=bool)
     keys = Names([bytes(index.keys)])
     for what, lacking in ((PICTURELESS, which < 0), (UNLABELLED, (which >= 0) & ~labelled)):
@@ -228,9 +234,30 @@ def label_of(spec: str, tar: tarfile.TarFile, name: str, parts: Parts, label_key
         ) from None
     if value is None or value == "":
         return None
-    if not re.fullmatch(rf"[+-]?[0-9]{{1,{MOST_DIGITS}}}", str(value)):
-        return str(value)
+    value = as_class(str(value))
+    if not value.isprintable():
+        raise InputError(f"{spec}: {name}.{kind} holds {quoted(value)}, which is no class; write its number or name")
+    if not re.fullmatch(rf"[+-]?[0-9]{{1,{MOST_DIGITS}}}", value):
+        return value
     return int(value) if int(value) >= 0 else None  # -1: none
+
+
+def by_place(spec: str, index: Index, shards: Sequence[Path]) -> list[int | str | None]:
+    """The classes of shards that hold nothing but pictures: by the folders in them, by wnids in names, or a class a
+    shard, as ImageNet's training images come; the index's own, which are none, where these tell nothing.
+    """
+    keys, stems = Names([bytes(index.keys)]), [shard.stem for shard in shards]
+    are_classes = all(WNID.fullmatch(stem) or not re.search("[0-9]", stem) for stem in stems)
+    for told_by, labels in (
+        ("folders", [key.rpartition("/")[0].rpartition("/")[2] for key in keys]),
+        ("shards", [stems[shard] if are_classes else "" for shard in index.shard]),
+        ("the names of files", [wnid_of(key) for key in keys]),
+    ):
+        known = set(labels)
+        if all(known) and len(known) > 1:
+            print(f"{spec}: shards of pictures alone; {len(known):,} classes by {told_by}", file=sys.stderr)
+            return labels
+    return index.labels
 
 
 def image_kinds(spec: str, index: Index, asked: str | None) -> list[str]:

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from models.config import ViTConfig
 from models.data.codings import check_ids, raw_mask
@@ -16,6 +17,7 @@ from models.data.items import Item
 from models.errors import InputError
 
 VOC_IGNORE = 255
+NO_CLASSES = ("background", "bg", "ignore", "void")  # what lists of classes begin with, for the mask's 0 and -1
 VOC_CLASSES = (
     "aeroplane",
     "bicycle",
@@ -42,7 +44,7 @@ VOC_CLASSES = (
 
 def open_voc(spec: str, path: Path, split: str, like: ViTConfig | None) -> Images:
     """One item per image and class that its mask shows (so every mask is read once: 3 ms each); classes of
-    PATH/classes.txt, else VOC's.
+    PATH/classes.txt, else VOC's. Masks hold ids, or the colours that VOC gives them.
     """
     listing = existing(path, spec) / "ImageSets" / "Segmentation" / f"{split}.txt"
     if not listing.exists():
@@ -54,6 +56,8 @@ def open_voc(spec: str, path: Path, split: str, like: ViTConfig | None) -> Image
     classes = VOC_CLASSES
     if own.exists():
         classes = tuple(line.strip() for line in text_of(own, spec).splitlines() if line.strip())
+        while classes and classes[0].strip("_").casefold() in NO_CLASSES:
+            classes = classes[1:]
     image_of, left_out = images_of(path), LeftOut()
     lines = [line.strip() for line in text_of(listing, spec).splitlines() if line.strip()]
     names = [line if line in image_of else line.split()[0] for line in lines]
@@ -90,8 +94,51 @@ def voc_mask(path: Path, name: str, n_classes: int, size: tuple[int, int]) -> np
 def voc_ids(path: Path, name: str, n_classes: int) -> np.ndarray:
     """The ids of a mask at its own size: [height width]."""
     raw = raw_mask(path, name)
-    if raw.ndim != 2:
-        raise InputError(
-            f"{name}: a VOC mask has one channel, {path.name} has {raw.shape[-1]}; is this an ImageNet-S set?"
-        )
+    if raw.ndim == 3:
+        colours, raw = raw[..., :3], ids_of(raw[..., :3])
+        if raw is None:
+            raise InputError(
+                f"{name}: the mask {path.name} has the colour {foreign_colour(colours)}, which VOC gives no class; is "
+                "this an ImageNet-S set?"
+            )
+    elif n_classes == len(VOC_CLASSES):
+        raw = as_coloured(path, raw)
     return check_ids(raw, n_classes=n_classes, ignore=VOC_IGNORE, name=name)
+
+
+def as_coloured(path: Path, raw: np.ndarray) -> np.ndarray:
+    """The ids of a palette's indices: tools that pack palettes anew keep VOC's colours and change the indices."""
+    with Image.open(path) as picture:
+        palette = np.array(picture.getpalette() or [], dtype=np.uint8).reshape(-1, 3)
+    used = np.unique(raw)
+    if not len(palette) > used.max(initial=0):
+        return raw
+    ids = ids_of(palette[used][None])
+    return raw if ids is None else ids[0][np.searchsorted(used, raw)]
+
+
+def ids_of(colours: np.ndarray) -> np.ndarray | None:
+    """The ids that VOC paints so: [height width] from [height width 3]; None where one is none of its colours."""
+    codes = packed(COLOURS)
+    order, wanted = np.argsort(codes), packed(colours)
+    places = order[np.searchsorted(codes[order], wanted).clip(max=255)]
+    return places.astype(np.uint8) if (codes[places] == wanted).all() else None
+
+
+def foreign_colour(colours: np.ndarray) -> tuple[int, ...]:
+    return next(tuple(map(int, c)) for c in np.unique(colours.reshape(-1, 3), axis=0) if ids_of(c[None, None]) is None)
+
+
+def packed(colours: np.ndarray) -> np.ndarray:
+    return colours.astype(np.int64) @ [65536, 256, 1]
+
+
+def colour_map() -> np.ndarray:
+    """VOC's colours of the ids 0 to 255, whose bits are dealt out to red, green and blue: [id 3]."""
+    ids = np.arange(256)
+    return np.stack(
+        [sum(((ids >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(8)) for channel in range(3)], -1
+    ).astype(np.uint8)
+
+
+COLOURS = colour_map()

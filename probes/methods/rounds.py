@@ -27,7 +27,8 @@ from models.errors import InputError
 from models.vit import BViT
 from probes.methods import grafts, lottery
 from probes.methods.plan import Plan
-from probes.probe import as_pass, attributes, save
+from probes.probe import as_pass, attributes
+from probes.saving import save
 
 TRAIN, GRAFT = 0, 1  # what a data order is drawn for; replicate r of a graft has GRAFT + r
 ADVICE = "lower --lr or --graft-lr and start over with --force"

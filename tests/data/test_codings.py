@@ -53,6 +53,25 @@ def test_black_and_white_masks_show_the_class_of_their_image(white):
     assert [coding.ids(mask, "a", label).max() for _, label, mask in looked] == [1, 2, 3, 4]
 
 
+def test_black_and_white_masks_of_two_classes_show_both():
+    looked = [(str(label), label, np.array([[0, 1]], np.uint8)) for label in (0, 0, 1, 1)]
+    assert [Coding.checked(looked, 2, "x").ids(raw, "a", label).max() for _, label, raw in looked] == [1, 1, 2, 2]
+
+
+def test_grey_masks_with_transparency_are_read_by_their_grey():
+    file = io.BytesIO()
+    Image.fromarray(np.array([[0, 255]], np.uint8)).convert("LA").save(file, format="PNG")
+    looked = [(str(label), label, raw_mask(file, "a")) for label in range(3)]
+    assert Coding.checked(looked, 3, "x").read(file, "a", 2, (2, 1)).tolist() == [[0, 3]]
+
+
+def test_masks_without_any_object_are_refused():
+    looked = [(str(i), 0, np.zeros((1, 2), np.uint8)) for i in range(8)]
+    with pytest.raises(InputError, match="x: none of 8 masks looked at shows an object"):
+        Coding.checked(looked, 2, "x")
+    Coding.checked(looked[:7], 2, "x")
+
+
 def test_ids_of_one_class_are_no_black_and_white():
     looked = [("a", 0, np.array([[0, 1]], np.uint8)), ("b", 1, np.array([[0, 2]], np.uint8))]
     assert Coding.of(looked, 2).white == 0 and Coding.of(looked[:1], 1).white == 0

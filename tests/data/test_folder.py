@@ -103,6 +103,17 @@ def test_a_flat_folder_may_have_a_table_beside_or_in_it(plant, table, capsys):
     assert "left out 1 file that is no picture (notes.md)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("numbers", [(2, 0), (2, 1)])
+def test_numbers_in_a_table_are_places_of_training_classes_where_they_start_at_0(plant, numbers, capsys):
+    root = plant(*(f"train/{wnid}/1.png" for wnid in (CAT, DOG, HEN)), "val/1.png", "val/2.png")
+    (root / "val.txt").write_text("".join(f"{i}.png {number}\n" for i, number in enumerate(numbers, 1)))
+    data = open_data(f"folder:{root}")
+    named_by_place = dict(zip(("1.png", "2.png"), [sorted((CAT, DOG, HEN))[k] for k in numbers], strict=True))
+    is_place = 0 in numbers
+    assert named(data) == (named_by_place if is_place else {"1.png": "2", "2.png": "1"})
+    assert ("numbers in val.txt are places of classes, 0 is " in capsys.readouterr().err) is is_place
+
+
 @pytest.mark.parametrize(
     "file",
     [

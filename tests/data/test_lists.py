@@ -205,3 +205,10 @@ def test_a_split_that_a_column_lacks_is_answered_with_those_it_has(plant):
     assert len(open_data(f"list:{root / 'all.csv'}", "train")) == 1
     with pytest.raises(InputError, match="no split 'val': all.csv holds no line of it, its lines are of train"):
         open_data(f"list:{root / 'all.csv'}")
+
+
+def test_whole_numbers_that_pandas_wrote_as_fractions_are_in_numeric_order(plant):
+    root = plant(*(f"{i}.jpg" for i in range(12)))
+    (root / "val.csv").write_text("file,label\n" + "".join(f"{i}.jpg,{i}.0\n" for i in range(12)))
+    data = open_data(f"list:{root / 'val.csv'}")
+    assert data.classes == tuple(map(str, range(12))) and data.labels.tolist() == [*range(12)]

@@ -10,7 +10,7 @@ from torch.utils.data import Subset
 
 from models.config import ViTConfig
 from models.data import describe, open_data
-from models.data.voc import VOC_CLASSES
+from models.data.voc import COLOURS, VOC_CLASSES
 from models.errors import InputError
 
 SIZE = 32
@@ -148,6 +148,26 @@ def test_voc_has_one_item_per_image_and_class_present(voc):
     assert open_data(f"voc:{voc}", "train").labels.tolist() == [19]
 
 
+@pytest.mark.parametrize("stored", ["RGB", "a packed palette"])
+def test_vocs_colours_are_its_ids_whatever_holds_them(voc, stored):
+    colours = {0: (0, 0, 0), 3: (128, 128, 0), 15: (192, 128, 128), 255: (224, 224, 192)}
+    assert all(tuple(COLOURS[number]) == colour for number, colour in colours.items())  # as in VOC's development kit
+    ids = random_ids([0, 3, 15, 255], 1)
+    mask = Image.fromarray(COLOURS[ids])
+    if stored != "RGB":
+        mask = Image.fromarray(np.searchsorted([0, 3, 15, 255], ids).astype(np.uint8))
+        mask.putpalette([part for number in (0, 3, 15, 255) for part in colours[number]])
+    mask.save(voc / "SegmentationClass" / "2007_1.png")
+    data = open_data(f"voc:{voc}", like=LIKE)
+    assert data.labels.tolist() == [2, 14] and np.array_equal(data[0][2], np.where(ids == 255, -1, ids))
+
+
+@pytest.mark.parametrize("first", ["background", "__ignore__\n_background_"])
+def test_the_background_of_a_list_of_classes_is_none(voc, first):
+    (voc / "classes.txt").write_text(f"{first}\n" + "".join(f"thing {k}\n" for k in range(1, 21)))
+    assert open_data(f"voc:{voc}", "train").classes[19] == "thing 20"
+
+
 def test_voc_names_may_hold_spaces(voc):
     for folder, kind in (("JPEGImages", "jpg"), ("SegmentationClass", "png")):
         (voc / folder / f"2007_2.{kind}").rename(voc / folder / f"my picture.{kind}")
@@ -167,7 +187,7 @@ def test_bad_voc_folders_are_named(voc):
     with pytest.raises(InputError, match=r"no ImageSets/Segmentation/test.txt; that folder holds train, val"):
         open_data(f"voc:{voc}", "test")
     rgb_mask(voc / "SegmentationClass" / "2007_2.png", random_ids([0, 1]))
-    with pytest.raises(InputError, match=r"2007_2.jpg: a VOC mask has one channel"):
+    with pytest.raises(InputError, match=r"the mask 2007_2.png has the colour \(1, 0, 0\), which VOC gives no class"):
         open_data(f"voc:{voc}", "train")
     (voc / "JPEGImages" / "2007_1.jpg").unlink()
     with pytest.raises(InputError, match="2007_1 of the list lacks its image"):

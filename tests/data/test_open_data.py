@@ -10,7 +10,7 @@ from torch.utils.data import Subset
 
 from models import BViT, ViTConfig, open_data
 from models.config import IMAGENET_MEAN, IMAGENET_STD
-from models.data import describe, match_classes, require_masks
+from models.data import describe, match_classes, names_of_classes, require_masks
 from models.errors import InputError
 
 
@@ -136,6 +136,15 @@ def test_two_classes_of_one_name_stay_two_and_are_never_guessed():
     with pytest.raises(InputError, match="the data has several classes of the name crane"):
         match_classes(cranes, ("dog", "crane"))
     assert match_classes(("dog",), cranes) == [1]
+
+
+def test_a_model_of_1000_classes_without_names_knows_imagenets():
+    bare = ViTConfig(n_classes=1000)
+    names = names_of_classes(bare, ("n01440764", "n15075141"))
+    assert match_classes(("n15075141", "n01443537"), names) == [999, 1] and list(names) == sorted(names)
+    assert names_of_classes(bare, ("0", "7"))[7] == "7" and names_of_classes(bare, ("tench",))[0] == "0"
+    named = ViTConfig(n_classes=2, classes=("a", "b"))
+    assert names_of_classes(named, ("n01440764",)) == ("a", "b")
 
 
 def test_a_data_set_that_does_not_say_what_it_is_is_one_sentence():

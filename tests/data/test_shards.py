@@ -154,6 +154,28 @@ def test_classes_are_words_or_named_by_a_list(tmp_path, tar, picture):
     assert data.classes == ("n00", "n01", "n02") and data.labels.tolist() == [2, 1]
 
 
+@pytest.mark.parametrize(
+    ("shards", "told_by"),
+    [
+        ({"n01440764": ["n01440764_1"], "n02123045": ["n02123045_9"]}, "shards"),
+        ({"all": ["val/n01440764/1", "val/n02123045/2"]}, "folders"),
+        ({"v-0": ["n01440764_1"], "v-1": ["ILSVRC2012_val_00000001_n02123045"]}, "the names of files"),
+    ],
+)
+def test_shards_of_pictures_alone_have_classes_by_place(tmp_path, tar, picture, shards, told_by, capsys):
+    for red, (shard, keys) in enumerate(shards.items()):
+        tar(tmp_path / f"{shard}.tar", {f"{key}.JPEG": picture(red) for key in keys})
+    data = open_data(f"wds/x:{tmp_path}")
+    assert data.classes == ("n01440764", "n02123045") and data.labels.tolist() == [0, 1]
+    assert capsys.readouterr().err == f"wds/x:{tmp_path}: shards of pictures alone; 2 classes by {told_by}\n"
+
+
+def test_a_label_written_as_a_fraction_is_its_number(tmp_path, tar, picture):
+    tar(tmp_path / "val.tar", {"a.jpg": picture(1), "a.json": b'{"label": 10.0}', "b.jpg": picture(2), "b.cls": b"2"})
+    data = open_data(f"wds/x:{tmp_path}")
+    assert data.labels.tolist() == [10, 2] and len(data.classes) == 11
+
+
 @pytest.mark.parametrize("digits", [20, 5000])
 def test_digits_without_end_are_a_word(tmp_path, tar, picture, digits):
     tar(tmp_path / "val.tar", {"a.jpg": picture(1), "a.cls": digits * b"9", "b.jpg": picture(2), "b.cls": b"8"})
@@ -181,8 +203,8 @@ def test_digits_without_end_are_a_word(tmp_path, tar, picture, digits):
         ({"a.jpg": b"x", "a.json": b"{"}, "", "val.tar: a.json is no JSON"),
         ({"a.jpg": b"x", "a.json": b"[]"}, "", "val.tar: a.json is no JSON"),
         ({"a.jpg": b"x", "a.json": 100_000 * b"["}, "", "val.tar: a.json is no JSON"),
-        ({"a.jpg": b"x", "a.json": b'{"label": "\\ud800"}'}, "", "the class name .* is no text in UTF-8; rename it"),
-        ({"a.jpg": b"x", "a.cls": b"a\0b"}, "", "the class name .* is no text in UTF-8; rename it"),
+        ({"a.jpg": b"x", "a.json": b'{"label": "\\ud800"}'}, "", "a.json holds .* which is no class; write its number"),
+        ({"a.jpg": b"x", "a.cls": b"a\0b"}, "", "a.cls holds .* which is no class; write its number"),
     ],
 )
 def test_bad_shards_are_one_sentence(tmp_path, tar, files, query, message):

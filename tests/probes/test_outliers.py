@@ -206,6 +206,8 @@ def test_without_masks_nothing_is_said_of_the_object(planted) -> None:
 def test_what_cannot_be_measured_is_one_sentence(data) -> None:
     with pytest.raises(InputError, match="tells no classes apart"):
         probe.measure(fresh(dataclasses.replace(CONFIG, n_classes=0), 0), data)
+    with pytest.raises(InputError, match="the model has one patch, which stands out from no other"):
+        probe.measure(fresh(dataclasses.replace(CONFIG, patch_size=CONFIG.image_size), 0), data)
     for times in (1.0, float("nan"), float("inf")):
         with pytest.raises(InputError, match=f"--times is {times}"):
             probe.measure(moved(data), data, times=times)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 import xarray as xr
 
@@ -240,3 +241,33 @@ def test_a_result_is_not_written_over_what_is_none(own_probe, run, tmp_path, com
     code, _, said = command(own_probe, run, "--limit", 4, "--out", out)
     assert code == 2 and "which is no result of a probe" in said
     assert (out.read_bytes() if out.exists() else None) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(("--data", ""), "the word after --data is empty"), (("--out", "-"), "a result is no text")],
+)
+def test_an_empty_word_and_a_dash_are_not_taken_for_something_else(own_probe, run, command, options, message) -> None:
+    code, _, said = command(own_probe, run, "--limit", 4, *options)
+    assert code == 2 and message in said
+
+
+@pytest.mark.parametrize("options", [("--weights", "init"), ("--image-size", 64)])
+def test_a_result_of_other_weights_or_size_is_not_written_over_unasked(own_probe, run, command, options) -> None:
+    result = run / "length.nc"
+    result.unlink(missing_ok=True)
+    assert command(own_probe, run, "--limit", 4)[0] == 0 and command(own_probe, run, "--limit", 3)[0] == 0
+    before = result.read_bytes()
+    code, _, said = command(own_probe, run, "--limit", 4, *options)
+    assert code == 2 and "length.nc holds what was measured on" in said and result.read_bytes() == before
+    assert command(own_probe, run, "--limit", 4, *options, "--out", result)[0] == 0
+
+
+def test_nor_is_one_of_other_weights_of_the_same_timm_model(own_probe, command, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        torch.save(timm.create_model("vit_tiny_patch16_224", img_size=32).state_dict(), f"{seed}.pth")
+        words = (own_probe, f"timm:vit_tiny_patch16_224@{seed}.pth", "--data", "shapes-easy", "--limit", 2)
+        code, _, said = command(*words)
+        assert code == 2 * seed and ("length.nc holds what was measured on timm:" in said) is bool(seed)
