@@ -45,7 +45,7 @@ from tyro.conf import Positional
 
 from models import command
 from models.errors import InputError, require
-from probes.walk import Pass, Reading, as_pass, limited, split
+from probes.walk import Pass, Reading, answering, as_pass, limited, split
 
 with epy.lazy_imports():
     import torch
@@ -100,10 +100,13 @@ def measurement(
         started = time.time()
         images = as_pass(images, batch_size=batch_size, workers=workers, seed=seed)
         refuse_unmeasurable(model)
-        result = measure(model, replace(images, label=images.label or name_of(measure).replace("_", " ")), **options)
+        with answering(model):
+            label = images.label or name_of(measure).replace("_", " ")
+            result = measure(model, replace(images, label=label), **options)
         if control is not None:
             control, images = control.to(model.pos_embed.device), replace(images, label="untrained control")
-            result = result.assign(beside(measure(control, images, **options | dict(lighter or {}))))
+            with answering(control):
+                result = result.assign(beside(measure(control, images, **options | dict(lighter or {}))))
         return result.assign_attrs(attributes(model, images, started=started))
 
     measured.is_measurement = True  # type: ignore[attr-defined]
@@ -151,6 +154,8 @@ def of_data(images: Pass) -> dict[str, Any]:
 
 def refuse_unmeasurable(model: models.BViT) -> None:
     """A model is measured in float32, and its weights are finite."""
+    complaint = f"what is measured is a model, not a {type(model).__name__}; open one with models.load"
+    require((isinstance(model, models.BViT), complaint))
     held, config = model.pos_embed.dtype, model.config
     require((held == torch.float32, f"the model holds {held}, a probe measures in float32; call model.float() first"))
     for name, value in model.named_parameters():
@@ -335,9 +340,7 @@ def refuse_unwritable(common: Common, out: Path) -> None:
 
 
 def refuse_other_result(model: models.BViT, out: Path) -> None:
-    """What was measured on other weights, at another image size or, outside of run folders, on another model is not
-    written over unasked.
-    """
+    """What was measured on other weights, at another size or on another model of timm's is not written over unasked."""
     try:
         said = results.read(out).attrs
     except ValueError:
