@@ -48,11 +48,11 @@ def beyond_random(result: xr.Dataset, metric: str = "accuracy", scope: str = "on
 
 
 def table(result: xr.Dataset) -> str:
-    """What the command prints: points of accuracy lost, a line a part; * where a random change differs clearly."""
-    said, top1 = result.attrs, 100 * float(result["untouched_accuracy"])
+    """What the command prints: points of accuracy lost, a line per part; * where a random change differs clearly."""
+    attrs, top1 = result.attrs, 100 * float(result["untouched_accuracy"])
     lines = [
-        f"ablation: {said['n_measured']} images, top-1 {top1:.1f} % untouched, chance {100 * said['chance']:.1f} %; "
-        f"points lost or gained when a part is {IN_PLACE[said['how']]}",
+        f"ablation: {attrs['n_measured']} images, top-1 {top1:.1f} % untouched, chance {100 * attrs['chance']:.1f} %; "
+        f"points lost or gained when a part is {IN_PLACE[attrs['how']]}",
         "(* the 95 % intervals of this change and of a random one of the same norm do not meet)",
     ]
     for scope, title in SCOPES.items():
@@ -84,7 +84,7 @@ def scope_lines(result: xr.Dataset, scope: str, title: str) -> Iterator[str]:
 
 
 def frame(result: xr.Dataset) -> pd.DataFrame:
-    """Every change with its interval, one line a cell and model."""
+    """Every change with its interval, one line per cell and model."""
     return style.tidy(result, *(f"{metric}{end}" for metric in METRICS for end in ("", "_low", "_high")))
 
 
@@ -99,9 +99,19 @@ def part_map(numbers: xr.Dataset, metric: str, scope: str, kind: str, *, limit: 
         for name, end in (("95 % from", "low"), ("to", "high"))
     }
     steps = [int(step) + 1 for step in numbers["step"].values]
-    look = dict(low=-limit, high=limit, colours=style.CHANGE, bar=f"change of {METRICS[metric][0]}", title=title)
     values = changes(numbers, metric, scope, kind)
-    return looks.Map(values, steps, numbers["part"].values.tolist(), y="", beside=bounds, **look)
+    return looks.Map(
+        values,
+        steps,
+        numbers["part"].values.tolist(),
+        y="",
+        beside=bounds,
+        low=-limit,
+        high=limit,
+        colours=style.CHANGE,
+        bar=f"change of {METRICS[metric][0]}",
+        title=title,
+    )
 
 
 def largest(result: xr.Dataset, metric: str) -> float:

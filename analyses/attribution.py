@@ -68,10 +68,11 @@ def bounds(result: xr.Dataset, how: str) -> tuple[np.ndarray, np.ndarray]:
 
 def table(result: xr.Dataset) -> str:
     """What the command prints: nodes of every step, how far to trust them, the strongest edges, the circuit."""
-    said, parts = result.attrs, result["part"].values
+    attrs, parts = result.attrs, result["part"].values
     lines = [
         f"attribution: {result.sizes['image']} images; the logit difference of the answer is "
-        f"{float(result['clean']):.2f}, {float(result['corrupted']):.2f} with everything corrupted ({said['corrupt']})",
+        f"{float(result['clean']):.2f}, {float(result['corrupted']):.2f} with everything corrupted "
+        f"({attrs['corrupt']})",
         style.row("lost without (logits)", [*parts, "untrained"], 10),
         *(_step_line(result, step) for step in range(result.sizes["step"])),
     ]
@@ -114,17 +115,17 @@ def _trust(result: xr.Dataset, kind: str, how: str) -> str:
 def _beside_random(result: xr.Dataset) -> str:
     size = np.abs(result["exact_edge"].values)
     strong = result["checked_as"].values == "strongest"
-    said = f"exact |effect| of an edge: {size[strong].mean():.3f} of the strongest"
-    return said + ("" if strong.all() else f", {size[~strong].mean():.4f} of random")
+    line = f"exact |effect| of an edge: {size[strong].mean():.3f} of the strongest"
+    return line + ("" if strong.all() else f", {size[~strong].mean():.4f} of random")
 
 
 def _strongest_lines(result: xr.Dataset, n: int = 5) -> list[str]:
     graph, edge = graph_of(result), result["edge"].sel(how="integrated").values
     places = [divmod(int(place), graph.n_targets) for place in ranked(edge, graph)[:n]]
-    said = (
+    named = [
         f"{graph.sources[source]} -> {graph.targets[target]} {edge[source, target]:.2f}" for source, target in places
-    )
-    return ["strongest edges: " + ", ".join(said)]
+    ]
+    return ["strongest edges: " + ", ".join(named)]
 
 
 def _circuit_line(result: xr.Dataset, how: str) -> str:
@@ -153,11 +154,11 @@ def frame(result: xr.Dataset) -> pd.DataFrame:
 def edges(result: xr.Dataset) -> pd.DataFrame:
     """Effects of all edges, strongest first."""
     graph, edge = graph_of(result), result["edge"]
-    of = {how: edge.sel(how=how).values.ravel() for how in HOWS}
+    effects = {how: edge.sel(how=how).values.ravel() for how in HOWS}
     order = ranked(edge.sel(how="integrated").values, graph)
     source, target = np.divmod(order, graph.n_targets)
     named = {"source": np.array(graph.sources)[source], "target": np.array(graph.targets)[target]}
-    return pd.DataFrame(named | {how: values[order] for how, values in of.items()})
+    return pd.DataFrame(named | {how: values[order] for how, values in effects.items()})
 
 
 # Figures
@@ -167,24 +168,40 @@ def node_map(result: xr.Dataset, how: str = "integrated", title: str = "") -> lo
     """Effects of heads and FFN over the steps, about zero."""
     values = result["node"].sel(how=how).transpose("part", "step").values
     steps, most = [int(step) + 1 for step in result["step"].values], float(np.abs(values).max()) or 1.0
-    look = dict(y="", bar="lost without it (logits)", title=title, colours=style.CHANGE, low=-most, high=most)
     beside = {}
     if "node_of_image" in result:
         low, high = bounds(result, how)
         beside = {"95 % from": low.T, "to": high.T}
-    return looks.Map(values, steps, result["part"].values.tolist(), beside=beside, **look)
+    return looks.Map(
+        values,
+        steps,
+        result["part"].values.tolist(),
+        beside=beside,
+        y="",
+        bar="lost without it (logits)",
+        title=title,
+        colours=style.CHANGE,
+        low=-most,
+        high=most,
+    )
 
 
 def edge_map(result: xr.Dataset, how: str = "integrated") -> looks.Map:
     """Who writes to whom: sum of |effect| between steps."""
     values = step_to_step(result, how)
     values[np.tril_indices(len(values), -1)] = np.nan
-    look = dict(x="read at step", y="written at step", bar="sum of |effect| (logits)", title="edges between steps")
-    return looks.step_map(values, range(len(values)), **look)
+    return looks.step_map(
+        values,
+        range(len(values)),
+        x="read at step",
+        y="written at step",
+        bar="sum of |effect| (logits)",
+        title="edges between steps",
+    )
 
 
 def circuit_curves(results: Results) -> looks.Curves:
-    """The share of the logit difference that circuits of so many edges keep, beside random ones."""
+    """The share of the logit difference that circuits keep, by their number of edges, beside random ones."""
     lines = []
     for model in style.series(results, "kept_difference"):
         x = model.numbers["n_edges"].values
@@ -193,10 +210,27 @@ def circuit_curves(results: Results) -> looks.Curves:
             lines.append(looks.Line(x, kept, **model.look(how, dash=dash)))
         random = 100 * faithfulness(model.numbers, "random_difference").values
         colour = model.colour if model.name else style.CHANCE
-        look = dict(label=f"{model.name} random edges".strip(), colour=colour, dash="dot")
-        lines.append(looks.Line(x, random.mean(0), random.min(0), random.max(0), **look))
-    look = dict(x="edges kept", y="logit difference kept (%)", log="x", title="circuits", low=-20, high=140)
-    return looks.Curves(lines, levels={f"{100 * SHARE:.0f} %": 100 * SHARE}, **look)
+        lines.append(
+            looks.Line(
+                x,
+                random.mean(0),
+                random.min(0),
+                random.max(0),
+                label=f"{model.name} random edges".strip(),
+                colour=colour,
+                dash="dot",
+            )
+        )
+    return looks.Curves(
+        lines,
+        levels={f"{100 * SHARE:.0f} %": 100 * SHARE},
+        x="edges kept",
+        y="logit difference kept (%)",
+        log="x",
+        title="circuits",
+        low=-20,
+        high=140,
+    )
 
 
 def exact_curves(result: xr.Dataset, kind: str = "node") -> looks.Curves:
@@ -205,19 +239,22 @@ def exact_curves(result: xr.Dataset, kind: str = "node") -> looks.Curves:
     ends = exact.min(), exact.max()
     for how, colour, mark in zip(HOWS, style.SEQUENCE, "so", strict=False):
         values = result[f"sample_{kind}"].sel(how=how).values.ravel()
-        said = [
+        hover = [
             f"{name}: {a:.3g}, exact {b:.3g}" for name, a, b in zip(names(result, kind), values, exact, strict=True)
         ]
-        lines.append(looks.Line(exact, values, label=how, colour=colour, mark=mark, width=0, hover=said))
+        lines.append(looks.Line(exact, values, label=how, colour=colour, mark=mark, width=0, hover=hover))
     lines.append(looks.Line(ends, ends, label="exact", colour=style.CHANCE, dash="dot"))
-    look = dict(
-        x=f"exact patch of the {kind} (logits)", y="attributed (logits)", title=f"{kind}s against exact patches"
+    return looks.Curves(
+        lines,
+        ticks=[],
+        x=f"exact patch of the {kind} (logits)",
+        y="attributed (logits)",
+        title=f"{kind}s against exact patches",
     )
-    return looks.Curves(lines, ticks=[], **look)
 
 
 def figure(results: Results) -> Figure:
-    """Nodes, edges between steps, and circuits: a row a result."""
+    """Nodes, edges between steps, and circuits: a row per result."""
     named = style.named(results)
     drawn, axes = looks.panels(len(named), 3, width=4.4, height=3.4)
     for row, (name, result) in enumerate(named.items()):
@@ -246,7 +283,7 @@ def interactive(result: xr.Dataset, how: str = "integrated") -> go.Figure:
 
 
 def composition_figure(results: Results) -> Figure:
-    """Who could write into whom, and who does: a row a result."""
+    """Who could write into whom, and who does: a row per result."""
     rows = [composition.maps(result) for result in style.named(results).values()]
     drawn, axes = looks.panels(len(rows), max(map(len, rows)), width=3.6)
     for place, ax in enumerate(axes):

@@ -56,12 +56,12 @@ def load(result: xr.Dataset, name: str) -> dict[str, float]:
 
 
 def table(results: Results) -> str:
-    """Sum and union of the steps' dimensions against those there are, one row a demand and model."""
-    every = style.named(results)
-    wide = max(map(len, every)) + 2 if any(every) else 0
+    """Sum and union of the steps' dimensions against those there are, one row per demand and model."""
+    named = style.named(results)
+    wide = max(map(len, named)) + 2 if any(named) else 0
     heads = f"{'d':>6}{'sum':>7}{'sum/d':>8}{'union':>7}{'union/d':>9}{'sharing':>9}"
     lines = [f"{'':{wide + 18}}{heads}  does the sum fit?"]
-    for name, result in every.items():
+    for name, result in named.items():
         for key, title in DEMANDS.items():
             need = load(result, key)
             ranks = f"{need['d']:6}{need['sum']:7}{need['load']:8.2f}{need['union']:7}{need['shared_load']:9.2f}"
@@ -76,10 +76,10 @@ def _verdict(need: Mapping[str, float]) -> str:
 
 
 def frame(results: Results) -> pd.DataFrame:
-    """The capacity model's numbers, one line a model and demand."""
-    every = style.named(results)
+    """The capacity model's numbers, one line per model and demand."""
+    named = style.named(results)
     return pd.DataFrame(
-        [dict(model=n, demand=key) | load(result, key) for n, result in every.items() for key in DEMANDS]
+        [dict(model=n, demand=key) | load(result, key) for n, result in named.items() for key in DEMANDS]
     )
 
 
@@ -105,12 +105,19 @@ def accumulated(results: Results, site: str) -> looks.Curves:
     for model in style.series(results, "union_k95"):
         d, steps = model.result.attrs["d_model"], model.numbers.step.values + 1
         if model.is_trained:
-            look = model.look("sum of the steps", mark="^", dash="dashdot")
-            lines.append(looks.Line(steps, demand(model.numbers, site).cumsum() / d, **look))
+            total = demand(model.numbers, site).cumsum()
+            lines.append(looks.Line(steps, total / d, **model.look("sum of the steps", mark="^", dash="dashdot")))
         together = model.numbers["union_k95"].sel(site=site).values
         lines.append(looks.Line(steps, together / d, **model.look("union of the steps")))
-    look = dict(x="steps 1 to t", y="95 % rank, share of d", title=DEMANDS[site])
-    return looks.Curves(lines, **look, levels={"all dimensions": 1}, log="y", base=2)
+    return looks.Curves(
+        lines,
+        x="steps 1 to t",
+        y="95 % rank, share of d",
+        title=DEMANDS[site],
+        levels={"all dimensions": 1},
+        log="y",
+        base=2,
+    )
 
 
 def _predicted(ax: Axes, measured: Mapping[str, xr.Dataset]) -> None:

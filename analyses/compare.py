@@ -42,8 +42,7 @@ def attention(maps: Mapping[str, np.ndarray], *, columns: int = 6) -> go.Figure:
 
 
 def cells(values: np.ndarray, axis: str) -> go.Heatmap:
-    said = "patch %{y}, %{x}: %{z:.2f}<extra></extra>"
-    return go.Heatmap(z=values, coloraxis=axis, hovertemplate=said)
+    return go.Heatmap(z=values, coloraxis=axis, hovertemplate="patch %{y}, %{x}: %{z:.2f}<extra></extra>")
 
 
 def answers(
@@ -53,11 +52,25 @@ def answers(
     the second.
     """
     lines = []
-    for (model, of), dash in zip(probability.items(), ("solid", "dash"), strict=True):
+    for (model, probabilities), dash in zip(probability.items(), ("solid", "dash"), strict=True):
         for name, colour in zip(names, style.SEQUENCE, strict=False):
             if name in classes[model]:
-                values = as_percent(of[:, list(classes[model]).index(name)])
-                look = dict(label=f"{model}: {name}", colour=colour, dash=dash, mark="o" if dash == "solid" else "")
-                lines.append(looks.Line(np.arange(len(values)), values, **look))
-    axes = dict(x="read out after step (0 is the embedding)", y="probability (%)")
-    return looks.Curves(lines, **axes, levels={"chance": 100 * chance}, low=0, high=102)
+                values = as_percent(probabilities[:, list(classes[model]).index(name)])
+                lines.append(
+                    looks.Line(
+                        np.arange(len(values)),
+                        values,
+                        label=f"{model}: {name}",
+                        colour=colour,
+                        dash=dash,
+                        mark="o" if dash == "solid" else "",
+                    )
+                )
+    return looks.Curves(
+        lines,
+        x="read out after step (0 is the embedding)",
+        y="probability (%)",
+        levels={"chance": 100 * chance},
+        low=0,
+        high=102,
+    )

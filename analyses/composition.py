@@ -94,7 +94,7 @@ def of_blocks(result: xr.Dataset, place: dict[str, int]) -> str:
 
 
 def frame(result: xr.Dataset) -> pd.DataFrame:
-    """Every score with its chance level and what is used of it, one line a pair and model."""
+    """Every score with its chance level and what is used of it, one line per pair and model."""
     if "edge" in result:
         result = result.assign(composition_used=used_by_weights(result))
     names = ("composition", "composition_chance", "composition_low", "composition_high", "composition_used")
@@ -115,9 +115,20 @@ def score_map(result: xr.Dataset, slot: str = "v") -> looks.Map:
         name: result[f"composition{of}"].sel(slot=slot).values.reshape(len(names), -1)
         for name, of in (("score", ""), ("random from", "_low"), ("random to", "_high"))
     }
-    look = dict(x=f"{slot} of head", y="written by", bar="times chance", title=f"{slot}-composition")
     values = values.reshape(len(names), -1)
-    return looks.Map(values, names, names, low=1 - far, high=1 + far, colours=style.CHANGE, beside=chance, **look)
+    return looks.Map(
+        values,
+        names,
+        names,
+        low=1 - far,
+        high=1 + far,
+        colours=style.CHANGE,
+        beside=chance,
+        x=f"{slot} of head",
+        y="written by",
+        bar="times chance",
+        title=f"{slot}-composition",
+    )
 
 
 def use_map(result: xr.Dataset, how: str = "integrated", n: int = 12) -> looks.Map:
@@ -126,8 +137,16 @@ def use_map(result: xr.Dataset, how: str = "integrated", n: int = 12) -> looks.M
     order = np.argsort(-use.sum("other_step").values, kind="stable")[:n]
     names = [f"h{head} -> {slot} of h{other}" for slot, head, other in use["pair"].values[order]]
     steps = [int(step) + 1 for step in result["step"].values]
-    look = dict(x="read at step", y="", bar="sum of |effect| (logits)", title="what is used")
-    return looks.Map(use.values[order], steps, names, low=0, **look)
+    return looks.Map(
+        use.values[order],
+        steps,
+        names,
+        low=0,
+        x="read at step",
+        y="",
+        bar="sum of |effect| (logits)",
+        title="what is used",
+    )
 
 
 def maps(result: xr.Dataset) -> list[looks.Map]:

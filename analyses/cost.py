@@ -27,11 +27,11 @@ def ratio(result: xr.Dataset, phase: str, name: str = "seconds_of_round") -> tup
 
 def table(result: xr.Dataset) -> str:
     """What the command prints: operations of one image, then parameters, memory and time of both models."""
-    steps, said = result["flops"].values, result.attrs
+    steps, attrs = result["flops"].values, result.attrs
     lines = [
         f"FLOPs of one image: {int(result['flops_forward']):,} (embedding {int(result['flops_embedding']):,}, "
         f"{len(steps)} steps of {int(steps[0]):,}, head {int(result['flops_head']):,}); training is three times that",
-        f"batches of {said['batch_size']} on {said['device']}, {said['threads']} threads; medians of "
+        f"batches of {attrs['batch_size']} on {attrs['device']}, {attrs['threads']} threads; medians of "
         f"{result.sizes['repeat']} runs in turn",
         f"{'':14}{'parameters':>12}" + "".join(f"{phase + ' ms':>16}{'MB':>9}" for phase in result["phase"].values),
     ]
@@ -61,7 +61,7 @@ def compile_lines(result: xr.Dataset) -> list[str]:
 
 
 def frame(result: xr.Dataset) -> pd.DataFrame:
-    """Parameters, memory and time, one line a model and phase."""
+    """Parameters, memory and time, one line per model and phase."""
     names = [name for name in ("seconds", "memory", "compiled_seconds") if name in result]
     lines = result[names].to_dataframe().reset_index()
     return lines.merge(result["parameters"].to_dataframe().reset_index(), on="model")
@@ -82,7 +82,7 @@ def heights(result: xr.Dataset, name: str) -> dict[str, tuple[list[str], list[fl
 
 
 def figure(results: Results) -> Figure:
-    """Parameters, memory and time of both models as bars, a row a result."""
+    """Parameters, memory and time of both models as bars, a row per result."""
     named = style.named(results)
     drawn, axes = looks.panels(len(named), len(BARS), width=3.4, height=2.8)
     for row, (name, result) in enumerate(named.items()):

@@ -16,8 +16,8 @@ from analyses.style import Results
 
 KINDS = {
     "shared": "one for all states",
-    "separate": "one a state, together as large",
-    "larger": "one a state, each as large",
+    "separate": "one per state, same total size",
+    "larger": "one per state, each as large",
     "pca": "principal components",
     "rotated": "one for all, rotated",
 }
@@ -43,10 +43,10 @@ def best_state(numbers: xr.Dataset, told: str) -> int:
 
 def table(result: xr.Dataset) -> str:
     """What the command prints."""
-    said, n = result.attrs, result.sizes["feature"]
+    attrs, n = result.attrs, result.sizes["feature"]
     lines = [
-        f"dictionary: {said['n_measured']} images, trained on {said['n_fitted']} others; {n} features of states of "
-        f"{said['d_model']} dimensions, {said['k']} fire for a row on average (L0)",
+        f"dictionary: {attrs['n_measured']} images, trained on {attrs['n_fitted']} others; {n} features of states of "
+        f"{attrs['d_model']} dimensions, {attrs['k']} fire for a row on average (L0)",
     ]
     for token in TOKENS:
         lines += ["", *explained_lines(result, token)]
@@ -55,7 +55,7 @@ def table(result: xr.Dataset) -> str:
 
 
 def explained_lines(result: xr.Dataset, token: str) -> Iterator[str]:
-    """A line a kind of dictionary: variance explained at each state; then what fires, and what never does."""
+    """A line per kind of dictionary: variance explained at each state; then what fires, and what never does."""
     states = style.some(result["state"].values.tolist())
     yield style.row(f"{TOKENS[token]}: explained (%)", [features.short(state) for state in states], 8, 36)
     for model, numbers in style.models(result).items():
@@ -171,7 +171,7 @@ def kept_lines(result: xr.Dataset) -> Iterator[str]:
 
 
 def frame(result: xr.Dataset) -> pd.DataFrame:
-    """What every dictionary explains of every state, one line a cell and model."""
+    """What every dictionary explains of every state, one line per cell and model."""
     return style.tidy(result, "explained", "explained_low", "explained_high", "l0", "dead")
 
 
@@ -239,13 +239,16 @@ def effect_curves(results: Results, token: str = "patch") -> looks.Curves | None
         for how, colour in zip(model.numbers["how"].values, style.SEQUENCE, strict=False):
             if model.is_trained or how == "switched off":
                 lines.append(line(model, "effect", how, dict(token=token, how=how), 1, colour=colour))
-    look = dict(x="feature, by its weight", y="change of the class's logit", title=TOKENS[token])
-    return looks.Curves(lines, **look) if lines else None
+    return (
+        looks.Curves(lines, x="feature, by its weight", y="change of the class's logit", title=TOKENS[token])
+        if lines
+        else None
+    )
 
 
 def figure(results: Results) -> Figure:
-    """Two rows a result: what is explained, how much fires, every feature's profile; how long features live, what they
-    tell, and what is lost without them.
+    """Two rows per result: what is explained, how much fires, every feature's profile; how long features live, what
+    they tell, and what is lost without them.
     """
     named_results, columns = style.named(results), 4
     drawn, axes = looks.panels(2 * len(named_results), columns, height=3.8)

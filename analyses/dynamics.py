@@ -95,7 +95,7 @@ def random_stable_rank(rows: int, columns: int) -> float:
 
 
 def random_log_det(size: np.ndarray, dimensions: int) -> np.ndarray:
-    """log|det| of 1 + R for a random R of so many dimensions whose eigenvalues fill a circle of radius `size`.
+    """log|det| of 1 + R for a random matrix R of this many dimensions whose eigenvalues fill a circle of radius `size`.
 
     0 up to a radius of 1: the mean of log|x| over a circle about 1 that leaves 0 out is that of its centre.
     """
@@ -130,11 +130,11 @@ def phase_names(result: xr.Dataset, kind: str, n: int) -> str:
 
 
 def table(result: xr.Dataset) -> str:
-    """What the command prints: a line a quantity, its null and the untrained model below; phases; what lies beyond."""
-    said, steps = result.attrs, style.some(result["step"].values.tolist())
+    """What the command prints: a line per quantity, its null and the untrained model below; phases; beyond T."""
+    attrs, steps = result.attrs, style.some(result["step"].values.tolist())
     lines = [
-        f"dynamics: {said['n_measured']} images ({said['n_sample']} of them for stable rank and recovery), trained for "
-        f"{said['trained_steps']} steps",
+        f"dynamics: {attrs['n_measured']} images ({attrs['n_sample']} of them for stable rank and recovery), trained "
+        f"for {attrs['trained_steps']} steps",
         style.row("", [f"step {step + 1}" for step in steps], 8, 44),
     ]
     for name, (title, parts) in QUANTITIES.items():
@@ -225,10 +225,10 @@ def beyond_lines(result: xr.Dataset) -> Iterator[str]:
     """Where states are after the last step that was run, far beyond those trained for."""
     if "returned" not in result:
         return
-    said, n = result.attrs, result.sizes["image"]
+    attrs, n = result.attrs, result.sizes["image"]
     yield ""
     yield (
-        f"after {said['max_steps']} steps ({n} images; a state that returns to within {said['tolerance']:g} of its "
+        f"after {attrs['max_steps']} steps ({n} images; a state that returns to within {attrs['tolerance']:g} of its "
         "length counts as the same):"
     )
     for model, numbers in style.models(result).items():
@@ -239,7 +239,7 @@ def beyond_lines(result: xr.Dataset) -> Iterator[str]:
             lag = int(result["lag"][-1])
             yield f"  {model}, {form}: {', '.join(shares)}; moves {step:.2g} a step, {far:.2g} in {lag} steps"
         grown, turn = float(numbers["growth"]), float(numbers["turn"])
-        yield f"  {model}: {grown:.2f} times as long as after {said['trained_steps']}; cosine of updates {turn:.4f}"
+        yield f"  {model}: {grown:.2f} times as long as after {attrs['trained_steps']}; cosine of updates {turn:.4f}"
 
 
 ENDS = {"fixed point": "fixed", "cycle": "periodic"}
@@ -251,7 +251,7 @@ def with_wilson(share: float, n: int) -> str:
 
 
 def frame(result: xr.Dataset) -> pd.DataFrame:
-    """Every quantity over the steps with its interval and null, one line a cell and model."""
+    """Every quantity over the steps with its interval and null, one line per cell and model."""
     parts = []
     for name, (_, of) in QUANTITIES.items():
         for part in of:
@@ -274,7 +274,7 @@ def tidy(result: xr.Dataset, numbers: xr.Dataset, part: Part) -> pd.DataFrame:
 
 
 def cka_frame(result: xr.Dataset) -> pd.DataFrame:
-    """Every CKA with its interval, one line a cell and model."""
+    """Every CKA with its interval, one line per cell and model."""
     frames = [
         style.tidy(result, *(f"{name}{end}" for end in ("", "_low", "_high")))
         .assign(of=name)
@@ -289,7 +289,7 @@ def cka_frame(result: xr.Dataset) -> pd.DataFrame:
 
 
 def curve(result: xr.Dataset, name: str) -> looks.Curves | None:
-    """One quantity: a colour a part, dotted its null, dashed the untrained model; None where it was not measured."""
+    """One quantity: a colour per part, dotted its null, dashed the untrained model; None where it was not measured."""
     title, parts = QUANTITIES[name]
     lines, along = [], "step"
     for part, colour in zip(parts, style.SEQUENCE, strict=False):
@@ -303,8 +303,8 @@ def curve(result: xr.Dataset, name: str) -> looks.Curves | None:
             lines.append(looks.Line(x, value.values, low.values, high.values, **look))
             if part.null and model.is_trained:
                 null = numbers_of(result, model.numbers, part, f"null_{part.variable}").values
-                said = f"{part.what}, {part.null}" if part.what else part.null
-                lines.append(looks.Line(x, np.broadcast_to(null, x.shape), label=said, colour=colour, dash="dot"))
+                label = f"{part.what}, {part.null}" if part.what else part.null
+                lines.append(looks.Line(x, np.broadcast_to(null, x.shape), label=label, colour=colour, dash="dot"))
     return looks.Curves(lines, x=AXES[along], y=title, log="y" if name in LOG else "") if lines else None
 
 
@@ -317,8 +317,19 @@ def cka_map(result: xr.Dataset, name: str, title: str) -> looks.Map:
         beside = {"95 % from": result[f"{name}_low"].values, "to": result[f"{name}_high"].values}
     axis = "step" if "step" in values.dims[0] else "after step"
     other = f"{axis}, {result.attrs['beside']}" if name.startswith("cross_") else axis
-    look = dict(x=other, y=axis, bar="CKA", low=0, high=1, is_square=True, beside=beside)
-    return looks.Map(values.values, columns, rows, title=title, **look)
+    return looks.Map(
+        values.values,
+        columns,
+        rows,
+        title=title,
+        x=other,
+        y=axis,
+        bar="CKA",
+        low=0,
+        high=1,
+        is_square=True,
+        beside=beside,
+    )
 
 
 def maps(result: xr.Dataset) -> dict[str, looks.Map]:
@@ -356,12 +367,28 @@ def eigenvalues(result: xr.Dataset, step: int) -> go.Figure | None:
         return None
     of_step = result["eigenvalue"].sel(step=step)
     around = np.linspace(0, 2 * np.pi, 200)
-    circle = dict(mode="lines", line=dict(color=style.CHANCE, dash="dot"), name="unit circle", hoverinfo="skip")
-    traces = [go.Scatter(x=np.cos(around), y=np.sin(around), **circle)]
+    traces = [
+        go.Scatter(
+            x=np.cos(around),
+            y=np.sin(around),
+            mode="lines",
+            line=dict(color=style.CHANCE, dash="dot"),
+            name="unit circle",
+            hoverinfo="skip",
+        )
+    ]
     for place, colour in zip(range(of_step.sizes["place"]), style.SEQUENCE, strict=False):
         real, imaginary = of_step.isel(place=place).transpose("part", "rank").values
-        look = dict(mode="markers", marker=dict(color=colour, size=5, opacity=0.7), name=f"image {place + 1}")
-        traces.append(go.Scatter(x=real, y=imaginary, **look, hovertemplate="%{x:.3f} + %{y:.3f} i<extra></extra>"))
+        traces.append(
+            go.Scatter(
+                x=real,
+                y=imaginary,
+                mode="markers",
+                marker=dict(color=colour, size=5, opacity=0.7),
+                name=f"image {place + 1}",
+                hovertemplate="%{x:.3f} + %{y:.3f} i<extra></extra>",
+            )
+        )
     drawn = go.Figure(traces).update_layout(height=420, legend=looks.BELOW, **looks.WHITE)
     return drawn.update_xaxes(title="real part").update_yaxes(title="imaginary part", scaleanchor="x")
 

@@ -22,8 +22,8 @@ COLUMNS = 4  # panels in a row of the figure
 
 def own(transfer: xr.DataArray) -> xr.DataArray:
     """Each state read by its own probe: [... state], of scores [... state other_state]."""
-    every = xr.DataArray(np.arange(transfer.sizes["state"]), dims="state")
-    return transfer.isel(state=every, other_state=every)
+    diagonal = xr.DataArray(np.arange(transfer.sizes["state"]), dims="state")
+    return transfer.isel(state=diagonal, other_state=diagonal)
 
 
 def is_clear(score: xr.DataArray, chance: xr.DataArray) -> xr.DataArray:
@@ -79,10 +79,10 @@ LEGEND = (
 
 
 def table(result: xr.Dataset) -> str:
-    """What the command prints: a line a factor, a block a token."""
-    said = result.attrs
+    """What the command prints: a line per factor, a block per token."""
+    attrs = result.attrs
     lines = [
-        f"factors: {said['n_measured']} images, linear probes fitted on {said['n_fitted']} others, {n_steps(result)} "
+        f"factors: {attrs['n_measured']} images, linear probes fitted on {attrs['n_fitted']} others, {n_steps(result)} "
         "steps; of classes the",
         "share that is right, of numbers the share of their variance that is explained (R2), in %, 95 % intervals",
     ]
@@ -121,13 +121,13 @@ def cells(result: xr.Dataset, factor: str, token: str) -> list[str]:
 
 
 def frame(result: xr.Dataset) -> pd.DataFrame:
-    """Scores and selectivity with their intervals, one line a factor, token, state and model."""
+    """Scores and selectivity with their intervals, one line per factor, token, state and model."""
     names = [f"{name}{end}" for name in ("score", "selectivity") for end in ("", "_low", "_high")]
     return style.tidy(result, *names, "shuffled", "chance")
 
 
 def transfer_frame(result: xr.Dataset) -> pd.DataFrame:
-    """What the probe of a state reads of another, one line a pair of states."""
+    """What the probe of a state reads of another, one line per pair of states."""
     return style.tidy(result, "transfer", "transfer_low", "transfer_high")
 
 
@@ -147,8 +147,15 @@ def curves(results: Results, factor: str, title: str = "") -> looks.Curves:
                 lines.append(looks.Line(model.numbers["state"].values, value, low, high, **look))
     levels = style.levels(results, lambda result: {"chance": 100 * float(result["chance"].sel(factor=factor))})
     is_class = bool(first["n_classes"].sel(factor=factor))
-    look = dict(x="after step", y=measure_of(first, factor), title=title, low=0 if is_class else -15, high=102)
-    return looks.Curves(lines, levels=levels, **look)
+    return looks.Curves(
+        lines,
+        levels=levels,
+        x="after step",
+        y=measure_of(first, factor),
+        title=title,
+        low=0 if is_class else -15,
+        high=102,
+    )
 
 
 def transfer_map(numbers: xr.Dataset, factor: str, token: str = "CLS", *, chance: float, title: str = "") -> looks.Map:
@@ -160,8 +167,19 @@ def transfer_map(numbers: xr.Dataset, factor: str, token: str = "CLS", *, chance
         name: as_percent(numbers[f"transfer_{end}"].sel(at).transpose("state", "other_state")) for name, end in ends
     }
     states = numbers["state"].values.tolist()
-    look = dict(x="read after step", y="fitted after step", is_square=True, title=title, bar="score (%)")
-    return looks.Map(values, states, states, low=100 * chance, high=100, beside=bounds, **look)
+    return looks.Map(
+        values,
+        states,
+        states,
+        low=100 * chance,
+        high=100,
+        beside=bounds,
+        x="read after step",
+        y="fitted after step",
+        is_square=True,
+        title=title,
+        bar="score (%)",
+    )
 
 
 def chance_of(result: xr.Dataset, factor: str) -> float:
@@ -169,10 +187,11 @@ def chance_of(result: xr.Dataset, factor: str) -> float:
 
 
 def figure(results: Results) -> Figure:
-    """A panel a factor: how well it is read from every token over the steps; a block of rows a result."""
+    """A panel per factor: how well it is read from every token over the steps; a block of rows per result."""
     named = style.named(results)
     rows = [-(-result.sizes["factor"] // COLUMNS) for result in named.values()]
-    drawn, axes = looks.panels(sum(rows), min(COLUMNS, max(of.sizes["factor"] for of in named.values())), height=2.7)
+    most = max(result.sizes["factor"] for result in named.values())
+    drawn, axes = looks.panels(sum(rows), min(COLUMNS, most), height=2.7)
     across = len(axes) // sum(rows)
     for ax in axes:
         ax.set_visible(False)
@@ -186,7 +205,7 @@ def figure(results: Results) -> Figure:
 
 
 def codes(results: Results, token: str = "CLS") -> Figure:
-    """A map a factor that is read from CLS: every step's probe read at every step; a row a result."""
+    """A map per factor that is read from CLS: every step's probe read at every step; a row per result."""
     shown = [
         (name, result, factor)
         for name, result in style.named(results).items()

@@ -179,8 +179,17 @@ def profile_map(result: xr.Dataset, token: str = "patch") -> looks.Map:
     order = order[np.isfinite(of["born"].values[order])]
     values = (profile / profile.max("state")).transpose("feature", "state").values[order]
     states = result["state"].values.tolist()
-    look = dict(x="state after step", y="feature", bar="share of its largest", low=0, high=1, title=TOKENS[token])
-    return looks.Map(values, states, order.tolist(), **look)
+    return looks.Map(
+        values,
+        states,
+        order.tolist(),
+        x="state after step",
+        y="feature",
+        bar="share of its largest",
+        low=0,
+        high=1,
+        title=TOKENS[token],
+    )
 
 
 def of_feature(result: xr.Dataset, token: str, feature: int) -> go.Figure:

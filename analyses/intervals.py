@@ -109,8 +109,9 @@ def ratio_of_sums(
     ratios = np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
     is_empty, tail = np.isnan(ratios[0]), (1 - level) / 2
     bounds = np.nanquantile(np.where(is_empty, 0, ratios[1:]), [tail, 1 - tail], axis=0)
-    low, high = np.where(is_empty, np.nan, bounds)
-    return tuple(of.reshape(np.shape(values)[1:]) for of in (ratios[0], low, high))
+    shape = np.shape(values)[1:]
+    low, high = np.where(is_empty, np.nan, bounds).reshape(2, *shape)
+    return ratios[0].reshape(shape), low, high
 
 
 def jackknife(left_out: np.ndarray, level: float = 0.95) -> np.ndarray:

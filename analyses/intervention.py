@@ -60,18 +60,18 @@ def beyond_random(numbers: xr.Dataset) -> xr.DataArray:
 
 
 def table(result: xr.Dataset) -> str:
-    """What the command prints: a line a case, read out after the steps trained for and after the last."""
-    said, shown = result.attrs, states(result)
+    """What the command prints: a line per case, read out after the steps trained for and after the last."""
+    attrs, shown = result.attrs, states(result)
     lines = [
-        f"intervention: {said['n_measured']} images, chance {100 * said['chance']:.1f} %, trained for "
-        f"{said['trained_steps']} steps; top-1 in %, changes in points",
+        f"intervention: {attrs['n_measured']} images, chance {100 * attrs['chance']:.1f} %, trained for "
+        f"{attrs['trained_steps']} steps; top-1 in %, changes in points",
         "(random: a random change of the same size; * the two 95 % intervals do not meet)",
         f"{'':32}" + "".join(f"{f'after {state} steps':>{len(COLUMNS)}}" for state in shown),
         f"{'':32}" + COLUMNS * len(shown),
         *case_lines(result, shown),
     ]
-    lines += [f"left out: {one}" for one in said["left_out"].split("; ") if one]
-    if (result["n_finite"] < said["n_measured"]).any():
+    lines += [f"left out: {one}" for one in attrs["left_out"].split("; ") if one]
+    if (result["n_finite"] < attrs["n_measured"]).any():
         lines.append("states overflow in some images; they count as wrong")
     return "\n".join(line.rstrip() for line in lines)
 
@@ -100,7 +100,7 @@ def cell(numbers: xr.Dataset, untrained: float | None) -> str:
 
 
 def frame(result: xr.Dataset) -> pd.DataFrame:
-    """Every number, one line a case, state and model."""
+    """Every number, one line per case, state and model."""
     return style.tidy(result, *NUMBERS, *(f"null_{name}" for name in NUMBERS))
 
 
@@ -108,7 +108,7 @@ def frame(result: xr.Dataset) -> pd.DataFrame:
 
 
 def curves(result: xr.Dataset, what: str, name: str = "") -> looks.Curves:
-    """Accuracy over the states under one intervention: a colour a setting, dashed under a random change as large."""
+    """Accuracy over the states under one intervention: a colour per setting, dashed under a random change as large."""
     models, n = style.models(result), result.attrs["n_measured"]
     trained, x = models["trained"], result["state"].values
     chosen = result["case"].values[result["what"].values == what]
@@ -127,12 +127,19 @@ def curves(result: xr.Dataset, what: str, name: str = "") -> looks.Curves:
     if "untrained" in models:
         values = as_percent(models["untrained"]["accuracy"].sel(case=chosen).mean("case"))
         lines.append(looks.Line(x, values, label="untrained, mean", colour=style.UNTRAINED, dash="dot"))
-    look = dict(levels={"chance": 100 * result.attrs["chance"]}, marks={"trained for": result.attrs["trained_steps"]})
-    return looks.Curves(lines, x="steps run", y="top-1 (%)", title=f"{name} {TITLES[what]}".strip(), low=0, **look)
+    return looks.Curves(
+        lines,
+        x="steps run",
+        y="top-1 (%)",
+        title=f"{name} {TITLES[what]}".strip(),
+        low=0,
+        levels={"chance": 100 * result.attrs["chance"]},
+        marks={"trained for": result.attrs["trained_steps"]},
+    )
 
 
 def figure(results: Results) -> Figure:
-    """A panel an intervention: accuracy over the states, a colour a setting, dashed a random change as large."""
+    """A panel per intervention: accuracy over the states, a colour per setting, dashed a random change as large."""
     drawn = [(name, result, what) for name, result in style.named(results).items() for what in kinds(result)]
     columns = min(4, len(drawn))
     figure, axes = looks.panels(int(np.ceil(len(drawn) / columns)), columns, width=3.7, height=3.6)

@@ -90,10 +90,10 @@ def constant(result: xr.Dataset, metric: str) -> dict[str, float]:
 
 def table(result: xr.Dataset) -> str:
     """What the command prints."""
-    said = result.attrs
+    attrs = result.attrs
     lines = [
-        f"lens: {said['n_measured']} images, lenses fitted on {said['n_fitted']} others; top-1 "
-        f"{100 * float(result['is_right'].mean()):.1f} %, chance {100 * said['chance']:.1f} %"
+        f"lens: {attrs['n_measured']} images, lenses fitted on {attrs['n_fitted']} others; top-1 "
+        f"{100 * float(result['is_right'].mean()):.1f} %, chance {100 * attrs['chance']:.1f} %"
     ]
     for metric in ("kl", "agreement"):
         lines += ["", *metric_lines(result, metric)]
@@ -101,7 +101,7 @@ def table(result: xr.Dataset) -> str:
 
 
 def metric_lines(result: xr.Dataset, metric: str) -> list[str]:
-    """A line a state, a column a lens, the logit and the tuned lens of the untrained model last."""
+    """A line per state, a column per lens, the logit and the tuned lens of the untrained model last."""
     parts = style.models(result)
     levels = ", ".join(f"{name} {level:.3g}" for name, level in constant(result, metric).items())
     columns = [(model, lens) for model, numbers in parts.items() for lens in numbers["lens"].values]
@@ -193,12 +193,12 @@ def part_lines(result: xr.Dataset) -> list[str]:
 
 
 def frame(result: xr.Dataset) -> pd.DataFrame:
-    """What every lens says of every state with its interval, one line a cell and model."""
+    """What every lens says of every state with its interval, one line per cell and model."""
     return style.tidy(result, *(f"{metric}{end}" for metric in METRICS for end in ("", "_low", "_high")))
 
 
 def part_frame(result: xr.Dataset) -> pd.DataFrame:
-    """What every part adds, one line a cell and model."""
+    """What every part adds, one line per cell and model."""
     return style.tidy(result, *(f"contribution{end}" for end in ("", "_low", "_high")))
 
 
@@ -241,8 +241,7 @@ def agreement_curves(results: Results) -> looks.Curves | None:
     levels = style.levels(
         results, lambda result: {"chance": 0.5, "nearness to the centre": float(result.get("centre_agreement", 0.5))}
     )
-    look = dict(x="read after step", y="agreement with the mask")
-    return looks.Curves(lines, levels=levels, **look) if lines else None
+    return looks.Curves(lines, levels=levels, x="read after step", y="agreement with the mask") if lines else None
 
 
 def depth_curves(results: Results) -> looks.Curves:
@@ -263,13 +262,14 @@ def part_map(numbers: xr.Dataset, to: str = "margin", *, limit: float | None = N
     bounds = {name: numbers[f"contribution_{end}"].sel(to=to).transpose("part", "step").values for name, end in ends}
     limit = limit or largest(numbers, to)
     steps, parts = [int(step) + 1 for step in numbers["step"].values], numbers["part"].values.tolist()
-    look = dict(low=-limit, high=limit, colours=style.CHANGE, bar="logit", title=title)
-    return looks.Map(added, steps, parts, y="", beside=bounds, **look)
+    return looks.Map(
+        added, steps, parts, y="", beside=bounds, low=-limit, high=limit, colours=style.CHANGE, bar="logit", title=title
+    )
 
 
 def figure(results: Results) -> Figure:
-    """Two rows a result: lenses, what patches say, their agreement with the mask; when the answer stands, what adds it
-    in the trained and in the untrained model.
+    """Two rows per result: lenses, what patches say, their agreement with the mask; when the answer stands, what adds
+    it in the trained and in the untrained model.
     """
     named, columns = style.named(results), 3
     drawn, axes = looks.panels(2 * len(named), columns, height=3.6)
@@ -330,8 +330,18 @@ def patches(result: xr.Dataset, place: int, state: int) -> go.Figure:
             for of in zip(says, sure, strict=True)
         ]
     )
-    look = dict(x="column", y="row", bar="probability of the class (%)", low=0, high=100, is_square=True)
-    return looks.Map(sure, columns, rows, hover=hover, **look).interactive(height=380)
+    return looks.Map(
+        sure,
+        columns,
+        rows,
+        hover=hover,
+        x="column",
+        y="row",
+        bar="probability of the class (%)",
+        low=0,
+        high=100,
+        is_square=True,
+    ).interactive(height=380)
 
 
 def largest(result: xr.Dataset, to: str = "margin") -> float:

@@ -155,7 +155,7 @@ def _overlap_line(result: xr.Dataset) -> str:
 
 
 def frame(result: xr.Dataset) -> pd.DataFrame:
-    """What each picture reaches, one line a recipe, step and neuron, beside the best and the median real image."""
+    """What each picture reaches, one line per recipe, step and neuron, beside the best and the median real image."""
     return style.tidy(result.assign(over_best=quality(result)), "activation", "over_best", "best_real", "median_real")
 
 
@@ -163,7 +163,7 @@ def frame(result: xr.Dataset) -> pd.DataFrame:
 
 
 def figure(results: style.Results, *, recipe: str | None = None) -> Figure:
-    """Figure 3: one row a neuron, one column a step; below each its activation, and that over the best real image's.
+    """Figure 3: a row per neuron, a column per step; below each its activation, and that over the best real image's.
 
     `recipe` is by default the one whose pictures beat the best real image most often.
     """
@@ -228,5 +228,6 @@ def overlaps(result: xr.Dataset, *, neuron: int | None = None) -> go.Figure:
 
 def _between_steps(values: np.ndarray, result: xr.Dataset, bar: str, beside: Mapping[str, np.ndarray]) -> go.Figure:
     """Rows: the step that a picture or set belongs to; columns: where it is tried."""
-    look = dict(x="at step", y="of step", low=0.0, bar=bar, beside=beside)
-    return looks.step_map(values, result.step.values, **look).interactive()
+    return looks.step_map(
+        values, result.step.values, x="at step", y="of step", low=0.0, bar=bar, beside=beside
+    ).interactive()

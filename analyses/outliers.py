@@ -43,11 +43,11 @@ def at_threshold(numbers: xr.Dataset, name: str, threshold: float) -> xr.DataArr
 
 def table(result: xr.Dataset) -> str:
     """What the command prints."""
-    said, n_steps = result.attrs, result.sizes["step"]
-    limit = f"{said['threshold']:g}"
+    attrs, n_steps = result.attrs, result.sizes["step"]
+    limit = f"{attrs['threshold']:g}"
     found = "some patches are" if has_outliers(result) else "no patch is"
     lines = [
-        f"outliers: {said['n_measured']} images, {n_steps} steps; {found} above {limit} times the median norm of an "
+        f"outliers: {attrs['n_measured']} images, {n_steps} steps; {found} above {limit} times the median norm of an "
         "image after a step",
         "",
         *state_lines(result),
@@ -138,13 +138,13 @@ def with_number(value: xr.DataArray, how: str = ".2f") -> str:
 
 
 def frame(result: xr.Dataset) -> pd.DataFrame:
-    """Norms, shares and accuracy of every condition with their intervals, one line a state, multiple and model."""
+    """Norms, shares and accuracy of every condition with their intervals, one line per state, multiple and model."""
     names = ("largest", "share", "images", "cls", "registers", "accuracy", "accuracy_change")
     return style.tidy(result, *(f"{name}{end}" for name in names for end in ("", "_low", "_high")))
 
 
 def neuron_frame(result: xr.Dataset) -> pd.DataFrame:
-    """What every neuron adds to the largest patch above the others, one line a step."""
+    """What every neuron adds to the largest patch above the others, one line per step."""
     return style.tidy(result, "written")
 
 
@@ -185,8 +185,18 @@ def place_map(numbers: xr.Dataset, state: int, title: str = "") -> looks.Map:
     """Where the largest patch of an image lies."""
     values = as_percent(numbers["place"].sel(state=state).transpose("row", "column"))
     rows, columns = (range(1, 1 + length) for length in values.shape)
-    look = dict(x="column", y="row", bar="largest patch (%)", low=0, is_square=True, title=title)
-    return looks.Map(values, columns, rows, levels={"chance": 100 / values.size}, **look)
+    return looks.Map(
+        values,
+        columns,
+        rows,
+        levels={"chance": 100 / values.size},
+        x="column",
+        y="row",
+        bar="largest patch (%)",
+        low=0,
+        is_square=True,
+        title=title,
+    )
 
 
 def neuron_curves(results: Results) -> looks.Curves:
@@ -208,7 +218,7 @@ def neuron_curves(results: Results) -> looks.Curves:
 
 
 def figure(results: Results) -> Figure:
-    """A row a result: the largest norm, where the largest patch lies, and who writes it."""
+    """A row per result: the largest norm, where the largest patch lies, and who writes it."""
     named = style.named(results)
     drawn, axes = looks.panels(len(named), 4, width=4.0, height=3.6)
     for i, (name, result) in enumerate(named.items()):

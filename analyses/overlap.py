@@ -20,16 +20,16 @@ def intersections(masks: np.ndarray) -> np.ndarray:
 
 def jaccard(masks: np.ndarray) -> np.ndarray:
     """|A and B| / |A or B|: [step other_step]; NaN where both are empty."""
-    both = intersections(masks)
-    kept = np.diag(both)
-    return _ratio(both, kept[:, None] + kept[None] - both)
+    intersection = intersections(masks)
+    sizes = np.diag(intersection)
+    return _ratio(intersection, sizes[:, None] + sizes[None] - intersection)
 
 
 def overlap(masks: np.ndarray) -> np.ndarray:
     """|A and B| / min(|A|, |B|): [step other_step]."""
-    both = intersections(masks)
-    kept = np.diag(both)
-    return _ratio(both, np.minimum(kept[:, None], kept[None]))
+    intersection = intersections(masks)
+    sizes = np.diag(intersection)
+    return _ratio(intersection, np.minimum(sizes[:, None], sizes[None]))
 
 
 def usage(masks: np.ndarray) -> np.ndarray:

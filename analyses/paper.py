@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from analyses import capacity, intervals, looks, neurons, pointing_game, prune, rank, recurrence, study, trajectories
 from analyses.style import as_percent, step_label, untrained
 
-Of = Mapping[str, Any]  # the results of one run, by the name of their file; a study's lines under "study"
+RunResults = Mapping[str, Any]  # the results of one run, by the name of their file; a study's lines under "study"
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,14 @@ class Item:
     title: str
     needs: str
     command: str
-    says: Callable[[Of], str]  # what was measured, in a sentence
+    says: Callable[[RunResults], str]  # what was measured, in a sentence
     states: str = ""  # what the paper does
-    together: Mapping[str, Callable[[Of], Figure | None]] = field(default_factory=dict)  # of results by their run
-    apart: Mapping[str, Callable[[Of], Figure | None]] = field(default_factory=dict)  # of one run's results
-    table: Callable[[Of], str] | None = None  # of one run's results, as text
-    frame: Callable[[Of], pd.DataFrame] | None = None
+    together: Mapping[str, Callable[[RunResults], Figure | None]] = field(
+        default_factory=dict
+    )  # of results by their run
+    apart: Mapping[str, Callable[[RunResults], Figure | None]] = field(default_factory=dict)  # of one run's results
+    table: Callable[[RunResults], str] | None = None  # of one run's results, as text
+    frame: Callable[[RunResults], pd.DataFrame] | None = None
     makes_run: bool = False  # the command makes a run of its own, or a study
 
     @property
@@ -56,8 +58,8 @@ def top1(result: xr.Dataset, state: int) -> str:
     return f"{100 * accuracy:.1f} % ({between(*intervals.of_ratio(accuracy, result.sizes['image'], 100))})"
 
 
-def says_comparison(of: Of) -> str:
-    rows = study.recovery(of["study"])
+def says_comparison(run: RunResults) -> str:
+    rows = study.recovery(run["study"])
     if rows.empty:
         return "No width has both a bViT and a stacked ViT yet."
     each = [
@@ -75,8 +77,8 @@ def interval_of(row: Any) -> str:
     return f"95 % interval {row.low:.2f} to {row.high:.2f}"
 
 
-def says_steps(of: Of) -> str:
-    frame = of["study"]
+def says_steps(run: RunResults) -> str:
+    frame = run["study"]
     rows = study.summary(frame[(frame["group"] == "steps") & (frame["family"] == "bvit")]).sort_values("n_steps")
     if rows.empty:
         return "No model was trained with another number of steps yet."
@@ -84,8 +86,8 @@ def says_steps(of: Of) -> str:
     return f"Top-1 in % of bViTs trained with T steps: {each}; chance {100 / frame['n_classes'].iloc[0]:.1f} %."
 
 
-def says_neurons(of: Of) -> str:
-    result = of["neurons"]
+def says_neurons(run: RunResults) -> str:
+    result = run["neurons"]
     won, overlap = neurons.beats_real(result), neurons.top_overlap(result)
     n = result.sizes["step"] * result.sizes["neuron"]
     beaten = ", ".join(f"{name} {round(float(won.sel(recipe=name)) * n)} of {n}" for name in won["recipe"].values)
@@ -94,8 +96,8 @@ def says_neurons(of: Of) -> str:
     return f"Pictures that beat the best real image: {beaten}{shared if 'trained' in overlap else ''}."
 
 
-def says_pointing(of: Of) -> str:
-    result, cell = of["pointing_game"], dict(radius=0, target="class", average="micro")
+def says_pointing(run: RunResults) -> str:
+    result, cell = run["pointing_game"], dict(radius=0, target="class", average="micro")
     mean, best = as_percent(result["hit_ratio"].sel(cell).mean("head")), pointing_game.best_head(result)
     levels = ", ".join(f"{name} {level:.1f} %" for name, level in pointing_game.chance_levels(result, **cell).items())
     control = untrained(result, "hit_ratio")
@@ -112,50 +114,52 @@ def says_pointing(of: Of) -> str:
     )
 
 
-def says_cells(of: Of) -> str:
-    result, cell = of["pointing_game"], dict(radius=0, target="class", average="micro")
-    ratio, name = result["hit_ratio"].sel(cell), "hit_high"
+def says_cells(run: RunResults) -> str:
+    result, cell = run["pointing_game"], dict(radius=0, target="class", average="micro")
+    ratio = result["hit_ratio"].sel(cell)
     centre, random = (100 * float(result["baseline"].sel(kind=kind, **cell)) for kind in ("centre", "uniform"))
-    below = f"{int((100 * result[name].sel(cell) < centre).sum())} of {ratio.size}" if name in result else "?"
+    below = "?"
+    if "hit_high" in result:
+        below = f"{int((100 * result['hit_high'].sel(cell) < centre).sum())} of {ratio.size}"
     return (
         f"Hit ratios from {100 * float(ratio.min()):.1f} to {100 * float(ratio.max()):.1f} %; {below} cells lie with "
         f"their whole interval below the image centre ({centre:.1f} %); a random patch hits {random:.1f} %."
     )
 
 
-def says_examples(of: Of) -> str:
-    mass, area = of["pointing_game"].get("mass"), of["pointing_game"].get("lift")
-    if mass is None or area is None:
+def says_examples(run: RunResults) -> str:
+    mass, lift = run["pointing_game"].get("mass"), run["pointing_game"].get("lift")
+    if mass is None or lift is None:
         return "Attention of the best head of each step; white: the object, cross: the arg-max."
     return (
         f"Of the attention to patches {100 * float(mass.mean()):.0f} % lies on the class's mask, "
-        f"{float(area.mean()):.1f} times what even attention would put there (mean over steps and heads)."
+        f"{float(lift.mean()):.1f} times what even attention would put there (mean over steps and heads)."
     )
 
 
-def says_use(of: Of) -> str:
-    last = prune.over_rounds(of["prune"]).isel(round=-1)
-    said = of["prune"].attrs
-    top = intervals.of_ratio(float(last["accuracy"]), said["n_val"], 100)
+def says_use(run: RunResults) -> str:
+    last = prune.over_rounds(run["prune"]).isel(round=-1)
+    attrs = run["prune"].attrs
+    top = intervals.of_ratio(float(last["accuracy"]), attrs["n_val"], 100)
     return (
         f"After {int(last['round'])} rounds a step keeps {100 * float(last['density']):.1f} % of the weights: top-1 "
-        f"{100 * float(last['accuracy']):.1f} % ({between(*top)}, chance {100 * said['chance']:.1f} %); "
+        f"{100 * float(last['accuracy']):.1f} % ({between(*top)}, chance {100 * attrs['chance']:.1f} %); "
         f"{100 * float(last['dead']):.0f} % of the weights are used by no step, {100 * float(last['universal']):.1f} % "
         f"by all. Jaccard between steps {float(last['jaccard']):.2f} (random masks {float(last['jaccard_random']):.2f}"
         f", replicates of one step {float(last['jaccard_replicates']):.2f})."
     )
 
 
-def says_specialization(of: Of) -> str:
-    last = prune.over_rounds(of["prune"]).isel(round=-1)
+def says_specialization(run: RunResults) -> str:
+    last = prune.over_rounds(run["prune"]).isel(round=-1)
     return (
         f"Of the weights that a step keeps after {int(last['round'])} rounds {100 * float(last['specialization']):.1f}"
         f" % are its alone (random masks of the same densities {100 * float(last['specialization_random']):.1f} %)."
     )
 
 
-def says_ranks(of: Of) -> str:
-    result, parts = of["rank"], []
+def says_ranks(run: RunResults) -> str:
+    result, parts = run["rank"], []
     for site in ("mlp_post", "mlp_out", "cls"):
         k95 = result["k95"].sel(site=site, centred=True).values
         control = untrained(result, "k95")
@@ -168,8 +172,8 @@ def says_ranks(of: Of) -> str:
     return f"95 % rank, centred: {'; '.join(parts)}."
 
 
-def says_cuts(of: Of) -> str:
-    result = of["rank"]
+def says_cuts(run: RunResults) -> str:
+    result = run["rank"]
     if "svd_accuracy" not in result:
         return f"The accuracies were not measured: {result.attrs.get('no_accuracy') or 'the result has none'}."
     cuts = [f"{rank.CUTS[cut]} {rank.sufficient_rank(result, cut)}" for cut in map(str, result["cut"].values)]
@@ -181,8 +185,8 @@ def says_cuts(of: Of) -> str:
     )
 
 
-def says_peak(of: Of) -> str:
-    result = of["recurrence"]
+def says_peak(run: RunResults) -> str:
+    result = run["recurrence"]
     peak, last, trained = recurrence.peak(result)[0], int(result["state"].values[-1]), result.attrs["trained_steps"]
     control = untrained(result, "accuracy")
     beside = "" if control is None else f", untrained {100 * float(control.sel(state=trained)):.1f} %"
@@ -192,8 +196,8 @@ def says_peak(of: Of) -> str:
     )
 
 
-def says_paths(of: Of) -> str:
-    result = of["trajectories"]
+def says_paths(run: RunResults) -> str:
+    result = run["trajectories"]
     purity, states = 100 * result["purity"].sel(space="states"), trajectories.measured_states(result)
     control, last = untrained(result, "purity"), int(states[-1])
     beside = "" if control is None else f", untrained {100 * float(np.ravel(control.sel(state=last))[0]):.1f} %"
@@ -209,8 +213,8 @@ def says_paths(of: Of) -> str:
     )
 
 
-def says_capacity(of: Of) -> str:
-    need = {title: capacity.load(of["rank"], name) for name, title in capacity.DEMANDS.items()}
+def says_capacity(run: RunResults) -> str:
+    need = {title: capacity.load(run["rank"], name) for name, title in capacity.DEMANDS.items()}
     each = (
         f"{title} {load['load']:.1f} times the width as a sum, {load['shared_load']:.2f} together"
         for title, load in need.items()
@@ -221,17 +225,17 @@ def says_capacity(of: Of) -> str:
 # The list
 
 
-def controls_of(of: Of) -> dict[str, xr.Dataset]:
+def controls_of(run: RunResults) -> dict[str, xr.Dataset]:
     """The controls of a pruning that lie beside it."""
     return {
         name.removeprefix("prune_"): result
-        for name, result in of.items()
+        for name, result in run.items()
         if name.startswith("prune_") and name != "prune_swap"
     }
 
 
-def swap_of(of: Of) -> Figure | None:
-    return looks.draw_maps([prune.swap_map(of["prune_swap"])]) if "prune_swap" in of else None
+def swap_of(run: RunResults) -> Figure | None:
+    return looks.draw_maps([prune.swap_map(run["prune_swap"])]) if "prune_swap" in run else None
 
 
 def probe(name: str, more: str = "") -> dict[str, str]:
@@ -240,7 +244,7 @@ def probe(name: str, more: str = "") -> dict[str, str]:
 
 def shown(module: Any, name: str) -> dict[str, Any]:
     """The analysis' own table and frame."""
-    return {"table": lambda of: module.table(of[name]), "frame": lambda of: module.frame(of[name])}
+    return {"table": lambda run: module.table(run[name]), "frame": lambda run: module.frame(run[name])}
 
 
 STUDY = {
@@ -259,8 +263,8 @@ ITEMS = (
         says=says_comparison,
         states="A 12-step bViT-B is comparable to ViT-B on ImageNet-1K with an order of magnitude fewer parameters; "
         "narrow variants lose clearly and wide ones recover most of it.",
-        table=lambda of: study.table(of["study"], of["capacity"]),
-        frame=lambda of: study.recovery(of["study"]),
+        table=lambda run: study.table(run["study"], run["capacity"]),
+        frame=lambda run: study.recovery(run["study"]),
     ),
     Item(
         "Fig 2",
@@ -268,8 +272,8 @@ ITEMS = (
         **STUDY,
         says=says_steps,
         states="Training bViT-S with more than 12 steps does not help; larger embeddings do.",
-        apart={"": lambda of: study.figure(of["study"], of["capacity"])},
-        frame=lambda of: of["study"].drop(columns="group"),
+        apart={"": lambda run: study.figure(run["study"], run["capacity"])},
+        frame=lambda run: run["study"].drop(columns="group"),
     ),
     Item(
         "Fig 3",
@@ -292,7 +296,7 @@ ITEMS = (
         "Weights by the number of steps that keep them, and overlap between steps",
         **PRUNE,
         says=says_use,
-        apart={"": lambda of: prune.figure(of["prune"], controls_of(of)), "swap": swap_of},
+        apart={"": lambda run: prune.figure(run["prune"], controls_of(run)), "swap": swap_of},
         **shown(prune, "prune"),
     ),
     Item(
@@ -328,21 +332,21 @@ ITEMS = (
         **probe("pointing_game"),
         says=says_cells,
         states="One map each of bViT-B, bViT-B-TE and a third variant; here one of each run.",
-        apart={"": lambda of: pointing_game.heat_map(of["pointing_game"])},
+        apart={"": lambda run: pointing_game.heat_map(run["pointing_game"])},
     ),
     Item(
         "Fig 13",
         "Attention of the best heads on single images",
         **probe("pointing_game"),
         says=says_examples,
-        apart={"": lambda of: pointing_game.examples(of["pointing_game"])},
+        apart={"": lambda run: pointing_game.examples(run["pointing_game"])},
     ),
     Item(
         "Fig 14",
         "Specialisation of the steps over the pruning rounds",
         **PRUNE,
         says=says_specialization,
-        apart={"": lambda of: prune.specialization_figure(of["prune"])},
+        apart={"": lambda run: prune.specialization_figure(run["prune"])},
     ),
     Item(
         "Appendix A",
@@ -351,15 +355,17 @@ ITEMS = (
         says=says_capacity,
         states="A capacity model: the sum of the steps' utilised ranks against d (the equations are our reading).",
         together={"": capacity.figure},
-        table=lambda of: capacity.table(of["rank"]),
-        frame=lambda of: capacity.frame(of["rank"]),
+        table=lambda run: capacity.table(run["rank"]),
+        frame=lambda run: capacity.frame(run["rank"]),
     ),
     Item(
         "Appendix G",
         "The pruning loop",
         **PRUNE,
-        says=lambda of: (
-            "\n".join(prune.compared(control, of["prune"]) for name, control in of.items() if name.startswith("prune_"))
+        says=lambda run: (
+            "\n".join(
+                prune.compared(control, run["prune"]) for name, control in run.items() if name.startswith("prune_")
+            )
             or "No control was measured beside the steps' own masks."
         ),
         states="30 rounds of 200 epochs with grafts of 100 epochs, 20 % of the remaining weights cut in each.",

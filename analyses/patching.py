@@ -39,11 +39,11 @@ def beyond_null(result: xr.Dataset, name: str) -> xr.DataArray:
 def handover(result: xr.Dataset, factor: str, direction: str, share: float = 0.5) -> dict[str, int | None]:
     """The first step that CLS, and the last step that the other tokens enter with at least `share` of the effect."""
     entering = result["effect"].sel(source=PAIR, site="resid", factor=factor, direction=direction)
-    found = {}
+    at_step = {}
     for group in entering["group"].values.tolist():
         steps = np.flatnonzero(entering.sel(group=group) >= share)
-        found[group] = None if not len(steps) else int(steps[0] if group == "cls" else steps[-1])
-    return {group: step for group, step in found.items() if group != "background"}
+        at_step[group] = None if not len(steps) else int(steps[0] if group == "cls" else steps[-1])
+    return {group: step for group, step in at_step.items() if group != "background"}
 
 
 def shift(numbers: xr.Dataset, donor: str, part: str, name: str = "accuracy") -> np.ndarray:
@@ -108,8 +108,8 @@ def effect_lines(result: xr.Dataset, factor: str, direction: str) -> Iterator[st
 
 def handover_line(result: xr.Dataset, factor: str) -> str:
     """From which step on CLS holds half of the answer, and until which the other tokens do."""
-    held = handover(result, factor, "denoising")
-    cls, (others, step) = held.pop("cls"), next(iter(held.items()))
+    steps = handover(result, factor, "denoising")
+    cls, (others, step) = steps.pop("cls"), next(iter(steps.items()))
     first = "never holds half of it" if cls is None else f"holds half of it when it enters {style.step_label(cls)}"
     last = "never do" if step is None else f"do last at {style.step_label(step)}"
     return f"{factor}: CLS {first}; the {'patches' if others == 'patches' else f'patches of the {others}'} {last}"
@@ -128,7 +128,7 @@ def shift_lines(result: xr.Dataset) -> Iterator[str]:
 
 
 def frame(result: xr.Dataset) -> pd.DataFrame:
-    """Every number with its interval, one line a cell and model."""
+    """Every number with its interval, one line per cell and model."""
     frames = []
     for name in ("effect", "head_effect", "shift_margin", "head_shift_margin"):
         if name in result:
@@ -156,10 +156,18 @@ def curves(result: xr.Dataset, factor: str, direction: str, site: str, *, title:
             where = dict(factor=factor, direction=direction, site=site, group=group, source=source)
             values, *bounds = (as_percent(numbers[f"effect{end}"].sel(where)) for end in ("", "_low", "_high"))
             name = "CLS" if group == "cls" else group
-            look = dict(
-                label=f"{name}{what}", colour=colour, dash=dash, mark="" if what else "o", width=0.9 if what else 1.5
+            lines.append(
+                looks.Line(
+                    numbers["step"].values + 1,
+                    values,
+                    *bounds,
+                    label=f"{name}{what}",
+                    colour=colour,
+                    dash=dash,
+                    mark="" if what else "o",
+                    width=0.9 if what else 1.5,
+                )
             )
-            lines.append(looks.Line(numbers["step"].values + 1, values, *bounds, **look))
     return looks.Curves(lines, y=EFFECT, title=title)
 
 
@@ -168,15 +176,15 @@ def head_map(result: xr.Dataset, factor: str, direction: str, source: str = PAIR
     cells = result.sel(factor=factor, direction=direction)
     limit = 100 * max(float(np.nanmax(np.abs(result["head_effect"].values))), 0.05)
     values, *beside = (
-        100 * cells[f"head_effect{end}"].sel(source=of).transpose("head", "step")
-        for end, of in (("", source), ("_low", source), ("_high", source), ("", UNRELATED))
+        100 * cells[f"head_effect{end}"].sel(source=whose).transpose("head", "step")
+        for end, whose in (("", source), ("_low", source), ("_high", source), ("", UNRELATED))
     )
-    said = dict(zip(("95 % from", "to", "from an unrelated image"), (of.values for of in beside), strict=True))
-    return looks.head_map(values, low=-limit, high=limit, colours=style.CHANGE, bar=EFFECT, title=title, beside=said)
+    hover = dict(zip(("95 % from", "to", "from an unrelated image"), (whose.values for whose in beside), strict=True))
+    return looks.head_map(values, low=-limit, high=limit, colours=style.CHANGE, bar=EFFECT, title=title, beside=hover)
 
 
 def figure(results: Results, direction: str = "denoising") -> Figure:
-    """A row a result and factor: effect of the state, attention's and the FFN's output, and of every head."""
+    """A row per result and factor: effect of the state, attention's and the FFN's output, and of every head."""
     rows = [(name, of, factor) for name, of in style.named(results).items() for factor in of["factor"].values.tolist()]
     drawn, axes = looks.panels(len(rows), 4, width=3.5, height=2.6)
     for i, (name, result, factor) in enumerate(rows):
@@ -191,13 +199,23 @@ def figure(results: Results, direction: str = "denoising") -> Figure:
 def shift_map(result: xr.Dataset, donor: str, part: str, *, title: str = "") -> looks.Map:
     """Steps by steps: accuracy left when a step (down) gets what another (across) had; "heads" for their mean."""
     parts = [f"head {h}" for h in result["head"].values] if part == "heads" else [part]
-    values = np.mean([as_percent(shift(result, donor, one)) for one in parts], 0)
+    values = np.mean([as_percent(shift(result, donor, name)) for name in parts], 0)
     margins = np.mean(
-        [[shift(result, donor, one, f"margin{end}") for end in ("", "_low", "_high")] for one in parts], 0
+        [[shift(result, donor, name, f"margin{end}") for end in ("", "_low", "_high")] for name in parts], 0
     )
-    said = dict(zip(("margin (logits)", "95 % from", "to"), margins, strict=True)) if len(parts) == 1 else {}
-    look = dict(x="what step ... had", y="put into step", low=0, high=100, bar=TOP1, title=title, beside=said)
-    return looks.step_map(values, result["step"].values, levels={"chance": 100 * result.attrs["chance"]}, **look)
+    hover = dict(zip(("margin (logits)", "95 % from", "to"), margins, strict=True)) if len(parts) == 1 else {}
+    return looks.step_map(
+        values,
+        result["step"].values,
+        levels={"chance": 100 * result.attrs["chance"]},
+        x="what step ... had",
+        y="put into step",
+        low=0,
+        high=100,
+        bar=TOP1,
+        title=title,
+        beside=hover,
+    )
 
 
 def shifts(results: Results) -> Figure | None:
@@ -236,7 +254,7 @@ def name_of_pair(result: xr.Dataset, pair: int) -> str:
 
 
 def tokens(results: Results, direction: str = "denoising") -> Figure | None:
-    """Step x patch: the first pair of each factor, a row a site; below each map the effect of CLS alone."""
+    """Step x patch: the first pair of each factor, a row per site; below each map the effect of CLS alone."""
     named = [(name, of) for name, of in style.named(results).items() if "token_effect" in of]
     if not named:
         return None
@@ -287,15 +305,15 @@ def steps_map(result: xr.Dataset, donor: str, part: str) -> go.Figure:
 
 
 def token_maps(result: xr.Dataset, pair: int, direction: str, site: str) -> go.Figure:
-    """Step x patch of one pair, a map a step; in its title the effect of CLS alone."""
+    """Step x patch of one pair, a map per step; in its title the effect of CLS alone."""
     values, cls = grid_of(result, pair, direction, site), of_cls(result, pair, direction, site)
     limit, across = max(float(np.nanmax(np.abs(values))), 1.0), min(6, len(values))
     down = -(-len(values) // across)
     titles = [f"step {t + 1}<br>CLS {effect:z.0f}" for t, effect in enumerate(cls)]
     drawn = tiles.panels(titles, down, across)
-    said = "patch %{y}, %{x}: %{z:.1f} %<extra></extra>"
+    hover = "patch %{y}, %{x}: %{z:.1f} %<extra></extra>"
     for t, patches in enumerate(values):
-        heat = go.Heatmap(z=patches, coloraxis="coloraxis", hovertemplate=said)
+        heat = go.Heatmap(z=patches, coloraxis="coloraxis", hovertemplate=hover)
         drawn.add_trace(heat, row=t // across + 1, col=t % across + 1)
     drawn.update_yaxes(autorange="reversed")
     bar = dict(colorscale=style.CHANGE, cmin=-limit, cmax=limit, colorbar=tiles.bar(EFFECT))

@@ -1,8 +1,8 @@
 """Table and figures of any result, for probes that have no analysis of their own; the untrained model beside.
 
 What is drawn depends on a variable's dimensions: (step), (state) or (round) is a curve, with one short dimension more
-several of them, (step, head) a map, (step, other_step) and (state, other_state) maps as well, and a lone number a line
-of the table. The rest is named.
+several of them, (step, head) a map, (step, other_step) and (state, other_state) maps as well, and a single number a
+line of the table. The rest is named.
 """
 
 from dataclasses import replace
@@ -87,8 +87,8 @@ def _along(result: xr.Dataset, axis: str) -> str:
         for model in style.series(result, name):
             if axis_of(model.numbers[name]) == axis:
                 for what, values in parts(model.numbers[name]).items():
-                    said = (name, what, "" if model.is_trained else "untrained")
-                    columns[", ".join(word for word in said if word)] = values
+                    label = (name, what, "" if model.is_trained else "untrained")
+                    columns[", ".join(word for word in label if word)] = values
     rows = [LABELS[axis](int(place)) for place in result[axis].values] if columns else []
     return style.aligned(pd.DataFrame({"": rows} | columns)) if columns else ""
 
@@ -116,16 +116,16 @@ def frame(result: xr.Dataset) -> pd.DataFrame:
                 values.to_dataframe("value").reset_index() if values.ndim else pd.DataFrame({"value": [values.item()]})
             )
             tables.append(cells.assign(variable=name, model=model.label()))
-    every = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["variable", "model", "value"])
-    dims = [name for name in every.columns if name not in ("variable", "model", "value")]
-    return every[["variable", "model", *dims, "value"]].convert_dtypes()
+    numbers = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["variable", "model", "value"])
+    dims = [name for name in numbers.columns if name not in ("variable", "model", "value")]
+    return numbers[["variable", "model", *dims, "value"]].convert_dtypes()
 
 
 # Figures
 
 
 def curve(results: Results, name: str) -> looks.Curves:
-    """One variable over its axis, of every model; a colour a line where it has several."""
+    """One variable over its axis, of every model; a colour per line where it has several."""
     lines, axis = [], ""
     for model in style.series(results, name):
         values, axis = model.numbers[name], axis_of(model.numbers[name])
@@ -136,7 +136,7 @@ def curve(results: Results, name: str) -> looks.Curves:
 
 
 def maps(results: Results, name: str) -> list[looks.Map]:
-    """One variable as maps, one a model."""
+    """One variable as maps, one per model."""
     return [_map(model.numbers[name], f"{name}, {model.label()}") for model in style.series(results, name)]
 
 
@@ -149,7 +149,7 @@ def _map(values: xr.DataArray, title: str) -> looks.Map:
 
 
 def figure(results: Results) -> Figure | None:
-    """Every variable that can be drawn, a panel each (of maps a panel a model); None where there is none."""
+    """Every variable that can be drawn, a panel each (of maps a panel per model); None where there is none."""
     first = next(iter(style.named(results).values()))
     pictures = [curve(results, name) for name in of_kind(first, "curve")]
     pictures += [one for name in of_kind(first, "heads", "pairs") for one in maps(results, name)]

@@ -151,7 +151,7 @@ def _best_head_line(result: xr.Dataset) -> str:
 
 
 def frame(result: xr.Dataset) -> pd.DataFrame:
-    """Hit ratio and its interval, one line a radius, target, average, step, head and model."""
+    """Hit ratio and its interval, one line per radius, target, average, step, head and model."""
     return style.tidy(result, "hit_ratio", "hit_low", "hit_high")
 
 
@@ -170,7 +170,7 @@ def hit_curves(results: Results, reduce: str, *, radius: int, target: str, avera
 
 
 def figure(results: Results, *, radius: int = 0, target: str = "class", average: str = "micro") -> Figure:
-    """Figure 4: hit ratio per step of the mean head and of the best head, a colour a model, beside chance levels."""
+    """Figure 4: hit ratio per step of the mean head and of the best head, a colour per model, beside chance levels."""
     fig, axes = looks.panels(1, 2, sharey=True)
     for ax, reduce in zip(axes, OVER_HEADS, strict=True):
         hit_curves(results, reduce, radius=radius, target=target, average=average).draw(ax, legend=False)
@@ -184,8 +184,9 @@ def head_map(model: style.Model, *, radius: int, target: str, average: str) -> l
     cell = dict(radius=radius, target=target, average=average)
     levels, ratio = chance_levels(model.result, **cell), 100 * model.numbers["hit_ratio"].sel(cell)
     low = float(np.nanmin([*levels.values(), ratio.min()]))
-    look = dict(bar=f"hit ratio, {target}, {radius} px (%)", title=model.label(), levels=levels, low=low)
-    return looks.head_map(ratio, **look)
+    return looks.head_map(
+        ratio, bar=f"hit ratio, {target}, {radius} px (%)", title=model.label(), levels=levels, low=low
+    )
 
 
 def heat_map(results: Results, *, radius: int = 0, target: str = "class", average: str = "micro") -> Figure:

@@ -36,19 +36,25 @@ def statistics(
     """
     n, (n_rounds, n_steps, _) = sum(sizes.values()), masks.shape
     rounds = [
-        of_round(*(np.unpackbits(part, axis=-1, count=n) for part in both), sizes, replicated)
-        for both in zip(masks, replicates, strict=True)
+        of_round(
+            np.unpackbits(packed_masks, axis=-1, count=n),
+            np.unpackbits(packed_replicates, axis=-1, count=n),
+            sizes,
+            replicated,
+        )
+        for packed_masks, packed_replicates in zip(masks, replicates, strict=True)
     ]
-    stacked = {
-        name: (("round", *dims), np.stack([one[name][1] for one in rounds])) for name, (dims, _) in rounds[0].items()
+    statistics = {
+        name: (("round", *dims), np.stack([variables[name][1] for variables in rounds]))
+        for name, (dims, _) in rounds[0].items()
     }
-    kept = {
+    packed = {
         "mask": (("round", "step", "byte"), masks),
         "replicate_mask": (("round", "replicated", "replicate", "byte"), replicates),
     }
     parts = ", ".join(f"{name}:{size}" for name, size in sizes.items())
     return xr.Dataset(
-        stacked | kept,
+        statistics | packed,
         coords={
             "round": np.arange(n_rounds),
             "step": np.arange(n_steps),
@@ -70,8 +76,8 @@ def of_round(
     parts = [slice(0, ends[-1]), *(slice(a, b) for a, b in pairwise(ends))]
     same = np.concatenate([masks[list(replicated), None], replicates], axis=1)
 
-    def per_part(function: Callable[[np.ndarray], np.ndarray], of: np.ndarray = masks) -> np.ndarray:
-        return np.stack([function(of[..., part]) for part in parts])
+    def per_part(statistic: Callable[[np.ndarray], np.ndarray], masks: np.ndarray = masks) -> np.ndarray:
+        return np.stack([statistic(masks[..., part]) for part in parts])
 
     pairs = ("weight", "step", "other_step")
     return {
@@ -162,13 +168,13 @@ def table(result: xr.Dataset) -> str:
         "          density   accuracy  uncut->cut    Jaccard  random  replicates   specialization  random   dead"
         "  universal",
     ]
-    for one in over_rounds(result).to_dataframe().itertuples():
+    for row in over_rounds(result).to_dataframe().itertuples():
         lines.append(
-            f"round {one.Index:3d} {100 * one.density:7.2f} % {100 * one.accuracy:7.1f} % "
-            f"{100 * one.accuracy_uncut:6.1f}->{100 * one.accuracy_cut:4.1f} "
-            f"{one.jaccard:10.3f} {one.jaccard_random:7.3f} {one.jaccard_replicates:11.3f} "
-            f"{100 * one.specialization:13.2f} % {100 * one.specialization_random:6.2f} % "
-            f"{100 * one.dead:4.0f} % {100 * one.universal:7.1f} %"
+            f"round {row.Index:3d} {100 * row.density:7.2f} % {100 * row.accuracy:7.1f} % "
+            f"{100 * row.accuracy_uncut:6.1f}->{100 * row.accuracy_cut:4.1f} "
+            f"{row.jaccard:10.3f} {row.jaccard_random:7.3f} {row.jaccard_replicates:11.3f} "
+            f"{100 * row.specialization:13.2f} % {100 * row.specialization_random:6.2f} % "
+            f"{100 * row.dead:4.0f} % {100 * row.universal:7.1f} %"
         )
     if result.attrs.get("note"):
         lines.append(f"note: {result.attrs['note']}")
@@ -182,10 +188,10 @@ def compared(control: xr.Dataset, result: xr.Dataset) -> str:
         lines = ["accuracy (%) when step t (row) runs under the mask of step s (column)"]
         for number, matrix, base in zip(control["round"].values, 100 * control["swap"].values, 100 * own, strict=True):
             off = matrix[~np.eye(len(matrix), dtype=bool)]
-            said = "with one step there is none to swap with"
+            swapped = "with one step there is none to swap with"
             if off.size:
-                said = f"swapped {off.mean():.1f} on average, {off.min():.1f} at worst"
-            lines.append(f"round {number}: own masks {base:.1f}, {said}")
+                swapped = f"swapped {off.mean():.1f} on average, {off.min():.1f} at worst"
+            lines.append(f"round {number}: own masks {base:.1f}, {swapped}")
         return "\n".join(lines)
     lines = [f"accuracy (%), {control.attrs['control']} masks against step-specific ones"]
     for number, mine, theirs in zip(control["round"].values, control["accuracy"].values, own, strict=True):
@@ -194,7 +200,7 @@ def compared(control: xr.Dataset, result: xr.Dataset) -> str:
 
 
 def frame(result: xr.Dataset) -> pd.DataFrame:
-    """The numbers of the table, one line a round, the accuracy with its interval."""
+    """The numbers of the table, one line per round, the accuracy with its interval."""
     low, high = intervals.of_ratio(result["accuracy"].values, result.attrs["n_val"])
     bounds = {"accuracy_low": ("round", low), "accuracy_high": ("round", high)}
     return over_rounds(result).assign(bounds).to_dataframe().reset_index()
@@ -205,9 +211,9 @@ def frame(result: xr.Dataset) -> pd.DataFrame:
 
 def figure(results: Results, controls: Mapping[str, xr.Dataset] | None = None, *, round: int = -1) -> Figure:
     """Figure 5: weights by the number of steps that keep them, Jaccard between steps, accuracy against sparsity."""
-    every = style.named(results)
-    fig, axes = looks.panels(len(every), 3, width=4.0, height=3.5)
-    for (left, middle, right), (name, result) in zip(zip(*[iter(axes)] * 3, strict=True), every.items(), strict=True):
+    named = style.named(results)
+    fig, axes = looks.panels(len(named), 3, width=4.0, height=3.5)
+    for (left, middle, right), (name, result) in zip(zip(*[iter(axes)] * 3, strict=True), named.items(), strict=True):
         draw_categories(left, result)
         pair_map(result, round=round).draw(middle)
         draw_accuracy(right, result, controls or {})
@@ -230,13 +236,13 @@ def draw_categories(ax: Axes, result: xr.Dataset) -> None:
 
 def pair_map(result: xr.Dataset, *, round: int = -1, weight: str = "all", name: str = "jaccard") -> looks.Map:
     """Jaccard or overlap of every two steps at one round, the diagonal left out; random masks and replicates named."""
-    one = result.isel(round=round).sel(weight=weight)
-    null = f"random {_mean_between(one[f'{name}_random'].values):.2f}"
+    at_round = result.isel(round=round).sel(weight=weight)
+    null = f"random {_mean_between(at_round[f'{name}_random'].values):.2f}"
     if result.sizes.get("pair") and name == "jaccard":
-        null += f", replicates {float(one['replicate_jaccard'].mean()):.2f}"
-    title = f"{name.capitalize()} after round {int(one['round'])}\n({null})"
-    beside = {"random masks": one[f"{name}_random"].values}
-    return looks.step_map(one[name].values, result.step.values, diagonal=False, title=title, beside=beside)
+        null += f", replicates {float(at_round['replicate_jaccard'].mean()):.2f}"
+    title = f"{name.capitalize()} after round {int(at_round['round'])}\n({null})"
+    beside = {"random masks": at_round[f"{name}_random"].values}
+    return looks.step_map(at_round[name].values, result.step.values, diagonal=False, title=title, beside=beside)
 
 
 def accuracy_curves(result: xr.Dataset, controls: Mapping[str, xr.Dataset], x: Mapping[int, float]) -> looks.Curves:
@@ -252,8 +258,11 @@ def accuracy_curves(result: xr.Dataset, controls: Mapping[str, xr.Dataset], x: M
     for colour, (name, control) in zip(style.SEQUENCE[1:], controls.items(), strict=False):
         if "accuracy" in control:
             at = [x[int(number)] for number in control["round"].values]
-            look = dict(label=name, colour=colour, dash="dash", mark="s", width=1.0)
-            lines.append(looks.Line(at, as_percent(control["accuracy"]), **look))
+            lines.append(
+                looks.Line(
+                    at, as_percent(control["accuracy"]), label=name, colour=colour, dash="dash", mark="s", width=1.0
+                )
+            )
     levels = {"chance": 100 * result.attrs["chance"]}
     return looks.Curves(lines, x="pruning round", y="top-1 (%)", levels=levels)
 
@@ -262,10 +271,13 @@ def draw_accuracy(ax: Axes, result: xr.Dataset, controls: Mapping[str, xr.Datase
     """Accuracy against the density that a step keeps, falling."""
     density = as_percent(result["density"].mean("step"))
     x = dict(zip(result["round"].values.tolist(), density, strict=True))
-    look = dict(
-        x="weights kept by a step (%)", title="accuracy against sparsity", log="x", ticks=style.some(density, 9)
-    )
-    replace(accuracy_curves(result, controls, x), **look).draw(ax)
+    replace(
+        accuracy_curves(result, controls, x),
+        x="weights kept by a step (%)",
+        title="accuracy against sparsity",
+        log="x",
+        ticks=style.some(density, 9),
+    ).draw(ax)
     ax.invert_xaxis()
 
 
@@ -309,8 +321,17 @@ def swap_map(control: xr.Dataset) -> looks.Map:
     limit = max(float(np.abs(change).max()), 1e-9)
     number, own = int(control["round"].values[-1]), np.diag(matrix).mean()
     title, bar = f"round {number}, own masks {own:.1f} %", "change of top-1 (points)"
-    look = dict(x="mask of step", y="used at step", title=title, bar=bar, low=-limit, high=limit, colours=style.CHANGE)
-    return looks.step_map(change, control["step"].values, **look)
+    return looks.step_map(
+        change,
+        control["step"].values,
+        x="mask of step",
+        y="used at step",
+        title=title,
+        bar=bar,
+        low=-limit,
+        high=limit,
+        colours=style.CHANGE,
+    )
 
 
 FIGURES = {"overlap": figure, "specialization": specialization_figure}
@@ -336,10 +357,16 @@ def shares(result: xr.Dataset, *, weight: str = "all") -> go.Figure:
     for pattern, name, kind in (("", "categories", "own"), ("/", "categories_random", "random")):
         for colour, category in zip(CATEGORY_COLOURS, overlap.CATEGORIES, strict=True):
             share = as_percent(result[name].sel(weight=weight, category=category))
-            said = [f"{category}, {kind} masks<br>round {r}: {s:.1f} %" for r, s in zip(rounds, share, strict=True)]
-            about = dict(hovertext=said, hovertemplate="%{hovertext}<extra></extra>")
-            look = dict(name=category, marker=dict(color=colour, pattern_shape=pattern), showlegend=not pattern)
-            fig.add_bar(x=[rounds, [kind] * len(rounds)], y=share, **look, **about)
+            hover = [f"{category}, {kind} masks<br>round {r}: {s:.1f} %" for r, s in zip(rounds, share, strict=True)]
+            fig.add_bar(
+                x=[rounds, [kind] * len(rounds)],
+                y=share,
+                name=category,
+                marker=dict(color=colour, pattern_shape=pattern),
+                showlegend=not pattern,
+                hovertext=hover,
+                hovertemplate="%{hovertext}<extra></extra>",
+            )
     above = dict(orientation="h", yanchor="bottom", y=1.0)
     fig.update_layout(barmode="stack", height=380, legend=above, **looks.WHITE)
     return fig.update_xaxes(title="pruning round").update_yaxes(title="weights (%)")

@@ -136,7 +136,7 @@ def accuracy_rows(result: xr.Dataset) -> list[str]:
 
 
 def frame(result: xr.Dataset) -> pd.DataFrame:
-    """Ranks, one line a site, step, centring and model."""
+    """Ranks, one line per site, step, centring and model."""
     return style.tidy(result, "k95", "participation_ratio", "stable_rank")
 
 
@@ -154,7 +154,7 @@ def ranks_of(results: Results, site: str, *, share: bool = False) -> Iterator[lo
 
 
 def figure(results: Results) -> Figure:
-    """Figure 6: 95 % rank per step and site, one colour a model, centred and not, the untrained model dashed.
+    """Figure 6: 95 % rank per step and site, one colour per model, centred and not, the untrained model dashed.
 
     The right axis is the share of the width; models of different width are drawn as shares.
     """
@@ -182,13 +182,24 @@ def accuracy_of(results: Results, x: str) -> looks.Curves:
             ranks, values = accuracy_at(result, cut)
             size = result["svd_parameters"].sel(cut=cut, rank=ranks).values
             bounds = intervals.of_ratio(values, n, 100)
-            look = dict(label=f"{name} {CUTS[cut]}".strip(), colour=colour, dash=dash, mark="o")
             said = [f"rank {k}: {100 * v:.1f} %, {s:,.0f} numbers" for k, v, s in zip(ranks, values, size, strict=True)]
-            lines.append(looks.Line(ranks if x == "rank" else size, as_percent(values), *bounds, hover=said, **look))
+            lines.append(
+                looks.Line(
+                    ranks if x == "rank" else size,
+                    as_percent(values),
+                    *bounds,
+                    hover=said,
+                    label=f"{name} {CUTS[cut]}".strip(),
+                    colour=colour,
+                    dash=dash,
+                    mark="o",
+                )
+            )
     ticks = sorted({int(rank) for line in lines for rank in line.x}) if x == "rank" else None
-    look = dict(levels=style.levels(results, _accuracy_levels), ticks=ticks, log="x", base=2)
     names = {"rank": "rank of fc1 and fc2", "stored": "numbers stored for fc1 and fc2"}
-    return looks.Curves(lines, x=names[x], y="top-1 (%)", **look)
+    return looks.Curves(
+        lines, x=names[x], y="top-1 (%)", levels=style.levels(results, _accuracy_levels), ticks=ticks, log="x", base=2
+    )
 
 
 def _accuracy_levels(result: xr.Dataset) -> dict[str, float]:
@@ -213,12 +224,19 @@ def overlap_at(result: xr.Dataset, site: str) -> looks.Map:
     """Overlap of the steps' 95 % subspaces at a site; the title compares its mean with that of random subspaces."""
     title = f"{SITES[site]}\nmean {_overlap(result, site, ', random ')}"
     beside = {"random": result["overlap_chance"].sel(site=site).values}
-    look = dict(low=0.0, high=1.0, bar="mean squared cosine", title=title, beside=beside)
-    return looks.step_map(result["overlap"].sel(site=site).values, result.step.values, **look)
+    return looks.step_map(
+        result["overlap"].sel(site=site).values,
+        result.step.values,
+        low=0.0,
+        high=1.0,
+        bar="mean squared cosine",
+        title=title,
+        beside=beside,
+    )
 
 
 def overlap_map(result: xr.Dataset) -> Figure:
-    """Overlap of the steps' 95 % subspaces, a map a site."""
+    """Overlap of the steps' 95 % subspaces, a map per site."""
     return looks.draw_maps([overlap_at(result, site) for site in SITES], width=2.6, height=2.8)
 
 
@@ -228,7 +246,7 @@ FIGURES = {"ranks": figure, "accuracy": accuracy_figure, "overlap": overlap_map}
 
 
 def interactive(result: xr.Dataset, *, centred: bool = True, measure: str = "k95") -> go.Figure:
-    """Figure 6 to hover over: k95, participation_ratio or stable_rank as share of the width, one line a site."""
+    """Figure 6 to hover over: k95, participation_ratio or stable_rank as share of the width, one line per site."""
     lines = []
     for colour, (site, title) in zip(style.SEQUENCE, SITES.items(), strict=False):
         width = int(result["width"].sel(site=site))

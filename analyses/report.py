@@ -125,19 +125,19 @@ def shown(name: str) -> str:
 
 def about(run: Run) -> dict[str, str]:
     """A line of the table of runs, as far as its results say."""
-    sets = [result for name, result in run.results.items() if name not in RESERVED]
-    said: Mapping[str, Any] = next((one.attrs for one in sets if one.attrs.get("n_images")), {})
+    measured = [result for name, result in run.results.items() if name not in RESERVED]
+    attrs: Mapping[str, Any] = next((result.attrs for result in measured if result.attrs.get("n_images")), {})
     try:
-        config = json.loads(said.get("config", "{}"))
+        config = json.loads(attrs.get("config", "{}"))
         shape = "".join(f"{sign} {config[name]}, " for sign, name in SHAPE.items() if name in config).strip(", ")
     except (ValueError, TypeError, RecursionError):
         shape = ""
-    data = f"{said.get('data', '')} {said.get('split', '')}, {said['n_images']} images" if said else ""
+    data = f"{attrs.get('data', '')} {attrs.get('split', '')}, {attrs['n_images']} images" if attrs else ""
     return {
         "run": run.name,
         "model": shape or ("a study" if run.is_study else ""),
         "data": data,
-        "checkpoint": str(said.get("checkpoint_sha256", ""))[:8],
+        "checkpoint": str(attrs.get("checkpoint_sha256", ""))[:8],
         "results": ", ".join(name for name in run.results if name != "capacity"),
     }
 
@@ -180,8 +180,8 @@ class Folder:
             temporary.unlink(missing_ok=True)
         return name
 
-    def picture(self, figure: Any, name: str, said: str) -> tuple[webpage.Picture, list[str]]:
-        """A figure as PDF and PNG, and for the page; the files' names."""
+    def picture(self, figure: Any, name: str, alt: str) -> tuple[webpage.Picture, list[str]]:
+        """A figure as PDF and PNG, and for the page, where `alt` stands for it; the files' names."""
         content = {}
         for kind in ("png", "pdf"):
             buffer = io.BytesIO()
@@ -189,7 +189,7 @@ class Folder:
             figure.set_layout_engine("none")  # everything has its place, which it keeps
             content[kind] = buffer.getvalue()
         files = [self.write(f"figures/{name}.{kind}", made) for kind, made in content.items()]
-        return webpage.embedded(content["png"], DPI, said), files
+        return webpage.embedded(content["png"], DPI, alt), files
 
     def table(self, frame: pd.DataFrame, name: str) -> list[str]:
         return [self.write(f"tables/{name}.csv", frame.to_csv(index=False).encode(errors="replace"))]
@@ -207,9 +207,10 @@ def section_of(item: paper.Item, runs: list[Run], folder: Folder) -> webpage.Sec
     """One figure or table of the paper, of all runs."""
     section = webpage.Section(plain(item.name), item.number, item.title, item.states or NOT_AT_HAND)
     there = [run for run in runs if item.needs in run.results]
-    for name, figure in item.together.items() if there else ():
-        of = {run.name: run.results[item.needs] for run in there}
-        draw_part(section, folder, "", name, lambda figure=figure, of=of: figure(of))
+    if there:
+        by_run = {run.name: run.results[item.needs] for run in there}
+        for name, figure in item.together.items():
+            draw_part(section, folder, "", name, lambda figure=figure: figure(by_run))
     frames = []
     for run in there:
         part = webpage.Part(run.name if len(runs) > 1 else "", data_of(run.results[item.needs]))
@@ -233,21 +234,21 @@ def add_words(part: webpage.Part, item: paper.Item, run: Run, frames: list[pd.Da
 
 
 def data_of(result: Any) -> str:
-    """Which weights and images a result is of."""
+    """Which weights and images a result is of, in a sentence; empty for a study."""
     return "" if isinstance(result, pd.DataFrame) else f"Measured: {style.caption(result)}."
 
 
 def draw_part(section: webpage.Section, folder: Folder, run: str, name: str, figure: Callable[[], Any]) -> None:
     """Draws one figure into a section; of one run, or of all of them where `run` is empty."""
     part = webpage.Part(is_of_all=not run)
-    of = ", ".join(word for word in (name, run) if word)
-    said = f"{section.number}: {section.title}{of and f' ({of})'}"
+    which = ", ".join(word for word in (name, run) if word)
+    alt = f"{section.number}: {section.title}" + (f" ({which})" if which else "")
 
     def add() -> None:
         drawn = figure()
         if drawn is not None:
             file = "_".join(plain(word) for word in (section.anchor, name, run) if word)
-            picture, files = folder.picture(drawn, file, said)
+            picture, files = folder.picture(drawn, file, alt)
             part.pictures.append(picture)
             section.files.extend(files)
 
@@ -269,8 +270,8 @@ def missing(item: paper.Item, runs: list[Run], there: list[Run]) -> Iterator[web
     """What is not there, with the command that makes it."""
     lacking = [run for run in runs if run.lacks(item)]
     for run in lacking:
-        said = run.refused.get(item.needs, f"{run.name} has no {item.needs}.nc")
-        yield webpage.Part(missing=f"{said}. To measure:", command=run.made_by(item.command))
+        reason = run.refused.get(item.needs, f"{run.name} has no {item.needs}.nc")
+        yield webpage.Part(missing=f"{reason}. To measure:", command=run.made_by(item.command))
     if not there and not lacking:
         yield webpage.Part(missing="None of these runs holds it. To make it:", command=item.command)
 
@@ -278,8 +279,8 @@ def missing(item: paper.Item, runs: list[Run], there: list[Run]) -> Iterator[web
 def further(runs: list[Run], folder: Folder) -> Iterator[webpage.Section]:
     """Results of questions that the paper does not ask, each through its own analysis."""
     of_paper = {item.needs for item in paper.ITEMS} | {*RESERVED}
-    every = {name for run in runs for name in run.results if not name.startswith("prune_")}
-    for name in sorted(every - of_paper):
+    names = {name for run in runs for name in run.results if not name.startswith("prune_")}
+    for name in sorted(names - of_paper):
         there = {run.name: run.results[name] for run in runs if name in run.results}
         yield beyond(name, there, folder)
 
@@ -316,7 +317,7 @@ def write(folders: tuple[Path, ...], out: Path) -> Path:
             sections.append(section_of(item, runs, folder))
         sections += further(runs, folder)
     print("\r", end="", file=sys.stderr)
-    notes = [said for run in runs for said in notes_of(run)]
+    notes = [note for run in runs for note in notes_of(run)]
     title = f"bViT: {', '.join(run.name for run in runs)}"
     page = webpage.written(title, [INTRODUCTION, DIFFER], [about(run) for run in runs], notes, sections)
     folder.write(PAGE, page.encode(errors="replace"))
@@ -332,8 +333,9 @@ INTRODUCTION = (
 
 def notes_of(run: Run) -> Iterator[str]:
     """What a reader must know of a run's results before believing them."""
-    for name, said in run.refused.items():
-        yield f"Not shown: {said}." if name in said or str(run.folder) in said else f"Not shown: {name}: {said}."
+    for name, reason in run.refused.items():
+        names_it = name in reason or str(run.folder) in reason
+        yield f"Not shown: {reason}." if names_it else f"Not shown: {name}: {reason}."
     if run.results and not (run.is_study or (run.folder / "ckpt.pt").is_file()):
         yield f"{run.name} holds no ckpt.pt: whose its results are is what they say themselves."
     for name, result in run.results.items():

@@ -33,17 +33,17 @@ def read(path: str | Path) -> xr.Dataset:
         refuse_long(result)
         refuse_strange(result.attrs)
     except Exception as error:  # a damaged file raises anything
-        said = error if type(error) is ValueError else type(error).__name__
-        raise ValueError(f"{path} is not a readable result ({said}); make it anew") from None
+        reason = error if type(error) is ValueError else type(error).__name__
+        raise ValueError(f"{path} is not a readable result ({reason}); make it anew") from None
     return result
 
 
-def refuse_strange(said: Mapping[str, Any]) -> None:
+def refuse_strange(attributes: Mapping[str, Any]) -> None:
     """Raises ValueError for what a result says of itself in another kind than every reader expects."""
     for name in TEXTS:
-        if not isinstance(said.get(name, ""), str):
+        if not isinstance(attributes.get(name, ""), str):
             raise ValueError(f"its {name} is no text")
-    if not isinstance(said.get("n_images", 0), int | np.integer):
+    if not isinstance(attributes.get("n_images", 0), int | np.integer):
         raise ValueError("its n_images is no number")
 
 
@@ -92,10 +92,10 @@ def init_sha256(path: Path) -> str:
             if archive.getinfo(name).file_size > hdf5.SMALL:
                 return ""
             words = [word for _, word, _ in pickletools.genops(archive.read(name)) if isinstance(word, str)]
-        found = words[words.index("init_sha256") + 1]
+        digest = words[words.index("init_sha256") + 1]
     except Exception:  # a damaged file raises anything
         return ""
-    return found if re.fullmatch("[0-9a-f]{64}", found) else ""
+    return digest if re.fullmatch("[0-9a-f]{64}", digest) else ""
 
 
 def other_model(result: xr.Dataset, here: str, identity: str = "checkpoint_sha256") -> str:
@@ -112,7 +112,7 @@ def other_model(result: xr.Dataset, here: str, identity: str = "checkpoint_sha25
 def of_checkpoint(path: Path) -> xr.Dataset:
     """A result that stands for the run it lies in. Raises ValueError where it is of another model than ``ckpt.pt``."""
     result, checkpoint = read(path), path.with_name("ckpt.pt")
-    said = other_model(result, sha256(checkpoint) if checkpoint.is_file() else "")
-    if said:
-        raise ValueError(f"{path} is of another model ({said}); measure it anew")
+    mismatch = other_model(result, sha256(checkpoint) if checkpoint.is_file() else "")
+    if mismatch:
+        raise ValueError(f"{path} is of another model ({mismatch}); measure it anew")
     return result

@@ -40,15 +40,43 @@ def over_picture(picture: np.ndarray, values: np.ndarray, mask: np.ndarray | Non
     patch = len(picture) / len(values)
     centres = (np.arange(len(values)) + 0.5) * patch - 0.5
     names = [[f"patch {row}, {column}" for column in range(len(values))] for row in range(len(values))]
-    said = dict(text=names, hovertemplate="%{text}: %{z:.1%} of the attention<extra></extra>", showscale=False)
-    look = dict(colorscale=looks.GLOW, opacity=0.6, zsmooth="best")
-    traces = [go.Image(z=picture, hoverinfo="skip"), go.Heatmap(z=values, x=centres, y=centres, **look, **said)]
+    traces = [
+        go.Image(z=picture, hoverinfo="skip"),
+        go.Heatmap(
+            z=values,
+            x=centres,
+            y=centres,
+            colorscale=looks.GLOW,
+            opacity=0.6,
+            zsmooth="best",
+            text=names,
+            hovertemplate="%{text}: %{z:.1%} of the attention<extra></extra>",
+            showscale=False,
+        ),
+    ]
     if mask is not None and mask.any():
-        outline = dict(contours=dict(start=0.5, end=0.5, coloring="none"), line=dict(color="white", width=1.5))
-        traces.append(go.Contour(z=mask, **outline, showscale=False, showlegend=False, hoverinfo="skip"))
+        traces.append(
+            go.Contour(
+                z=mask,
+                contours=dict(start=0.5, end=0.5, coloring="none"),
+                line=dict(color="white", width=1.5),
+                showscale=False,
+                showlegend=False,
+                hoverinfo="skip",
+            )
+        )
     row, column = np.unravel_index(values.argmax(), values.shape)
-    cross = dict(mode="markers", marker=dict(symbol="x", color="cyan", size=9), showlegend=False, hoverinfo="skip")
-    return [*traces, go.Scatter(x=[centres[column]], y=[centres[row]], **cross)]
+    return [
+        *traces,
+        go.Scatter(
+            x=[centres[column]],
+            y=[centres[row]],
+            mode="markers",
+            marker=dict(symbol="x", color="cyan", size=9),
+            showlegend=False,
+            hoverinfo="skip",
+        ),
+    ]
 
 
 def lens(
@@ -80,9 +108,10 @@ def norms(values: np.ndarray, cls: np.ndarray, registers: np.ndarray, *, step: i
     """
     titles = [f"patches after step {step + 1}", "over the steps"]
     fig = make_subplots(1, 2, column_widths=[0.45, 0.55], horizontal_spacing=0.25, subplot_titles=titles)
-    look = dict(colorscale=style.MAP, colorbar=dict(x=0.38, thickness=10))
     said = "patch %{y}, %{x}: norm %{z:.4~g}<extra></extra>"
-    fig.add_heatmap(z=values[step + 1], hovertemplate=said, **look, row=1, col=1)
+    fig.add_heatmap(
+        z=values[step + 1], hovertemplate=said, colorscale=style.MAP, colorbar=dict(x=0.38, thickness=10), row=1, col=1
+    )
     fig.update_yaxes(autorange="reversed", visible=False, scaleanchor="x", row=1, col=1)
     fig.update_xaxes(visible=False, row=1, col=1)
     tokens = {"CLS": cls, "mean patch": values.mean((1, 2)), "largest patch": values.max((1, 2))}
@@ -120,5 +149,6 @@ def training(records: Sequence[dict[str, Any]]) -> go.Figure:
     fig.update_layout(height=300, legend=looks.BELOW, **looks.WHITE).update_layout(margin_r=50)
     fig.update_xaxes(title="images seen")
     fig.update_yaxes(title="loss", secondary_y=False)
-    right = dict(title="top-1 (%)", range=[0, 102], dtick=20, tickmode="linear", tick0=0, showgrid=False)
-    return fig.update_yaxes(**right, secondary_y=True)
+    return fig.update_yaxes(
+        title="top-1 (%)", range=[0, 102], dtick=20, tickmode="linear", tick0=0, showgrid=False, secondary_y=True
+    )

@@ -92,14 +92,14 @@ def recovery(frame: pd.DataFrame, group: str = "width") -> pd.DataFrame:
     """Table 1: both families at each width, the gap, and what of the stacked ViT's gain over chance is kept."""
     rows = []
     for width, part in frame[frame["group"] == group].groupby("d_model"):
-        of = {family: part[part["family"] == family] for family in NAMES}
-        if any(each.empty for each in of.values()):
+        by_family = {family: part[part["family"] == family] for family in NAMES}
+        if any(each.empty for each in by_family.values()):
             continue
         chance = 1 / float(part["n_classes"].iloc[0])
-        gained = {family: each["top1"].to_numpy() - chance for family, each in of.items()}
+        gained = {family: each["top1"].to_numpy() - chance for family, each in by_family.items()}
         ratio, low, high = fieller(gained["bvit"], gained["vit"])
         row = {"d_model": width, "chance": chance, "recovery": ratio, "low": low, "high": high}
-        for family, each in of.items():
+        for family, each in by_family.items():
             row |= {f"{family}_{name}": each[name].iloc[0] for name in ("parameters", "flops")}
             row |= {
                 f"{family}_top1": each["top1"].mean(),
@@ -126,7 +126,7 @@ def capacities(folder: Path, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def of_ranks(result: xr.Dataset, cell: Any) -> list[dict]:
-    """One line a demand (see `analyses.capacity`) of one trained model."""
+    """One line per demand (see `analyses.capacity`) of one trained model."""
     loads = {demand: capacity.load(result, demand) for demand in capacity.DEMANDS}
     about = {"cell": cell.cell, "d_model": cell.d_model, "seed": cell.seed}
     return [
@@ -188,8 +188,8 @@ def group_table(group: str, rows: pd.DataFrame) -> str:
 
 def named(row: Any) -> str:
     """A training as a reader calls it."""
-    said = row.fields.replace(";", ", ").replace("_", " ").replace("=", " ") or "as preset"
-    return f"{NAMES[row.family]}, {said}, lr {row.lr:g}"
+    fields = row.fields.replace(";", ", ").replace("_", " ").replace("=", " ") or "as preset"
+    return f"{NAMES[row.family]}, {fields}, lr {row.lr:g}"
 
 
 def spread(mean: float, sd: float) -> str:
@@ -204,12 +204,22 @@ def over(frame: pd.DataFrame, group: str, x: str) -> looks.Curves:
     rows = summary(frame[frame["group"] == group])
     lines = []
     for family, colour in zip(NAMES, style.SEQUENCE, strict=False):
-        of = rows[rows["family"] == family].sort_values(x)
-        if len(of):
-            low, high = (100 * (of["top1"] + sign * of["sd"].fillna(0)).to_numpy() for sign in (-1, 1))
-            hover = [f"{named(row)}: {spread(row.top1, row.sd)} % (n = {row.n})" for row in of.itertuples()]
-            look = dict(label=NAMES[family], colour=colour, mark="o", hover=hover)
-            lines.append(looks.Line(of[x].to_numpy(), 100 * of["top1"].to_numpy(), low, high, **look))
+        of_family = rows[rows["family"] == family].sort_values(x)
+        if len(of_family):
+            low, high = (100 * (of_family["top1"] + sign * of_family["sd"].fillna(0)).to_numpy() for sign in (-1, 1))
+            hover = [f"{named(row)}: {spread(row.top1, row.sd)} % (n = {row.n})" for row in of_family.itertuples()]
+            lines.append(
+                looks.Line(
+                    of_family[x].to_numpy(),
+                    100 * of_family["top1"].to_numpy(),
+                    low,
+                    high,
+                    label=NAMES[family],
+                    colour=colour,
+                    mark="o",
+                    hover=hover,
+                )
+            )
     chance = {"chance": 100 / float(frame["n_classes"].iloc[0])}
     return looks.Curves(
         lines, x={"n_steps": "trained with T steps", "d_model": "width d"}[x], y="top-1 (%)", levels=chance

@@ -38,7 +38,7 @@ def state_label(state: int) -> str:
 
 
 def some(values: Sequence[Any], most: int = 13) -> Sequence[Any]:
-    """At most so many of the values, evenly apart from the first on, for ticks that do not touch."""
+    """At most `most` of the values, evenly spaced from the first on, for ticks that do not touch."""
     return values[:: -(-len(values) // most)] if len(values) else values
 
 
@@ -89,21 +89,21 @@ class Model:
 
 def series(results: Results, *needed: str) -> Iterator[Model]:
     """Every model of the results that holds the variables needed; an untrained one is grey if it is alone."""
-    every = named(results)
-    for (name, result), colour in zip(every.items(), itertools.cycle(SEQUENCE), strict=False):
+    by_name = named(results)
+    for (name, result), colour in zip(by_name.items(), itertools.cycle(SEQUENCE), strict=False):
         for kind, numbers in models(result).items():
             if all(variable in numbers for variable in needed):
-                grey = kind == "untrained" and len(every) == 1
+                grey = kind == "untrained" and len(by_name) == 1
                 yield Model(name, kind == "trained", UNTRAINED if grey else colour, result, numbers)
 
 
-def levels(results: Results, of: Callable[[xr.Dataset], Mapping[str, float]]) -> dict[str, float]:
+def levels(results: Results, levels_of: Callable[[xr.Dataset], Mapping[str, float]]) -> dict[str, float]:
     """Levels of all results by name: once where they are the same, else each under the name of its result."""
-    each = {name: dict(of(result)) for name, result in named(results).items()}
+    each = {name: dict(levels_of(result)) for name, result in named(results).items()}
     first = next(iter(each.values()))
     if all(other == first for other in each.values()):
         return first
-    return {f"{name} {what}": level for name, of_one in each.items() for what, level in of_one.items()}
+    return {f"{name} {what}": level for name, own in each.items() for what, level in own.items()}
 
 
 # Tables
@@ -123,7 +123,7 @@ def with_interval(
 
 
 def tidy(result: xr.Dataset, *names: str) -> pd.DataFrame:
-    """Variables as a table, one line a cell and model."""
+    """Variables as a table, one line per cell and model."""
     frames = []
     for kind, numbers in models(result).items():
         there = [name for name in names if name in numbers]
@@ -134,9 +134,9 @@ def tidy(result: xr.Dataset, *names: str) -> pd.DataFrame:
 
 def caption(result: xr.Dataset) -> str:
     """Which model a result is of, and which data: as much as it says."""
-    said, n = result.attrs, result.attrs.get("n_images")
-    model = f"{said['source']} ({said.get('weights', '')} weights)" if "source" in said else ""
-    data = f"{said['data']} {said.get('split', '')}".strip() if "data" in said else ""
+    attrs, n = result.attrs, result.attrs.get("n_images")
+    model = f"{attrs['source']} ({attrs.get('weights', '')} weights)" if "source" in attrs else ""
+    data = f"{attrs['data']} {attrs.get('split', '')}".strip() if "data" in attrs else ""
     return ", ".join(part for part in (model, data, "" if n is None else f"{n} images") if part)
 
 

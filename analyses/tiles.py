@@ -12,10 +12,9 @@ ROW, TITLE, BAR = 150, 36, 60  # pixels of a row of maps, of its titles in two l
 
 
 def panels(titles: Sequence[str], down: int, across: int, *, has_bar: bool = True, row: int = ROW) -> go.Figure:
-    """An empty figure of so many rows and columns; titles, in at most two lines, row by row."""
+    """An empty figure of rows and columns; titles, in at most two lines, row by row."""
     inside, below = down * (row + TITLE) - TITLE, BAR if has_bar else 5
-    look = dict(horizontal_spacing=0.02, vertical_spacing=TITLE / inside)
-    drawn = make_subplots(down, across, subplot_titles=titles, **look)
+    drawn = make_subplots(down, across, subplot_titles=titles, horizontal_spacing=0.02, vertical_spacing=TITLE / inside)
     margin = dict(l=5, r=5, t=TITLE, b=below)
     return drawn.update_layout(looks.WHITE | dict(height=TITLE + inside + below, margin=margin))
 

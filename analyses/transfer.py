@@ -60,7 +60,7 @@ def said(mean: float, sd: float) -> str:
 
 
 def table(result: xr.Dataset) -> str:
-    """What the command prints: a line a way to transfer, then the linear probe after each step."""
+    """What the command prints: a line per way to transfer, then the linear probe after each step."""
     about, n_seeds = result.attrs, result.sizes["seed"]
     guesses = ", ".join(f"{name} {level:.1f} %" for name, level in levels(result).items())
     seeds = f"{n_seeds} seeds, mean ± sd" if n_seeds > 1 else "one seed"
@@ -102,7 +102,7 @@ def state_lines(result: xr.Dataset) -> Iterator[str]:
 
 
 def frame(result: xr.Dataset) -> pd.DataFrame:
-    """One line a way, seed and model, and one a state, seed and model."""
+    """One line per way, seed and model, and one per state, seed and model."""
     parts = [style.tidy(result, "trainable_parameters", "lr", "accuracy")]
     if "state" in result.dims:
         parts.append(style.tidy(result, "state_accuracy", "state_held_out", "state_l2"))

@@ -23,11 +23,9 @@ END = '\nif __name__ == "__main__":\n'
 
 def commands() -> dict[str, Path]:
     """The file of each command, by the command's name."""
-    files = [
-        file for package in ("models", "probes", "analyses", "app") for file in sorted((ROOT / package).glob("*.py"))
-    ]
-    ends = {module_of(file): file for file in files if END in file.read_text(encoding="utf-8")}
-    return {NAMES.get(module, file.stem.replace("_", "-")): file for module, file in ends.items()}
+    files = [file for package in PACKAGES for file in sorted((ROOT / package).glob("*.py"))]
+    modules = {module_of(file): file for file in files if END in file.read_text(encoding="utf-8")}
+    return {NAMES.get(module, file.stem.replace("_", "-")): file for module, file in modules.items()}
 
 
 def module_of(file: Path) -> str:
@@ -45,17 +43,17 @@ def listed() -> str:
 
 def main() -> None:
     """Run the command that the first word names, as ``python -m`` would."""
-    name, found = (sys.argv[1:2] or ["--help"])[0], commands()
+    name, known = (sys.argv[1:2] or ["--help"])[0], commands()
     if name in ("-h", "--help"):
         print(listed())
         return
     if name == "--version":
         print(f"bvit-toolkit {version('bvit-toolkit')}")
         return
-    if name not in found:
-        print(f"bvit: there is no command {name!r}; there are {', '.join(found)}", file=sys.stderr)
+    if name not in known:
+        print(f"bvit: there is no command {name!r}; there are {', '.join(known)}", file=sys.stderr)
         raise SystemExit(2)
-    module = module_of(found[name])
+    module = module_of(known[name])
     command.called[f"python -m {module}"] = f"bvit {name}"
     os.environ["PYTHONSAFEPATH"] = "1"  # the processes that it starts do not look in the working directory either
     sys.argv = [f"bvit {name}", *sys.argv[2:]]

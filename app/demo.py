@@ -12,7 +12,7 @@ from models.command import run
 from models.errors import InputError
 
 PORT = 8501  # Streamlit's own, above which it looks for a free one by itself
-OWN, EVERYWHERE = ("localhost", "127.0.0.1", "::1"), ("0.0.0.0", "::")
+OWN, EVERYWHERE = ("localhost", "127.0.0.1", "::1"), ("0.0.0.0", "::")  # addresses: this machine's alone; all of them
 
 
 def demo(

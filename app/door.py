@@ -23,7 +23,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 from streamlit import config
 
-OWN, EVERYWHERE = ("localhost", "127.0.0.1", "::1"), ("0.0.0.0", "::")
+from app.demo import EVERYWHERE, OWN
+
 ASSETS, PLOTLY = "assets", "plotly.min.js"
 FOR_EVER = {"Cache-Control": "public, max-age=31536000, immutable"}
 HEADERS = {

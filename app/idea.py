@@ -78,7 +78,7 @@ def _tokens(x: float, ink: str, faint: str, accent: str) -> Iterator[str]:
 
 
 def _steps(n_steps: int, accent: str) -> Iterator[str]:
-    """A dot a step along the block's lower edge, stronger towards the last."""
+    """A dot per step along the block's lower edge, stronger towards the last."""
     n = min(n_steps, DOTS)
     for step in range(n):
         x = 335 + 130 * ((step + 0.5) / n - 0.5)

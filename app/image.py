@@ -1,5 +1,5 @@
-"""Which image a page of the model is about: the visitor's own, one of the data the model was trained beside, or, where
-those are elsewhere, a photograph that comes with a library; in the link as ``image`` or ``sample``.
+"""Which image a page of the model is about: the visitor's own, a validation image of the model's data or, where these
+are elsewhere, a photograph that comes with a library; in the link as ``image`` or ``sample``.
 """
 
 from __future__ import annotations
@@ -56,8 +56,9 @@ def chosen(model: live.Model) -> Shown:
         st.info("Upload a picture in the sidebar: photographs of any size will do. Until then, one of a library's:")
         return sample(model)
     page.keep_within("image", range(len(images)), 0)
-    look = dict(key="image", **page.linked_number("image"))
-    index = st.sidebar.number_input("Image of the validation split", 0, len(images) - 1, 0, **look)
+    index = st.sidebar.number_input(
+        "Image of the validation split", 0, len(images) - 1, 0, key="image", **page.linked_number("image")
+    )
     st.sidebar.button("Another one", on_click=another, args=(model,))
     return of_data(model, images, index)
 
@@ -88,8 +89,9 @@ def donor(model: live.Model, place: Any, label: str, key: str, default: int = 1)
         return sample(model, place, label, key, default % len(SAMPLES))
     default = min(default, len(images) - 1)
     page.keep_within(key, range(len(images)), default)
-    look = dict(key=key, **page.linked_number(key))
-    return of_data(model, images, place.number_input(label, 0, len(images) - 1, default, **look))
+    return of_data(
+        model, images, place.number_input(label, 0, len(images) - 1, default, key=key, **page.linked_number(key))
+    )
 
 
 def seen_by(shown: Shown, model: live.Model) -> Shown:

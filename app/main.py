@@ -14,16 +14,23 @@ from streamlit.starlette import App
 from app import door
 
 IMPORT_LAZILY = [
-    *("app.live", "app.results", "app.words", "analyses.hdf5", "analyses.study", "analyses.trajectories"),
-    *("models.data.parquet", "models.source", "probes.methods.one_image"),
+    "app.live",
+    "app.results",
+    "app.words",
+    "analyses.hdf5",
+    "analyses.study",
+    "analyses.trajectories",
+    "models.data.parquet",
+    "models.source",
+    "probes.methods.one_image",
 ]
 LARGE = ["app.image", "analyses.features", "analyses.steps", "plotly.graph_objs", "plotly.validators"]
 
 
 @asynccontextmanager
 async def prepared(_: App) -> AsyncIterator[None]:
-    """Before anybody comes: while a file sets up its lazy imports, Python's import is another one in all threads. What
-    was imported is never garbage, and looking it through would take half a second each time.
+    """Import, before the first visitor, what sets up lazy imports: while it does, Python's import is replaced in all
+    threads. What is imported is never garbage, and the collector would take half a second to look through it each time.
     """
     for name in IMPORT_LAZILY + LARGE:
         import_module(name)

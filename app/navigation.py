@@ -1,4 +1,4 @@
-"""Which run, which page: what runs for every visitor."""
+"""Which run, which page: what runs for every visitor, at every click."""
 
 import streamlit as st
 

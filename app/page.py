@@ -40,9 +40,9 @@ def one_sentence() -> Iterator[None]:
         st.error(text(error))
     except Exception as error:  # whatever a result of somebody else's may lead to
         LOG.exception("a page could not be drawn")
-        said = f"{type(error).__name__}: {brief(error)}"
+        reason = f"{type(error).__name__}: {brief(error)}"
         st.error(
-            f"This page could not be drawn to its end ({text(said)}); make its result anew, the terminal says more."
+            f"This page could not be drawn to its end ({text(reason)}); make its result anew, the terminal says more."
         )
 
 
@@ -59,8 +59,8 @@ def part(draw: Callable[..., None]) -> Callable[..., None]:
 
 @st.cache_resource(max_entries=512, show_spinner=False, hash_funcs=BY_NAME)
 def drawn(draw: Callable[..., go.Figure], *arrays: Any, **options: Any) -> go.Figure:
-    """The figure that `draw` makes of these, once for all visitors, who do not change it: drawing takes longer than all
-    else that a move of a slider asks for.
+    """The figure that `draw` makes of these, drawn once and shared by all visitors, so not to be changed: drawing takes
+    longer than all else that a move of a slider asks for.
     """
     return draw(*arrays, **options)
 
@@ -74,14 +74,14 @@ def show(
     key: str = "",
     **options: Any,
 ) -> None:
-    """A figure in its own colours, and under it the files it is had as (PNG: the camera in its corner), its numbers
+    """A figure in its own colours, and under it buttons for its files (PNG: the camera in its corner), its numbers
     too where no `table` says more.
 
     A figure of the same key, by default its name, is drawn over the one before, without a gap.
     """
     config = looks.CONFIG | {"toImageButtonOptions": {"filename": name.replace(" ", "_"), "scale": 2}}
-    drawn = looks.on_dark(figure) if st.context.theme.type == "dark" else figure
-    st.plotly_chart(looks.without_links(drawn), key=f"chart {key or name}", theme=None, config=config, **options)
+    themed = looks.on_dark(figure) if st.context.theme.type == "dark" else figure
+    st.plotly_chart(looks.without_links(themed), key=f"chart {key or name}", theme=None, config=config, **options)
     with st.container(horizontal=True):
         save(figure, name, caption)
         save_table(table or (lambda: points.table(figure)), name)
@@ -108,6 +108,12 @@ def download(label: str, content: Callable[[], str | bytes], file: str, kind: st
     st.download_button(label, content, file.replace(" ", "_"), kind, key=f"save {file}", on_click="ignore")
 
 
+def tiles(n: int, width: int) -> list[Any]:
+    """`n` places of `width` pixels side by side, as many in a row as the window has room for."""
+    row = st.container(horizontal=True)
+    return [row.container(width=width) for _ in range(n)]
+
+
 def metric(column: Any, title: str, value: str, beside: str | None = None, *, help: str | None = None) -> None:
     """A number, and under it, in grey, what it is to be read beside, in full: its chance level or interval."""
     place = column.container(gap=None)
@@ -125,7 +131,7 @@ def number(column: Any, label: str, n: int, key: str, default: int = 0, *, shown
 
 
 def linked_number(key: str) -> dict[str, str]:
-    """`LINKED`, unless the link names what is no number, infinite for one, over which a number input would stumble."""
+    """`LINKED`, unless the link gives something that is no number, such as "infinite": a number input would fail."""
     return LINKED if NUMBER.fullmatch(st.query_params.get(key, "0")) else {}
 
 
@@ -137,13 +143,14 @@ def keep_within(key: str, allowed: Sequence[int], default: int) -> None:
 
 def keep_known(key: str, allowed: Collection[Any]) -> None:
     """Before a widget of several choices is drawn: those that another run does not have are left out."""
-    chosen = st.session_state.get(key, [])
-    if not set(chosen) <= set(allowed):
-        st.session_state[key] = [one for one in chosen if one in allowed]
+    choices = st.session_state.get(key, [])
+    if not set(choices) <= set(allowed):
+        st.session_state[key] = [choice for choice in choices if choice in allowed]
 
 
 def segments(column: Any, label: str, options: Sequence[Any], key: str, *, help: str | None = None) -> Any:
     """One of a few options side by side, the first by default."""
-    look = dict(default=options[0], required=True, help=help, format_func=text)
-    option = column.segmented_control(label, options, key=key, **look, **LINKED)
+    option = column.segmented_control(
+        label, options, key=key, default=options[0], required=True, help=help, format_func=text, **LINKED
+    )
     return options[0] if option is None else option  # a link may name an empty one

@@ -109,7 +109,7 @@ def of(run: Path, kind: Result) -> xr.Dataset | None:
 
 
 def required(kind: Result, missing: str) -> xr.Dataset:
-    """The chosen run's result, and whose it is; where there is none the page ends with a word and the command."""
+    """The chosen run's result, and whose it is; where there is none the page ends with a message and the command."""
     run = chosen()
     result = of(run, kind)
     if result is None:
@@ -136,8 +136,8 @@ def _drawn(path: str, changed: tuple[int, ...], draw: Callable[..., Any], *choic
 
 def without_pixels(result: xr.Dataset, what: str) -> str:
     """Where the images of a result are that was made without their pixels."""
-    said = result.attrs
-    return f"This result was made without pixels; {what} those of {text(said['data'])}, split {text(said['split'])}."
+    attrs = result.attrs
+    return f"This result was made without pixels; {what} those of {text(attrs['data'])}, split {text(attrs['split'])}."
 
 
 # Which model a result is of

@@ -69,7 +69,7 @@ def use(model: BViT, names: Sequence[str]) -> None:
 
 
 def save(adapted: peft.PeftModel, folder: Path) -> None:
-    """Write adapters and head: peft's own files, in a folder a step for per-step adapters, and ``head.safetensors``."""
+    """Write adapters and head: peft's own files, a folder per step for per-step adapters, and ``head.safetensors``."""
     model = adapted.get_base_model()
     classes = model.trained.classes or list(map(str, range(model.trained.n_classes)))
     about = {"classes": json.dumps(classes), "base_sha256": base_sha256(model)}
@@ -122,9 +122,9 @@ def _with_one(model: BViT, adapted: peft.PeftModel | None, folder: Path, name: s
         adapted = peft.PeftModel(model, config, adapter_name=name)
     else:
         adapted.add_adapter(name, config)
-    found = peft.set_peft_model_state_dict(adapted, weights, adapter_name=name)
-    lacking = [key for key in found.missing_keys if f".{name}." in key]
-    require((not lacking and not found.unexpected_keys, f"{folder}: weights of other matrices than its config's"))
+    loaded = peft.set_peft_model_state_dict(adapted, weights, adapter_name=name)
+    lacking = [key for key in loaded.missing_keys if f".{name}." in key]
+    require((not lacking and not loaded.unexpected_keys, f"{folder}: weights of other matrices than its config's"))
     return adapted
 
 
@@ -171,5 +171,5 @@ def refuse_rank(model: BViT, rank: int) -> None:
 
 
 def n_parameters(model: BViT, n_classes: int) -> int:
-    """Parameters of a plain model with a head for so many classes."""
+    """Parameters of the model without adapters, with a head for `n_classes` classes."""
     return checkpoint.n_parameters(replace(model.trained, n_classes=n_classes, classes=None))

@@ -17,16 +17,16 @@ from torch import Tensor, nn
 from models.config import ViTConfig
 from models.hooks import AttentionHooks, MlpHooks, NormHooks, Step, listening
 
-torch.fx.wrap("rearrange")  # nothing that torch.fx has to look into
+torch.fx.wrap("rearrange")  # torch.fx must not trace into einops
 torch.fx.wrap("einsum")
 
 Stream = Float[Tensor, "batch pos d_model"]
 PerHead = Float[Tensor, "batch pos head d_head"]
-Gamma = Float[Tensor, " d_model"] | None
+Vector = Float[Tensor, " d_model"]
 
 
 class Norm(nn.Module):
-    """LayerNorm or RMSNorm of the last axis; fused until somebody listens."""
+    """LayerNorm or RMSNorm of the last axis; fused unless a hook is on its scale or normalized values."""
 
     def __init__(self, config: ViTConfig, width: int | None = None):
         super().__init__()
@@ -43,14 +43,14 @@ class Norm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
     def shares(self, x: Stream, y: Stream) -> tuple[Stream, Stream]:
-        """What x and y each add to the norm of x + y, as exact parts of it; the bias is in y's."""
+        """What x and y each contribute to norm(x + y), exactly: the two sum to it. The bias goes with y."""
         x, y = (part - part.mean(-1, keepdim=True) if self.is_centred else part for part in (x, y))
         factor = self.weight / ((x + y).square().mean(-1, keepdim=True) + self.eps).sqrt()
         return x * factor, y * factor if self.bias is None else y * factor + self.bias
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; fused until somebody listens to scores or pattern."""
+    """Multi-head self-attention; fused (`scaled_dot_product_attention`) unless a hook is on its scores or pattern."""
 
     def __init__(self, config: ViTConfig):
         super().__init__()
@@ -61,12 +61,19 @@ class Attention(nn.Module):
         if config.qk_norm:
             self.q_norm, self.k_norm = Norm(config, config.d_head), Norm(config, config.d_head)
 
-    def forward(self, x: Float[Tensor, "batch pos *apart d_model"], hooks: AttentionHooks, gamma: Gamma) -> Stream:
-        q, k, v = self.projected(x, hooks)
+    def forward(
+        self, x: Float[Tensor, "batch pos *slot_head d_model"], hooks: AttentionHooks, gamma: Vector | None
+    ) -> Stream:
+        """What attention adds to the stream, from the normalised stream; `gamma` is LayerScale's factor.
+
+        Where a hook is on an input of q, k or v, x holds one stream for each slot and head:
+        [batch pos slot head d_model].
+        """
+        q, k, v = self.queries_keys_values(x, hooks)
         if hasattr(self, "q_norm"):
             q, k = self.q_norm(q), self.k_norm(k)
         if self.is_rotary:
-            q, k = turned(q, self.side), turned(k, self.side)
+            q, k = rotated(q, self.side), rotated(k, self.side)
         q, k, v = hooks.hook_q(q), hooks.hook_k(k), hooks.hook_v(v)
         if listening(hooks.hook_attn_scores, hooks.hook_pattern):
             scores = einsum(q, k, "batch query head d, batch key head d -> batch head query key") * q.shape[-1] ** -0.5
@@ -76,24 +83,20 @@ class Attention(nn.Module):
             z = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
         z = hooks.hook_z(z)
         if listening(hooks.hook_result):
-            return (
-                hooks.hook_result(
-                    einsum(z, hooks.W_O.to(z.dtype), "batch pos head d, head d m -> batch pos head m")
-                ).sum(2)
-                + hooks.b_O
-            )
+            result = einsum(z, hooks.W_O.to(z.dtype), "batch pos head d, head d d_model -> batch pos head d_model")
+            return hooks.hook_result(result).sum(2) + hooks.b_O
         return scale(self.proj(z.flatten(2)), gamma)
 
-    def projected(
-        self, x: Float[Tensor, "batch pos *apart d_model"], hooks: AttentionHooks
+    def queries_keys_values(
+        self, x: Float[Tensor, "batch pos *slot_head d_model"], hooks: AttentionHooks
     ) -> Float[Tensor, "slot batch pos head d_head"]:
-        """Queries, keys and values, from one stream or from one for each of them and each head."""
+        """Queries, keys and values (the slots), from one stream or from one for each slot and head."""
         sizes = dict(slot=3, head=self.n_heads)
         if not hooks.is_split:
             return rearrange(self.qkv(x), "batch pos (slot head d) -> slot batch pos head d", **sizes)
-        weight = rearrange(hooks.weight("qkv"), "(slot head d) m -> slot head d m", **sizes).to(x.dtype)
+        weight = rearrange(hooks.weight("qkv"), "(slot head d) d_model -> slot head d d_model", **sizes).to(x.dtype)
         bias = rearrange(self.qkv.bias, "(slot head d) -> slot 1 1 head d", **sizes).to(x.dtype)
-        return einsum(x, weight, "batch pos slot head m, slot head d m -> slot batch pos head d") + bias
+        return einsum(x, weight, "batch pos slot head d_model, slot head d d_model -> slot batch pos head d") + bias
 
 
 class Mlp(nn.Module):
@@ -105,7 +108,7 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(config.d_model, config.d_mlp)
         self.fc2 = nn.Linear(config.d_mlp, config.d_model)
 
-    def forward(self, x: Stream, hooks: MlpHooks, gamma: Gamma) -> Stream:
+    def forward(self, x: Stream, hooks: MlpHooks, gamma: Vector | None) -> Stream:
         pre = hooks.hook_pre(self.fc1(x))
         post = hooks.hook_post(pre * (1.702 * pre).sigmoid() if self.is_quick else F.gelu(pre))
         return scale(self.fc2(post), gamma)
@@ -132,14 +135,14 @@ class Block(nn.Module):
             self.ls2 = LayerScale(config.d_model, config.layer_scale)
 
     @property
-    def gamma1(self) -> Gamma:
+    def gamma1(self) -> Vector | None:
         return self.ls1.gamma if hasattr(self, "ls1") else None
 
     @property
-    def gamma2(self) -> Gamma:
+    def gamma2(self) -> Vector | None:
         return self.ls2.gamma if hasattr(self, "ls2") else None
 
-    def forward(self, h: Stream, step: Step, step_embedding: Gamma = None) -> Stream:
+    def forward(self, h: Stream, step: Step, step_embedding: Vector | None = None) -> Stream:
         if step_embedding is not None:
             h = h + step.hook_step_embed(step_embedding.expand_as(h))
         h = step.hook_resid_pre(h)
@@ -157,8 +160,8 @@ class Block(nn.Module):
 
 
 @torch.fx.wrap
-def turned(x: PerHead, side: int) -> PerHead:
-    """DINOv3's rotary positions: row and column of a patch turn pairs of its channels; CLS and registers stay."""
+def rotated(x: PerHead, side: int) -> PerHead:
+    """DINOv3's rotary positions: a patch's row and column rotate pairs of its channels; CLS and registers stay."""
     n, quarter = side * side, x.shape[-1] // 4
     place = (torch.arange(side, device=x.device, dtype=torch.float32) + 0.5) / side * 2 - 1
     period = 100 ** (torch.arange(quarter, device=x.device, dtype=torch.float32) / quarter)
@@ -169,5 +172,5 @@ def turned(x: PerHead, side: int) -> PerHead:
     return torch.cat([x[:, :-n], patches.to(x.dtype)], 1)
 
 
-def scale(x: Stream, gamma: Gamma) -> Stream:
+def scale(x: Stream, gamma: Vector | None) -> Stream:
     return x if gamma is None else x * gamma

@@ -65,8 +65,8 @@ def save(
         "format": FORMAT,
         "version": VERSION,
         "config": model.trained.to_dict(),
-        "weights": _stored(model.state_dict(), dtype),
-        "ema": None if ema is None else _stored(ema, dtype),
+        "weights": _copied(model.state_dict(), dtype),
+        "ema": None if ema is None else _copied(ema, dtype),
         "data": data,
         "metrics": metrics or {},
         "init_sha256": init_sha256,
@@ -85,7 +85,8 @@ def _states(content: dict[str, Any]) -> dict[str, State]:
     return parts | ({"masks": {"masks": content["masks"]}} if "masks" in content else {})
 
 
-def _stored(state: State, dtype: torch.dtype | None) -> State:
+def _copied(state: State, dtype: torch.dtype | None) -> State:
+    """A copy on the CPU, in another dtype if one is given."""
     return {name: value.detach().to("cpu", dtype or value.dtype).clone() for name, value in state.items()}
 
 
@@ -94,16 +95,17 @@ def load_file(path: Path, weights: Weights = "ema", *, run: Path | None = None) 
     content = read(path)
     config = ViTConfig.from_dict(content["config"])
     _refuse_other_blocks(config, content["weights"], path)
-    state, held = _chosen(content, weights)
+    state, kind = _state_of(content, weights)
     model = filled(config, state, path)
     _refuse_changed(content, path)
     if weights == "init":
-        model, held = _untrained(config, content["provenance"].get("seed", 0), content["init_sha256"], path), weights
+        kind = "init"
+        model = _untrained(config, content["provenance"].get("seed", 0), content["init_sha256"], path)
     if "masks" in content:
         masks.put_on(model, masks.unpacked(content["masks"], config, path=path))
     model.origin = Origin(
         str(path),
-        held,
+        kind,
         _file_sha256(path),
         run=run or path.parent,
         data=content["data"],
@@ -113,7 +115,7 @@ def load_file(path: Path, weights: Weights = "ema", *, run: Path | None = None) 
     return model.eval()
 
 
-def _chosen(content: dict[str, Any], weights: Weights) -> tuple[State, Weights]:
+def _state_of(content: dict[str, Any], weights: Weights) -> tuple[State, Weights]:
     """The weights asked for, and which they are: ``raw`` where there is no EMA."""
     if weights == "raw" or content["ema"] is None:
         return content["weights"], "raw"
@@ -121,8 +123,10 @@ def _chosen(content: dict[str, Any], weights: Weights) -> tuple[State, Weights]:
 
 
 def _refuse_changed(content: dict[str, Any], path: Path) -> None:
-    """What a file holds is what was saved; files of earlier versions do not say."""
-    for part, state in _states(content).items() if "sha256" in content else ():
+    """`InputError` where a file does not hold what was saved; files of earlier versions have no hashes to tell."""
+    if "sha256" not in content:
+        return
+    for part, state in _states(content).items():
         if content["sha256"].get(part) != state_sha256(state):
             raise InputError(
                 f"{path} is damaged: its {part} are not those that were saved; fetch or make the file anew"
@@ -130,11 +134,12 @@ def _refuse_changed(content: dict[str, Any], path: Path) -> None:
 
 
 def _refuse_other_blocks(config: ViTConfig, state: State, path: Path) -> None:
-    """A config of far more blocks than are stored is not even built."""
-    stored = {found[1] for found in map(re.compile(r"core\.(\d+)\.").match, state) if found}
-    if len(stored) != config.n_blocks:
+    """`InputError` where the config has another number of blocks than are stored: it is not even built."""
+    matches = map(re.compile(r"core\.(\d+)\.").match, state)
+    blocks = {match[1] for match in matches if match}
+    if len(blocks) != config.n_blocks:
         raise InputError(
-            f"{path}: the weights do not fit the config stored beside them ({len(stored)} blocks, n_blocks is "
+            f"{path}: the weights do not fit the config stored beside them ({len(blocks)} blocks, n_blocks is "
             f"{config.n_blocks})"
         )
 

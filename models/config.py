@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from beartype.door import is_bearable
 
-from models.errors import InputError, quoted
+from models.errors import InputError, quoted, require
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -94,15 +94,15 @@ class ViTConfig:
         for name in ("classes", "mean", "std"):
             value = getattr(self, name)
             if isinstance(value, list | tuple):
-                whole = (float(item) if name != "classes" and is_whole(item) else item for item in value)
-                object.__setattr__(self, name, tuple(whole))
+                items = (float(item) if name != "classes" and is_whole(item) else item for item in value)
+                object.__setattr__(self, name, tuple(items))
         self._refuse_other_types()
         if self.d_mlp is None:
             object.__setattr__(self, "d_mlp", 4 * self.d_model)
         self._refuse_out_of_range()
 
     def _refuse_endless(self) -> None:
-        """Whole numbers of any length, and letters that no file can hold, come from damaged or hostile files alone."""
+        """`InputError` for numbers of any length and letters that cannot be written: a damaged or hostile file's."""
         for field in fields(self):
             value = getattr(self, field.name)
             for item in value if isinstance(value, list | tuple) else (value,):
@@ -112,11 +112,12 @@ class ViTConfig:
                     raise InputError(f"ViTConfig: {field.name} holds {quoted(item)}, which is no text")
 
     def _refuse_other_types(self) -> None:
-        """Every field holds what its annotation says; a whole number will do where a fraction may stand."""
+        """`InputError` for a field that does not hold what its annotation says; a whole number will do for a float."""
         for field in fields(self):
             value = getattr(self, field.name)
-            shown = float(value) if is_whole(value) and field.type in (float, float | None) else value
-            if isinstance(value, bool) is not (field.type is bool) or not is_bearable(shown, field.type):
+            as_float = float(value) if is_whole(value) and field.type in (float, float | None) else value
+            is_confused = isinstance(value, bool) is not (field.type is bool)  # Python takes True for 1
+            if is_confused or not is_bearable(as_float, field.type):
                 options = [str(option) for option in get_args(field.type) if isinstance(option, str)]
                 wanted = " or ".join(options) or MEANING.get(field.name, "a whole number")
                 raise InputError(f"ViTConfig: {field.name} is {quoted(value)}, it must be {wanted}")
@@ -126,31 +127,35 @@ class ViTConfig:
             value = getattr(self, name)
             if not least <= value <= most:
                 raise InputError(f"ViTConfig: {name} is {value}, it must lie between {least} and {most}")
-        n_named = len(self.classes or ())
-        checks = {
-            f"n_blocks is {self.n_blocks}, it cannot exceed n_steps = {self.n_steps}": self.n_blocks > self.n_steps,
-            f"d_model = {self.d_model} is not a multiple of n_heads = {self.n_heads}": self.d_model % self.n_heads,
-            f"image_size = {self.image_size} is not a multiple of patch_size = {self.patch_size}": (
-                self.image_size % self.patch_size
+        requirements = [
+            (self.n_blocks <= self.n_steps, f"n_blocks is {self.n_blocks}, it cannot exceed n_steps = {self.n_steps}"),
+            (
+                self.d_model % self.n_heads == 0,
+                f"d_model = {self.d_model} is not a multiple of n_heads = {self.n_heads}",
             ),
-            f"drop_path is {self.drop_path}, it must lie in [0, 1)": not 0 <= self.drop_path < 1,
-            f"norm_eps is {self.norm_eps}, it must lie between 0 and 1": not 0 < self.norm_eps < 1,
-            f"layer_scale is {self.layer_scale}, it must be finite": not math.isfinite(self.layer_scale or 0),
-            f"pool is distilled, which reads the first register beside CLS: n_registers is {self.n_registers}": (
-                self.pool == "distilled" and not self.n_registers
+            (
+                self.image_size % self.patch_size == 0,
+                f"image_size = {self.image_size} is not a multiple of patch_size = {self.patch_size}",
             ),
-            f"position is rotary, which turns channels by fours: d_model / n_heads is {self.d_head}": (
-                self.position == "rotary" and self.d_head % 4
+            (0 <= self.drop_path < 1, f"drop_path is {self.drop_path}, it must lie in [0, 1)"),
+            (0 < self.norm_eps < 1, f"norm_eps is {self.norm_eps}, it must lie between 0 and 1"),
+            (math.isfinite(self.layer_scale or 0), f"layer_scale is {self.layer_scale}, it must be finite"),
+            (
+                self.pool != "distilled" or self.n_registers > 0,
+                f"pool is distilled, which reads the first register beside CLS: n_registers is {self.n_registers}",
             ),
-            f"classes names {n_named} classes, n_classes is {self.n_classes}": (
-                self.classes is not None and n_named != self.n_classes
+            (
+                self.position != "rotary" or self.d_head % 4 == 0,
+                f"position is rotary, which turns channels by fours: d_model / n_heads is {self.d_head}",
             ),
-            f"mean is {self.mean}, it must be three finite numbers": not all(map(math.isfinite, self.mean)),
-            f"std is {self.std}, it must be three numbers above 0": not all(0 < s < math.inf for s in self.std),
-        }
-        for complaint, applies in checks.items():
-            if applies:
-                raise InputError(f"ViTConfig: {complaint}")
+            (
+                self.classes is None or len(self.classes) == self.n_classes,
+                f"classes names {len(self.classes or ())} classes, n_classes is {self.n_classes}",
+            ),
+            (all(map(math.isfinite, self.mean)), f"mean is {self.mean}, it must be three finite numbers"),
+            (all(0 < s < math.inf for s in self.std), f"std is {self.std}, it must be three numbers above 0"),
+        ]
+        require(*((holds, f"ViTConfig: {complaint}") for holds, complaint in requirements))
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> "ViTConfig":
@@ -192,24 +197,6 @@ class ViTConfig:
     def d_head(self) -> int:
         return self.d_model // self.n_heads
 
-    # What TransformerLens asks of a model's cfg, where a layer is a step.
-
-    @property
-    def n_layers(self) -> int:
-        return self.n_steps
-
-    @property
-    def normalization_type(self) -> str:
-        return "LN" if self.norm == "ln" else "RMS"
-
-    @property
-    def final_rms(self) -> bool:
-        return self.norm == "rms"
-
-    @property
-    def attn_only(self) -> bool:
-        return False
-
     @property
     def side(self) -> int:
         """Patches along one side of an image."""
@@ -227,6 +214,24 @@ class ViTConfig:
     @property
     def n_tokens(self) -> int:
         return self.n_prefix + self.n_patches
+
+    # What TransformerLens asks of a model's cfg; a layer is a step
+
+    @property
+    def n_layers(self) -> int:
+        return self.n_steps
+
+    @property
+    def normalization_type(self) -> str:
+        return "LN" if self.norm == "ln" else "RMS"
+
+    @property
+    def final_rms(self) -> bool:
+        return self.norm == "rms"
+
+    @property
+    def attn_only(self) -> bool:
+        return False
 
 
 def presets() -> list[str]:

@@ -14,13 +14,13 @@ def without_addresses(message: str) -> str:
 class InputError(ValueError):
     """Bad input. The message is one sentence: what is wrong, where, and what to do about it.
 
-    It may quote names out of anybody's files: what is not printable in them, as a line's end, is written as in Python,
-    and of a word without end the middle is left out.
+    It may quote names out of anybody's files: what is not printable, such as a line break, is escaped as in Python, and
+    a word of hundreds of characters loses its middle.
     """
 
     def __init__(self, message: object = ""):
-        said = ENDLESS.sub(lambda word: f"{word[0][:200]}...{word[0][-40:]}", without_addresses(str(message)))
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in said))
+        text = ENDLESS.sub(lambda word: f"{word[0][:200]}...{word[0][-40:]}", without_addresses(str(message)))
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
 
 
 class UnreadableImage(InputError):

@@ -85,9 +85,9 @@ TOKENS = ("cls_token", "dist_token", "pos_embed", "register_tokens", "reg_token"
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a file holds: parameters under timm's names, which weights they are, and what else is said of them: heads,
-    activation of the MLP (as Hugging Face names it), mean and std of the images.
+class ForeignWeights:
+    """What a file holds: parameters under timm's names, which weights of a training they are, and what else is said of
+    them: heads, activation of the MLP (as Hugging Face names it), mean and std of the images.
     """
 
     state: State
@@ -97,7 +97,7 @@ class Found:
     normalised: dict[str, tuple[float, ...]] | None = None
 
 
-def read(file: Path, weights: Weights = "ema") -> Found:
+def read(file: Path, weights: Weights = "ema") -> ForeignWeights:
     """The weights in a file under timm's names; of several, the average over training (``ema``) or the last (``raw``).
 
     `file`: a state dict in torch's format, .safetensors, the .npz of the original ViT, or a folder that Hugging Face
@@ -114,13 +114,13 @@ def read(file: Path, weights: Weights = "ema") -> Found:
         return _original(file)
     content, is_averaged = _unwrapped(_opened(file), weights)
     state = {name: value.detach() for name, value in content.items() if isinstance(value, Tensor)}
-    naming, prefix = _found(state, weights, file)
+    naming, prefix = _naming_and_prefix(state, weights, file)
     state = _without_representation(_below(state, prefix), file)
     _refuse_other_numbers(state, file)
     state = _converted(_renamed(state, naming), file)
     if naming == "torchvision":
         said = {"normalised": {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}} | said
-    return Found(state, "ema" if is_averaged or IS_AVERAGED.search(prefix) else "raw", **said)
+    return ForeignWeights(state, "ema" if is_averaged or IS_AVERAGED.search(prefix) else "raw", **said)
 
 
 def said_in(folder: Path) -> dict[str, Any]:
@@ -181,8 +181,8 @@ def _unwrapped(content: dict[str, Any], weights: Weights) -> tuple[dict[str, Any
     return content, False
 
 
-def _found(state: State, weights: Weights, file: Path) -> tuple[str, str]:
-    """How a model's parameters are named, and the prefix that they bear."""
+def _naming_and_prefix(state: State, weights: Weights, file: Path) -> tuple[str, str]:
+    """Whose names (a key of `PATCHES`) a model's parameters have, and the prefix before them."""
     places = []
     for naming, patches in PATCHES.items():
         pattern = re.compile(rf"((?:.*\.)?){patches}")
@@ -259,7 +259,7 @@ def _converted(state: State, file: Path) -> State:
 # The original ViT's files
 
 
-def _original(file: Path) -> Found:
+def _original(file: Path) -> ForeignWeights:
     """A .npz of the original ViT through timm's reader, into a ViT of the file's own size."""
     try:
         with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as arrays:
@@ -278,7 +278,7 @@ def _original(file: Path) -> Found:
     state = {name: value.detach() for name, value in model.state_dict().items()}
     representation = {name: state["norm.bias"] for name in shapes if name.startswith("pre_logits")}
     state = _without_representation(state | representation, file)
-    return Found(state, "raw", model.blocks[0].attn.num_heads)
+    return ForeignWeights(state, "raw", model.blocks[0].attn.num_heads)
 
 
 def _of_size(shapes: dict[str, tuple[int, ...]]) -> vision_transformer.VisionTransformer:

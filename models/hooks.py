@@ -29,8 +29,8 @@ Axes: batch, pos (CLS, registers, patches), head, query and key (both pos), d_mo
 | blocks.{t}.ln1.hook_scale, ln2.hook_scale, ln_final.hook_scale | [batch pos 1] |
 | blocks.{t}.ln1.hook_normalized, ln2.hook_normalized, ln_final.hook_normalized (no affine) | [batch pos d_model] |
 
-The inputs and hook_result exist only where they are named: listening to everything leaves them out. Where an input of
-heads is heard, ln1 norms one stream a head and its points are [batch pos slot head _], slot being q, k, v.
+The inputs and hook_result are computed only when they are named: listening to everything leaves them out. While an
+input of q, k or v is heard, ln1 norms a stream for each of them and each head: [batch pos slot head _], slot = q, k, v.
 """
 
 from collections.abc import Callable
@@ -46,11 +46,11 @@ from models.errors import InputError
 HookFunction = Callable[..., Tensor]
 INPUTS = ("q_input", "k_input", "v_input")
 OF_HEADS = tuple(f"hook_{name}" for name in ("q", "k", "v", *INPUTS, "z", "result", "attn_scores", "pattern"))
-MATRICES = (("attn", "qkv"), ("attn", "proj"), ("mlp", "fc1"), ("mlp", "fc2"))  # of a block, by the half they belong to
+MATRICES = (("attn", "qkv"), ("attn", "proj"), ("mlp", "fc1"), ("mlp", "fc2"))  # a block's, as (half, name)
 
 
 def listening(*points: nn.Module) -> bool:
-    """Whether anybody listens to one of `points`, be it through TransformerLens or plain torch hooks."""
+    """Whether one of `points` has a hook, TransformerLens' or plain torch's."""
     return any(p._forward_hooks or p._forward_pre_hooks or p._backward_hooks or p._backward_pre_hooks for p in points)
 
 
@@ -74,20 +74,23 @@ class NormHooks(nn.Module):
 
 
 class Shared:
-    """Block `index` of a model, looked up at every call, so that a wrapped or replaced one is the one that runs."""
+    """A reference to block `index` of a model, looked up at every call: one that was wrapped or replaced since is used.
+
+    It keeps the block out of a step's modules, so that the weights are registered once, in `model.core`.
+    """
 
     def __init__(self, model: Any, index: int):
         self.model, self.index = model, index
 
     @property
-    def called(self) -> nn.Module:
-        """What runs: the block, or whatever was put in its place (a wrapper of checkpointing, FSDP, an adapter)."""
+    def callable_block(self) -> nn.Module:
+        """What a step calls: the block, or what wraps it (activation checkpointing, FSDP, an adapter)."""
         return self.model.core[self.index]
 
     @property
     def block(self) -> nn.Module:
-        """The block itself, inside of whatever wraps it."""
-        return next(module for module in self.called.modules() if {"attn", "norm1"} <= module._modules.keys())
+        """The block itself, inside whatever wraps it."""
+        return next(module for module in self.callable_block.modules() if {"attn", "norm1"} <= module._modules.keys())
 
 
 class Part(nn.Module):
@@ -98,7 +101,7 @@ class Part(nn.Module):
 
     def __init__(self, shared: Shared):
         super().__init__()
-        self.__dict__["shared"] = shared  # seen, not owned: the weights are registered once, in `model.core`
+        self.__dict__["shared"] = shared  # not as a submodule: see `Shared`
         self.running: dict[str, Tensor] = {}  # matrices that stand in the block's place while this step runs
         for name in self.matrices:  # of a pruned model, see `models.masks`
             self.register_buffer(f"mask_{name}", None, persistent=False)
@@ -110,7 +113,7 @@ class Part(nn.Module):
         """
         if name in self.running:
             return self.running[name]
-        layer, mask = getattr(self.own, name), getattr(self, f"mask_{name}")
+        layer, mask = getattr(self.half, name), getattr(self, f"mask_{name}")
         if hasattr(layer, "get_delta_weight"):
             adapters = [self.adapter] if self.adapter is not None else layer.active_adapters
             weight = sum((layer.get_delta_weight(adapter) for adapter in adapters), layer.weight)
@@ -121,8 +124,8 @@ class Part(nn.Module):
         return weight if mask is None else weight * mask
 
     def parameter(self, name: str) -> str:
-        """The name of a matrix among the parameters of its half of the block; an adapter wraps the layer."""
-        return f"{name}.base_layer.weight" if hasattr(getattr(self.own, name), "base_layer") else f"{name}.weight"
+        """The name of a matrix's parameter in its half of the block; an adapter wraps the layer."""
+        return f"{name}.base_layer.weight" if hasattr(getattr(self.half, name), "base_layer") else f"{name}.weight"
 
 
 class AttentionHooks(Part):
@@ -145,24 +148,25 @@ class AttentionHooks(Part):
         return listening(*self.inputs)
 
     def split(self, h: Tensor) -> Tensor:
-        """The stream [batch pos d_model]; where somebody listens, one for q, k, v of each head: [... slot head d]."""
+        """The stream [batch pos d_model]; where a hook asks for it, one for q, k, v of each head: [... slot head d]."""
         if not self.is_split:
             return h
-        per_head = h[:, :, None].expand(-1, -1, self.own.n_heads, -1)
+        per_head = h[:, :, None].expand(-1, -1, self.half.n_heads, -1)
         return torch.stack([point(per_head) for point in self.inputs], 2)
 
     @property
-    def own(self) -> nn.Module:
+    def half(self) -> nn.Module:
+        """The block's `Attention`, which holds the shared weights."""
         return self.shared.block.attn
 
     @property
     def W_O(self) -> Tensor:
         """What a head's z adds to the stream, LayerScale included: [head d_head d_model]."""
-        return _scaled(self.weight("proj").T, self.shared.block.gamma1).unflatten(0, (self.own.n_heads, -1))
+        return _scaled(self.weight("proj").T, self.shared.block.gamma1).unflatten(0, (self.half.n_heads, -1))
 
     @property
     def b_O(self) -> Tensor:
-        return _scaled(self.own.proj.bias, self.shared.block.gamma1)
+        return _scaled(self.half.proj.bias, self.shared.block.gamma1)
 
 
 class MlpHooks(Part):
@@ -178,7 +182,8 @@ class MlpHooks(Part):
         return block.mlp(x, self, block.gamma2)
 
     @property
-    def own(self) -> nn.Module:
+    def half(self) -> nn.Module:
+        """The block's `Mlp`, which holds the shared weights."""
         return self.shared.block.mlp
 
     @property
@@ -188,7 +193,7 @@ class MlpHooks(Part):
 
     @property
     def b_out(self) -> Tensor:
-        return _scaled(self.own.fc2.bias, self.shared.block.gamma2)
+        return _scaled(self.half.fc2.bias, self.shared.block.gamma2)
 
 
 class Step(nn.Module):
@@ -208,15 +213,16 @@ class Step(nn.Module):
     def forward(self, x: Tensor, step_embedding: Tensor | None = None) -> Tensor:
         if self.is_masked or self.attn.adapter is not None:
             return self.run_with({name: self.weight(name) for _, name in MATRICES}, x, step_embedding)
-        block = self.shared.called
-        if getattr(block, "_compiled_call_impl", None) is None:
+        block = self.shared.callable_block
+        is_compiled = getattr(block, "_compiled_call_impl", None) is not None
+        if not is_compiled:
             return block(x, self, step_embedding)
         if self.is_watched:  # compiled code would not hear hooks that are set later
             return block._call_impl(x, self, step_embedding)
         return block(x, self.shared.model.unwatched, step_embedding)
 
     def run_with(self, matrices: dict[str, Tensor], x: Tensor, step_embedding: Tensor | None) -> Tensor:
-        """The block with this step's own matrices [out in] in the place of the shared ones."""
+        """Run the block with other matrices [out in], by name, in place of the shared ones."""
         weights = {f"{part}.{self.part(name).parameter(name)}": matrices[name] for part, name in MATRICES}
         self.attn.running.update(matrices)
         self.mlp.running.update(matrices)
@@ -288,8 +294,9 @@ def add_noise(scale: float, seed: int = 0) -> HookFunction:
 
 
 def head(index: int, function: HookFunction) -> HookFunction:
-    """`function` for head `index` alone, at q, k, v, their inputs, z, result `[batch pos head _]` or scores, pattern
-    `[batch head _ _]`.
+    """A hook that applies `function` to head `index` and leaves the others alone.
+
+    At q, k, v, their inputs, z and result `[batch pos head _]`, and at scores and pattern `[batch head query key]`.
     """
 
     def only(activation: Tensor, hook: HookPoint) -> Tensor:
@@ -307,16 +314,17 @@ def head(index: int, function: HookFunction) -> HookFunction:
 def cls_attention(model: nn.Module, images: Tensor) -> Tensor:
     """Attention of the CLS token at every step and head: [batch step head key], float32.
 
-    Made from q and k while attention stays fused, so it costs little more than the forward itself (1.08x at 1,370
+    Computed from q and k while attention stays fused, so it costs little more than the forward itself (1.08x at 1,370
     tokens, where explicit patterns cost 2.04x). Run it under ``torch.inference_mode()`` unless gradients are wanted.
     """
-    query, rows = {}, []
+    queries: list[Tensor] = []  # [batch head d_head] of each step
+    rows: list[Tensor] = []  # [batch head key] of each step
 
     def keep_query(q: Tensor, hook: HookPoint) -> None:
-        query["cls"] = q[:, 0].float()
+        queries.append(q[:, 0].float())
 
     def add_row(k: Tensor, hook: HookPoint) -> None:
-        scores = torch.einsum("bhd,bkhd->bhk", query["cls"] * k.shape[-1] ** -0.5, k.float())
+        scores = torch.einsum("bhd,bkhd->bhk", queries[-1] * k.shape[-1] ** -0.5, k.float())
         rows.append(scores.softmax(-1))
 
     hooks = [("blocks.*.attn.hook_q", keep_query), ("blocks.*.attn.hook_k", add_row)]

@@ -27,7 +27,7 @@ PAPER = "https://arxiv.org/abs/2605.10661"
 
 
 class Shareable(ModelHubMixin, library_name="bvit-toolkit", paper_url=PAPER):
-    """What a `BViT` gains by it."""
+    """Saving to and loading from the hub's layout, mixed into `BViT`."""
 
     config: ViTConfig
     trained: ViTConfig
@@ -41,17 +41,17 @@ class Shareable(ModelHubMixin, library_name="bvit-toolkit", paper_url=PAPER):
         with torch.device("meta"):
             model = cls(config)  # type: ignore[call-arg]
         ours = model.state_dict()  # type: ignore[attr-defined]
-        expected, stored = ({name: tuple(value.shape) for name, value in of.items()} for of in (ours, state))
+        expected, stored = ({name: tuple(value.shape) for name, value in tensors.items()} for tensors in (ours, state))
         for name in sorted(expected.keys() | stored.keys()):
             if expected.get(name) != stored.get(name):
-                found, wanted = (shapes.get(name, "none") for shapes in (stored, expected))
+                here, wanted = (shapes.get(name, "none") for shapes in (stored, expected))
                 raise InputError(
-                    f"{path}: the weights do not fit the config stored beside them ({name} is {found}, it should be "
+                    f"{path}: the weights do not fit the config stored beside them ({name} is {here}, it should be "
                     f"{wanted})"
                 )
-        odd = next((name for name, value in state.items() if not value.is_floating_point()), None)
-        if odd is not None:
-            raise InputError(f"{path}: its {odd} is {str(state[odd].dtype).removeprefix('torch.')}, no fractions")
+        for name, value in state.items():
+            if not value.is_floating_point():
+                raise InputError(f"{path}: its {name} is {str(value.dtype).removeprefix('torch.')}, no fractions")
         weights = {name: value.to(torch.float32, copy=True) for name, value in state.items()}
         model.load_state_dict(weights, assign=True)  # type: ignore[attr-defined]
         return model
@@ -101,12 +101,12 @@ class Shareable(ModelHubMixin, library_name="bvit-toolkit", paper_url=PAPER):
         """
         model_id = str(pretrained_model_name_or_path)
         weights, about = (fetched(model_id, name, where) for name in (WEIGHTS, CONFIG))
-        config, said = read_config(about)
+        config, metadata = read_config(about)
         try:
             state = safetensors.torch.load_file(weights)
         except (safetensors.SafetensorError, OSError, ValueError) as error:
             raise InputError(f"{weights} is not readable as safetensors ({brief(error)}); fetch it anew") from None
-        if said.get("state_sha256", state_sha256(state)) != state_sha256(state):
+        if metadata.get("state_sha256", state_sha256(state)) != state_sha256(state):
             raise InputError(f"{weights} is damaged: its weights are not those that were saved; fetch it anew")
         packed = state.pop(MASKS, None)
         model = cls.filled(config, state, weights)
@@ -115,12 +115,12 @@ class Shareable(ModelHubMixin, library_name="bvit-toolkit", paper_url=PAPER):
         folder = Path(model_id)
         model.origin = Origin(
             str(folder / WEIGHTS) if folder.is_dir() else f"hf:{model_id}",
-            said.get("weights", "raw"),
+            metadata.get("weights", "raw"),
             state_sha256(model.state_dict()),
             run=folder if folder.is_dir() else Path("runs") / model_id.replace("/", "--"),
-            data=said.get("data"),
-            metrics=said.get("metrics", {}),
-            provenance=said.get("provenance", {}),
+            data=metadata.get("data"),
+            metrics=metadata.get("metrics", {}),
+            provenance=metadata.get("provenance", {}),
         )
         return model.eval()
 
@@ -148,14 +148,14 @@ def read_config(path: Path) -> tuple[ViTConfig, dict[str, Any]]:
     kinds = {"weights": str, "state_sha256": str, "data": str | None, "metrics": dict, "provenance": dict}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        said = content.pop(OURS)
-        sound = all(isinstance(said[name], kind) for name, kind in kinds.items() if name in said)
-        sound &= all(is_text(value) for value in said.values() if isinstance(value, str))
+        metadata = content.pop(OURS)
+        sound = all(isinstance(metadata[name], kind) for name, kind in kinds.items() if name in metadata)
+        sound &= all(is_text(value) for value in metadata.values() if isinstance(value, str))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         sound = False
     if not sound:
         raise InputError(f"{path} is no config of this toolkit; write it with model.save_pretrained")
-    return ViTConfig.from_dict(content), said
+    return ViTConfig.from_dict(content), metadata
 
 
 # The card
@@ -195,20 +195,26 @@ hf:REPOSITORY`, and the results beside this card where there are any.
 
 def card(config: ViTConfig, origin: Origin, n_parameters: int) -> str:
     """The text of a model's card."""
-    spec, made = origin.data or "", origin.provenance
-    size = dict(steps=config.n_steps, blocks=config.n_blocks, width=config.d_model, heads=config.n_heads)
-    known = next((licence for start, licence in LICENCES.items() if spec.startswith(start)), UNKNOWN)
+    spec, provenance = origin.data or "", origin.provenance
+    licence_of_data = next((licence for start, licence in LICENCES.items() if spec.startswith(start)), UNKNOWN)
     metrics = ", ".join(f"{name} {value:.4g}" for name, value in origin.metrics.items() if is_number(value))
-    versions = made.get("versions") if isinstance(made.get("versions"), dict) else {}
+    versions = provenance.get("versions") if isinstance(provenance.get("versions"), dict) else {}
     return CARD.format(
         name=f"{'bViT' if config.n_blocks == 1 else 'ViT in steps'}, {config.n_steps} steps, width {config.d_model}",
-        **(size | dict(size=config.image_size, patch=config.patch_size, classes=config.n_classes, paper=PAPER)),
+        paper=PAPER,
+        steps=config.n_steps,
+        blocks=config.n_blocks,
+        width=config.d_model,
+        heads=config.n_heads,
+        size=config.image_size,
+        patch=config.patch_size,
+        classes=config.n_classes,
         parameters=n_parameters,
         data=in_code(relative(spec) or "not said"),
-        licence=known,
+        licence=licence_of_data,
         metrics=metrics or "not said",
         weights=origin.weights,
-        command=in_code(str(made.get("command", "not said"))),
+        command=in_code(str(provenance.get("command", "not said"))),
         versions=", ".join(f"{in_code(str(name))} {in_code(str(value))}" for name, value in versions.items()) or "-",
     )
 

@@ -41,10 +41,20 @@ Part = Any  # a module or an optimiser, or a dict of tensors and plain values, w
 class Loop:
     """Updates of one training, each given out once: ``for update in loop: ...``.
 
-    `parts` is all that an update changes, by name. `key` is what the state was made with: a state made with other
-    values is refused, or thrown away with a word where `restart` is set; numbers named in `may_fall` may be lower than
-    before. ``mean`` averages what ``note(loss)`` is given, and is part of the state. A sitting ends after `stop_after`
-    updates, or at `until` on the clock of `time.monotonic`. `images` is how many an update takes, for the bar.
+    The mean of what ``note(loss)`` is given, which ``averaged()`` returns, is part of the state.
+
+    Args:
+        path: file of the state; None for none.
+        parts: all that an update changes, by name.
+        updates: of the whole training.
+        key: what the state is made with; a state made with another key is refused.
+        may_fall: numbers of the key that may be lower than before.
+        restart: throw a state that is refused away, with a message, and start over.
+        stop_after: end this sitting after so many updates.
+        until: end this sitting at this time on the clock of `time.monotonic`.
+        images: how many an update takes, for the progress bar; `unit` and `label` are the bar's too.
+        accelerator: of several processes, whose signals and losses are shared.
+        advice: what to do about a training that diverged, for the message.
     """
 
     def __init__(
@@ -72,16 +82,15 @@ class Loop:
         if path is not None and path.exists():
             self._restore(path)
         self.end = updates if stop_after is None else min(updates, self.update + stop_after)
-        self.bar = dict(desc=label or None, unit=unit, unit_scale=images > 1, disable=not self.is_main)
+        self.label, self.unit = label, unit
 
     def __iter__(self) -> Iterator[int]:
         saved = time.monotonic()
-        shown = dict(total=self.updates * self.images, initial=self.update * self.images, mininterval=1)
-        with signals() as self._asked, tqdm(**self.bar, **shown, dynamic_ncols=True) as self.shown:
+        with signals() as self._asked, self._progress() as bar:
             while self.update < self.end:
                 yield self.update
                 self.update += 1
-                self.shown.update(self.images)
+                bar.update(self.images)
                 self.stop_if_asked()
                 if self.until is not None and time.monotonic() > self.until:
                     break
@@ -89,6 +98,19 @@ class Loop:
                     self.save()
                     saved = time.monotonic()
         self.save()
+
+    def _progress(self) -> tqdm:
+        """A bar over images, or over updates where each takes one; on the main process alone."""
+        return tqdm(
+            desc=self.label or None,
+            unit=self.unit,
+            unit_scale=self.images > 1,
+            total=self.updates * self.images,
+            initial=self.update * self.images,
+            disable=not self.is_main,
+            mininterval=1,
+            dynamic_ncols=True,
+        )
 
     def note(self, loss: Tensor) -> None:
         """A loss of this update, a number or one for each of several trainings [training]; detached."""
@@ -152,11 +174,12 @@ class Loop:
         self.update, self.mean = state["update"], Mean(*state["mean"])
 
     def _refuse_other(self, path: Path, before: dict[str, Any]) -> None:
-        changed = [name for name, now in self.key.items() if before.get(name) != now]
-        fell = [
-            name for name in self.may_fall if is_bearable(before.get(name), float) and self.key[name] < before[name]
-        ]
-        changed = [name for name in changed if name not in fell]
+        """`InputError` for a state that was made with another key, but for numbers that may be lower than before."""
+
+        def may_differ(name: str) -> bool:
+            return name in self.may_fall and is_bearable(before.get(name), float) and self.key[name] < before[name]
+
+        changed = [name for name, now in self.key.items() if before.get(name) != now and not may_differ(name)]
         if changed:
             started = ", ".join(f"{name}={quoted(before.get(name))} (now {quoted(self.key[name])})" for name in changed)
             raise InputError(f"{path.parent} was started with {started}; resume it with the same options and data")
@@ -199,14 +222,15 @@ def _fill(part: Part, state: Any) -> None:
     if not is_finite(state):
         raise ValueError("it holds values that are not finite")
     if isinstance(part, Optimizer):
-        own = part.state_dict()["param_groups"]  # rates and decays are the options', what was summed up is the file's
+        own = part.state_dict()["param_groups"]  # rates and decays are this run's options, the moments are the file's
         groups = [now | {"params": then["params"]} for now, then in zip(own, state["param_groups"], strict=True)]
         part.load_state_dict({"state": state["state"], "param_groups": groups})
         return
     if hasattr(part, "load_state_dict"):
         part.load_state_dict(state)
         return
-    if missing := part.keys() - state.keys():
+    missing = part.keys() - state.keys()
+    if missing:
         raise KeyError(min(missing))
     for name, value in state.items():
         if isinstance(value, Tensor):
@@ -244,16 +268,16 @@ def is_finite(content: Any) -> bool:
     return not isinstance(content, list | tuple) or all(map(is_finite, content))
 
 
-class Asked:
+class StopRequest:
     """The number of the signal that asked to stop; 0 while none has."""
 
     signal = 0
 
 
 @contextmanager
-def signals() -> Iterator[Asked]:
+def signals() -> Iterator[StopRequest]:
     """Ctrl-C and SIGTERM are noted instead of obeyed at once; a second one is obeyed."""
-    asked = Asked()
+    asked = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
@@ -284,7 +308,7 @@ class Order:
         self._drawn: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def of_epoch(self, epoch: int) -> Tensor:
-        """[image]"""
+        """The images of an epoch in its order: [image]."""
         if self._drawn[0] != epoch:
             order = torch.randperm(self.n, generator=generator(*self.keys, epoch))
             self._drawn = epoch, order.repeat_interleave(self.repeats)[: self.n]

@@ -70,7 +70,7 @@ class Unrolled(Watched):
         self.calls, self.is_fresh = 0, False
 
     def _watch(self, n_steps: int) -> None:
-        """Hook points for so many calls."""
+        """Give the first `n_steps` calls hook points."""
         ours = self.core[0]
         for _ in range(len(self.blocks), n_steps):
             self.blocks.append(Call() if ours is None else step_of_block(self, ours))
@@ -143,8 +143,14 @@ class Unrolled(Watched):
     ) -> tuple[Any, ActivationCache]:
         """Output and a cache of the named activations; see `models.vit.BViT.run_with_cache`."""
         self.count(*args, **kwargs)
-        options = dict(device=device, remove_batch_dim=remove_batch_dim, incl_bwd=incl_bwd, pos_slice=pos_slice)
-        output, activations = self.cached(lambda: self(*args, **kwargs), names_filter, **options)
+        output, activations = self.cached(
+            lambda: self(*args, **kwargs),
+            names_filter,
+            device=device,
+            remove_batch_dim=remove_batch_dim,
+            incl_bwd=incl_bwd,
+            pos_slice=pos_slice,
+        )
         return output, ActivationCache(activations, self, has_batch_dim=not remove_batch_dim)
 
     @property

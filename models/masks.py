@@ -21,7 +21,7 @@ from models.errors import InputError
 from models.hooks import MATRICES
 
 WEIGHTS = {name: f"{part}.{name}.weight" for part, name in MATRICES}  # matrix -> its parameter's name in the block
-Masks = Bool[Tensor, "step weight"]  # one row a step: the matrices of WEIGHTS, flattened in this order
+Masks = Bool[Tensor, "step weight"]  # one row per step: the matrices of WEIGHTS, flattened in this order
 
 
 def shapes(config: ViTConfig) -> dict[str, tuple[int, int]]:
@@ -86,6 +86,6 @@ def unpacked(content: Tensor, config: ViTConfig, rows: int | None = None, path: 
     n = sum(sizes(config).values())
     expected = [config.n_steps if rows is None else rows, -(-n // 8)]
     if content.dtype != torch.uint8 or list(content.shape) != expected:
-        found = f"{str(content.dtype).removeprefix('torch.')} {list(content.shape)}"
-        raise InputError(f"{path}: masks are {found}, those of this model are uint8 [step byte] = {expected}")
+        given = f"{str(content.dtype).removeprefix('torch.')} {list(content.shape)}"
+        raise InputError(f"{path}: masks are {given}, those of this model are uint8 [step byte] = {expected}")
     return torch.from_numpy(np.unpackbits(content.numpy(), axis=-1, count=n).astype(bool))

@@ -44,9 +44,8 @@ def run(weights: Weights, config: ViTConfig, z: Stream, first: int, last: int, m
         z = z + step_embedding(weights, config, t)
         attended = attention(norm(z, own, f"{block}.norm1", config), own, f"{block}.attn", config)
         u = z + attended * own.get(f"{block}.ls1.gamma", 1)
-        z = u + mlp(norm(u, own, f"{block}.norm2", config), own, f"{block}.mlp", config) * own.get(
-            f"{block}.ls2.gamma", 1
-        )
+        computed = mlp(norm(u, own, f"{block}.norm2", config), own, f"{block}.mlp", config)
+        z = u + computed * own.get(f"{block}.ls2.gamma", 1)
     return z
 
 

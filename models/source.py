@@ -53,8 +53,8 @@ def _loaded(source: str | Path | nn.Module, weights: Weights) -> BViT:
         name, at, file = rest.partition("@")
         if at and not file:
             raise InputError(f"{source} names no file after the @; write timm:{name}@FILE, or timm:{name} without")
-        module, held = timm_bridge.create(name, Path(os.path.expanduser(file)) if file else None, weights)
-        return _of_timm(module, str(source), "init" if weights == "init" else held)
+        vit, kind_of_weights = timm_bridge.create(name, Path(os.path.expanduser(file)) if file else None, weights)
+        return _of_timm(vit, str(source), "init" if weights == "init" else kind_of_weights)
     if kind == "hf":
         return _of_hub(rest, weights)
     if str(source) in presets() and not os.path.exists(source):
@@ -69,8 +69,9 @@ def _of_hub(repo: str, weights: Weights) -> BViT:
     """A model of the hub, or of a folder laid out as one: its ``ckpt.pt`` where it has one, which holds the raw weights
     and rebuilds the untrained ones, else its safetensors.
     """
+    run = Path(repo) if Path(repo).is_dir() else named_run(repo)
     try:
-        path, run = hub.fetched(repo, "ckpt.pt", {}), Path(repo) if Path(repo).is_dir() else named_run(repo)
+        path = hub.fetched(repo, "ckpt.pt", {})
     except InputError:
         model = BViT.from_pretrained(repo)
         if weights == "init" or (weights == "raw" and model.origin.weights != "raw"):

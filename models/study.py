@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from beartype.door import is_bearable
 from etils import epy
@@ -54,7 +54,7 @@ def study(
 
     Args:
         file: study file, such as studies/core.yaml.
-        out: folder of the study; one run folder a cell.
+        out: folder of the study; one run folder per cell.
         hours: stop after so many hours, between two updates; start again to go on.
         only: train the cells whose names match this pattern, as in '*seed=0*'.
         dry_run: print the cells with parameters, FLOPs and the time each will take here, and train nothing.
@@ -119,12 +119,12 @@ class Study:
     def cells(self) -> Iterator[Cell]:
         """Every cell once, seed by seed, so that a study that was cut short has some of everything."""
         n_train = len(data.open_data(self.data, "train", like=self._like()))
-        met = set()
+        names = set()
         for seed in range(max(group.seeds or self.seeds for group in self.groups)):
             for group in self.groups:
                 for cell in self._of_group(group, seed, self.images / n_train):
-                    if cell.name not in met:
-                        met.add(cell.name)
+                    if cell.name not in names:
+                        names.add(cell.name)
                         yield cell
 
     def _like(self) -> config.ViTConfig:
@@ -144,8 +144,18 @@ class Study:
         differing = {name: value for name, value in sorted(setting.items()) if getattr(preset, name) != value}
         pairs = tuple(f"{name}={value}" for name, value in differing.items())
         name = ",".join([model, *pairs, *([] if lr is None else [f"lr={lr:g}"]), f"seed={seed}"])
-        how = dict(recipe=self.recipe, batch_size=self.batch_size, grow=self.grow, val_limit=self.val_limit)
-        options = train.Options(self.data, model, epochs=epochs, lr=lr, fields=pairs, seed=seed, **how)
+        options = train.Options(
+            data=self.data,
+            model=model,
+            recipe=self.recipe,
+            epochs=epochs,
+            batch_size=self.batch_size,
+            lr=lr,
+            fields=pairs,
+            grow=self.grow,
+            seed=seed,
+            val_limit=self.val_limit,
+        )
         return Cell(name, options)
 
 
@@ -163,8 +173,10 @@ class Cell:
         return replace(plan, n_classes=len(classes), classes=classes)
 
     def recipe(self) -> recipe.Recipe:
-        asked = dict(batch_size=self.options.batch_size, lr=self.options.lr)
-        return recipe.named(self.options.recipe, self.options.data, n_images(self.options), **asked)
+        options = self.options
+        return recipe.named(
+            options.recipe, options.data, n_images(options), batch_size=options.batch_size, lr=options.lr
+        )
 
 
 def read(file: Path) -> Study:
@@ -173,28 +185,26 @@ def read(file: Path) -> Study:
         content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{file} cannot be read as YAML ({brief(error)})") from None
-    made = typed(Study, content, str(file), groups=lambda i, group: typed(Group, group, f"{file}, group {i + 1}"))
+    asked = typed(Study, content, str(file), groups=lambda i, group: typed(Group, group, f"{file}, group {i + 1}"))
+    recipes = ", ".join(recipe.RECIPES)
     require(
-        (bool(made.groups), f"{file}: groups is empty; name at least one"),
-        (made.images >= 1, f"{file}: images is {made.images}, it must be at least 1"),
-        (made.seeds >= 1, f"{file}: seeds is {made.seeds}, it must be at least 1"),
-        (
-            made.recipe in (None, *recipe.RECIPES),
-            f"{file}: recipe is {made.recipe!r}, not {', '.join(recipe.RECIPES)}",
-        ),
+        (bool(asked.groups), f"{file}: groups is empty; name at least one"),
+        (asked.images >= 1, f"{file}: images is {asked.images}, it must be at least 1"),
+        (asked.seeds >= 1, f"{file}: seeds is {asked.seeds}, it must be at least 1"),
+        (asked.recipe in (None, *recipe.RECIPES), f"{file}: recipe is {asked.recipe!r}, not {recipes}"),
     )
-    for group in made.groups:
+    for group in asked.groups:
         require(
             (bool(group.models), f"{file}, group {group.name}: models is empty; name at least one preset"),
             (group.seeds is None or group.seeds >= 1, f"{file}, group {group.name}: seeds must be at least 1"),
         )
-    list(made.cells())
-    return made
+    list(asked.cells())  # refuses fields and presets that are none
+    return asked
 
 
 def typed(kind: type, content: Any, where: str, **parts: Any) -> Any:
     """A dataclass from a mapping: no unknown keys, none missing, every value of its field's type."""
-    known = {each.name: each for each in fields(kind)}
+    known = {field.name: field for field in fields(kind)}
     if not isinstance(content, Mapping):
         raise InputError(f"{where} is no mapping of {', '.join(known)}")
     unknown = [str(name) for name in content if name not in known]
@@ -208,11 +218,11 @@ def typed(kind: type, content: Any, where: str, **parts: Any) -> Any:
     for name, make in parts.items():
         require((isinstance(content[name], list), f"{where}: {name} must be a list"))
         content[name] = [make(i, part) for i, part in enumerate(content[name])]
-    hints = {name: eval(str(known[name].type), globals()) for name in content if name not in parts}
-    for name, hint in hints.items():
-        whole = isinstance(content[name], int) and not isinstance(content[name], bool)
-        value = float(content[name]) if whole and hint is float else content[name]
-        if not is_bearable(value, hint):
+    hints = get_type_hints(kind)
+    for name in (name for name in content if name not in parts):
+        is_whole_float = hints[name] is float and config.is_whole(content[name])
+        value = float(content[name]) if is_whole_float else content[name]
+        if not is_bearable(value, hints[name]):
             raise InputError(f"{where}: {name} is {content[name]!r}, it must be {known[name].type}")
     return kind(**content)
 
@@ -239,13 +249,13 @@ def is_finished(cell: Cell, run: Path) -> bool:
     scores = [record for record in train.read_log(run_folder.log(run)) if "top1" in record]
     if not scores or not run_folder.checkpoint(run).exists():
         return False
-    made = checkpoint.read(run_folder.checkpoint(run))["provenance"]
+    used = checkpoint.read(run_folder.checkpoint(run))["provenance"].get("options", {})
     asked = json.loads(json.dumps(asdict(cell.options)))
-    differing = [name for name, value in asked.items() if made.get("options", {}).get(name, value) != value]
+    differing = [name for name, value in asked.items() if used.get(name, value) != value]
     if differing:
         raise InputError(f"{run} was trained with other {', '.join(differing)}; choose another --out")
-    per_epoch = math.ceil(scores[-1]["images"] / scores[-1]["update"])  # the batch size
-    return scores[-1]["update"] >= round(cell.options.epochs * (n_images(cell.options) // per_epoch))
+    batch_size = math.ceil(scores[-1]["images"] / scores[-1]["update"])
+    return scores[-1]["update"] >= round(cell.options.epochs * (n_images(cell.options) // batch_size))
 
 
 def n_images(options: train.Options) -> int:

@@ -76,31 +76,33 @@ def _made(name: str, device: str, **options: Any) -> nn.Module:
 
 
 def _of_file(name: str, file: Path, weights: Weights) -> tuple[nn.Module, Weights]:
-    found, plain = foreign.read(file, weights), _made(name, "meta")
-    refuse_other_kinds(plain)
-    state = _suited(found.state, plain)
-    made = _made(name, "meta", **_sizes(state, plain))
-    ours = made.state_dict()
-    wrong = [f"lacks {name}" for name in ours if name not in state]
-    wrong += [f"has {name}, which the model has not" for name in state if name not in ours]
-    wrong += [
-        f"has {name} of shape {list(value.shape)}, not {list(ours[name].shape)}"
+    """timm's model of that name with the weights of a file; `InputError` where they do not fit."""
+    in_file, default = foreign.read(file, weights), _made(name, "meta")
+    refuse_other_kinds(default)
+    state = _suited(in_file.state, default)
+    vit = _made(name, "meta", **_sizes(state, default))
+    expected, n_heads = vit.state_dict(), vit.blocks[0].attn.num_heads
+    complaints = [f"lacks {name}" for name in expected if name not in state]
+    complaints += [f"has {name}, which the model has not" for name in state if name not in expected]
+    complaints += [
+        f"has {name} of shape {list(value.shape)}, not {list(expected[name].shape)}"
         for name, value in state.items()
-        if name in ours and value.shape != ours[name].shape
+        if name in expected and value.shape != expected[name].shape
     ]
-    if found.n_heads not in (None, made.blocks[0].attn.num_heads):
-        wrong.append(f"has {found.n_heads} heads, not {made.blocks[0].attn.num_heads}")
-    own = _activation(made.blocks[0].mlp.act)
-    if found.activation not in (None, own):
-        wrong.append(f"has the activation {found.activation}, not {own}")
-    if wrong:
-        raise InputError(f"{file} does not fit timm's {name}: it {wrong[0]}; {_advice(wrong, found, name, file)}")
-    made.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
-    if found.normalised is None:
+    if in_file.n_heads not in (None, n_heads):
+        complaints.append(f"has {in_file.n_heads} heads, not {n_heads}")
+    activation = _activation(vit.blocks[0].mlp.act)
+    if in_file.activation not in (None, activation):
+        complaints.append(f"has the activation {in_file.activation}, not {activation}")
+    if complaints:
+        advice = _advice(complaints, in_file, name, file)
+        raise InputError(f"{file} does not fit timm's {name}: it {complaints[0]}; {advice}")
+    vit.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
+    if in_file.normalised is None:
         _say_normalisation(name, file)
     else:
-        made.pretrained_cfg = dict(getattr(made, "pretrained_cfg", {})) | found.normalised
-    return made, found.weights
+        vit.pretrained_cfg = dict(getattr(vit, "pretrained_cfg", {})) | in_file.normalised
+    return vit, in_file.weights
 
 
 def _say_normalisation(name: str, file: Path) -> None:
@@ -115,17 +117,18 @@ def _say_normalisation(name: str, file: Path) -> None:
         )
 
 
-def _advice(wrong: list[str], found: foreign.Found, name: str, file: Path) -> str:
-    if wrong[0].startswith("has the activation"):
+def _advice(complaints: list[str], in_file: foreign.ForeignWeights, name: str, file: Path) -> str:
+    """What to do about a file that does not fit."""
+    if complaints[0].startswith("has the activation"):
         return "name the model of timm's that has it"
-    if all(complaint.startswith("has pos_embed") for complaint in wrong):
+    if all(complaint.startswith("has pos_embed") for complaint in complaints):
         return "its patches make no square, and a BViT takes square images alone"
-    if all(complaint.startswith("has head.") for complaint in wrong):
+    if all(complaint.startswith("has head.") for complaint in complaints):
         return "it is not one linear layer on one token; export the file without it"
-    like = foreign.looks_like(found.state, name, found.n_heads)
+    like = foreign.looks_like(in_file.state, name, in_file.n_heads)
     if like:
         return f"it looks like timm's {like}: timm:{like}@{file}"
-    return f"{foreign.shape_of(found.state)}, as no model of timm's that loads; give load() the module itself"
+    return f"{foreign.shape_of(in_file.state)}, as no model of timm's that loads; give load() the module itself"
 
 
 def _suited(state: State, plain: nn.Module) -> State:

@@ -116,7 +116,7 @@ class TimmBViT(BViT):
         return wanted
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep one state a step for the backward pass, and run each step again there."""
+        """Keep one state per step for the backward pass, and run each step again there."""
         self.grad_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

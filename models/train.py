@@ -76,10 +76,20 @@ def train(
         force: start over in a folder that holds a run.
     """
     stream.refuse_workers(workers)
-    options = Options(data, model, recipe, epochs, batch_size, lr, tuple(fields), grow, seed, val_limit, precision)
-    require(
-        (stop_after is None or stop_after >= 1, f"--stop-after is {stop_after}, it must be at least 1 update"),
+    options = Options(
+        data=data,
+        model=model,
+        recipe=recipe,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        fields=tuple(fields),
+        grow=grow,
+        seed=seed,
+        val_limit=val_limit,
+        precision=precision,
     )
+    require((stop_after is None or stop_after >= 1, f"--stop-after is {stop_after}, it must be at least 1 update"))
     run_folder.refuse_taken(out, resume=resume, force=force)
     trainer = Trainer(options, out, device, workers)  # says what is wrong before --force removes anything
     with run_folder.owned(out, resume=resume, force=force):
@@ -105,11 +115,9 @@ class Options:
     def __post_init__(self) -> None:
         for name, value in (("epochs", self.epochs), ("lr", self.lr)):
             require((value is None or 0 < value < float("inf"), f"--{name} is {value}, it must be a number above 0"))
+        has_batches = self.batch_size is None or self.batch_size >= 1
         require(
-            (
-                self.batch_size is None or self.batch_size >= 1,
-                f"--batch-size is {self.batch_size}, it must be at least 1",
-            ),
+            (has_batches, f"--batch-size is {self.batch_size}, it must be at least 1"),
             (0 <= self.grow <= 1, f"--grow is {self.grow}, it is a share of the run, from 0 to 1"),
             (self.val_limit >= 1, f"--val-limit is {self.val_limit}, it must be at least 1"),
             (0 <= self.seed < 2**31, f"--seed is {self.seed}, it must lie between 0 and {2**31 - 1}"),
@@ -139,8 +147,8 @@ class Trainer:
     def resumed(self, stop_after: int | None = None, until: float | None = None) -> loop.Loop:
         """The loop over updates, at the place where the run was left."""
         parts = dict(model=self.model, ema=self.ema.module, optimizer=self.optimizer, position=self.position)
-        images = {"classes": self.train_data.classes, "images": self.train_data.fingerprint}
-        key = asdict(self.options) | images | {"lr": self.recipe.lr}
+        data = {"classes": self.train_data.classes, "images": self.train_data.fingerprint}
+        key = asdict(self.options) | data | {"lr": self.recipe.lr}
         return loop.Loop(
             run_folder.last(self.out),
             parts,
@@ -326,8 +334,14 @@ def open_all(options: Options) -> tuple[Any, Any, recipes.Recipe, config.ViTConf
     train_data, val_data = (data.open_data(options.data, split, like=plan) for split in ("train", "val"))
     if tuple(train_data.classes) != tuple(val_data.classes):
         raise InputError(f"{options.data}: the classes of train and val differ; give both the same class folders")
-    asked = dict(epochs=options.epochs, batch_size=options.batch_size, lr=options.lr)
-    recipe = recipes.named(options.recipe, options.data, len(train_data), **asked)
+    recipe = recipes.named(
+        options.recipe,
+        options.data,
+        len(train_data),
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        lr=options.lr,
+    )
     if len(train_data) < recipe.batch_size:
         raise InputError(
             f"{options.data} has {len(train_data)} training images, fewer than one batch of {recipe.batch_size}"

@@ -38,8 +38,8 @@ class Subject:
 
     model: Any
     images: Any
-    named: str  # as it was asked for
-    loaded: Any = None  # as it was loaded, in float32
+    source: str  # what it was loaded from
+    loaded: Any = None  # the model as it was loaded, in float32
 
     @property
     def last(self) -> int:
@@ -63,134 +63,143 @@ class Subject:
         """What the plain forward answers."""
         return plain_forward.logits(self.weights, self.model.config, self.images, self.masks)
 
+    def hooked(self, hooks: list[tuple[str, Callable[..., Any]]]) -> Any:
+        """The hooked model's answer under forward hooks, as pairs of name and function."""
+        return self.model.run_with_hooks(self.images, fwd_hooks=hooks)
+
+    def plain_state(self, first: int, last: int, z: Any = None) -> Any:
+        """The plain forward's stream after steps `first` .. `last` - 1, from `z`, by default z_0."""
+        config = self.model.config
+        z = plain_forward.embed(self.weights, config, self.images) if z is None else z
+        return plain_forward.run(self.weights, config, z, first, last, self.masks)
+
     @functools.cached_property
-    def heard(self) -> tuple[Any, Any]:
+    def recorded(self) -> tuple[Any, Any]:
         """The hooked model's answer and its cache of everything."""
         return self.model.run_with_cache(self.images)
 
 
-class NotHere(Exception):
-    """A line that says nothing about this model, and why."""
+class NotApplicable(Exception):
+    """A line of the receipt does not apply to this model; the message says why."""
 
 
-def apart(one: Any, other: Any) -> float:
-    """The largest difference over the largest value of `other`; infinite where anything is not finite."""
-    largest = float((one - other).abs().max() / other.abs().max().clamp(min=1e-30))
+def relative_difference(value: Any, expected: Any) -> float:
+    """The largest difference over the largest expected value; infinite where anything is not finite."""
+    largest = float((value - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
     return largest if math.isfinite(largest) else math.inf
+
+
+def listen(activation: Any, hook: Any) -> None:
+    """A hook that changes nothing."""
 
 
 # The lines
 
 
-def against_plain(of: Subject) -> float:
-    return apart(of.model(of.images), of.logits)
+def against_plain(subject: Subject) -> float:
+    return relative_difference(subject.model(subject.images), subject.logits)
 
 
-def in_float32(of: Subject) -> float:
-    return apart(of.loaded(of.images.float()).double(), of.logits)
+def in_float32(subject: Subject) -> float:
+    return relative_difference(subject.loaded(subject.images.float()).double(), subject.logits)
 
 
-def against_timm(of: Subject) -> float:
+def against_timm(subject: Subject) -> float:
     """A ``timm:`` source against timm's own module, others against timm's ViT with their weights."""
-    if of.masks is not None:
-        raise NotHere("a pruned model's steps have weights of their own, timm's export has not")
+    if subject.masks is not None:
+        raise NotApplicable("a pruned model's steps have weights of their own, timm's export has not")
     try:
-        name, _, file = of.named.removeprefix("timm:").partition("@")
-        is_theirs = of.named.startswith("timm:")
-        made = timm_bridge.create(name, Path(file) if file else None)[0] if is_theirs else timm_bridge.to_timm(of.model)
+        if subject.source.startswith("timm:"):
+            name, _, file = subject.source.removeprefix("timm:").partition("@")
+            vit, _ = timm_bridge.create(name, Path(file) if file else None)
+        else:
+            vit = timm_bridge.to_timm(subject.model)
     except InputError as error:
-        raise NotHere(str(error)) from None
-    return apart(made.double().eval()(of.images), of.logits)
+        raise NotApplicable(str(error)) from None
+    return relative_difference(vit.double().eval()(subject.images), subject.logits)
 
 
-def calls(of: Subject) -> float:
+def calls(subject: Subject) -> float:
     """How far any hook point is from one call in one run."""
     counted: Counter[str] = Counter()
 
     def count(activation: Any, hook: Any) -> None:
         counted[hook.name] += 1
 
-    of.model.run_with_hooks(of.images, fwd_hooks=[(name, count) for name in of.model.hook_dict])
-    return float(max(abs(counted[name] - 1) for name in of.model.hook_dict))
+    subject.hooked([(name, count) for name in subject.model.hook_dict])
+    return float(max(abs(counted[name] - 1) for name in subject.model.hook_dict))
 
 
-def unchanged(of: Subject) -> float:
+def unchanged(subject: Subject) -> float:
     """The answer while every hook point is heard, with the inputs of heads and without."""
-
-    def hear(activation: Any, hook: Any) -> None:
-        pass
-
     inputs = ("q_input", "k_input", "v_input", "mlp_in", "result")
-    usual = [(name, hear) for name in of.model.hook_dict if not name.endswith(inputs)]
-    every = [(name, hear) for name in of.model.hook_dict]
-    return max(apart(of.model.run_with_hooks(of.images, fwd_hooks=hooks), of.logits) for hooks in (usual, every))
+    all_hooks = [(name, listen) for name in subject.model.hook_dict]
+    without_inputs = [(name, hook) for name, hook in all_hooks if not name.endswith(inputs)]
+    return max(relative_difference(subject.hooked(hooks), subject.logits) for hooks in (without_inputs, all_hooks))
 
 
-def sum_of_stream(of: Subject) -> float:
-    _, cache = of.heard
-    z = plain_forward.embed(of.weights, of.model.config, of.images)
-    final = plain_forward.run(of.weights, of.model.config, z, 0, of.last, of.masks)
-    return apart(cache.decompose_resid().sum(0), final)
+def sum_of_stream(subject: Subject) -> float:
+    """The components that a cache decomposes the last state into, summed."""
+    _, cache = subject.recorded
+    return relative_difference(cache.decompose_resid().sum(0), subject.plain_state(0, subject.last))
 
 
-def sum_of_parts(of: Subject) -> float:
+def sum_of_parts(subject: Subject) -> float:
     """Heads to attention's output, neurons to the MLP's, at every step."""
-    _, cache = of.heard
+    _, cache = subject.recorded
     differences = []
-    for t, step in enumerate(of.model.blocks):
+    for t, step in enumerate(subject.model.blocks):
         z, post = cache[f"blocks.{t}.attn.hook_z"], cache[f"blocks.{t}.mlp.hook_post"]
-        heads = sum(z[:, :, head] @ step.attn.W_O[head] for head in range(of.model.config.n_heads)) + step.attn.b_O
+        heads = sum(z[:, :, head] @ step.attn.W_O[head] for head in range(subject.model.config.n_heads)) + step.attn.b_O
         differences += [
-            apart(heads, cache[f"blocks.{t}.hook_attn_out"]),
-            apart(post @ step.mlp.W_out + step.mlp.b_out, cache[f"blocks.{t}.hook_mlp_out"]),
+            relative_difference(heads, cache[f"blocks.{t}.hook_attn_out"]),
+            relative_difference(post @ step.mlp.W_out + step.mlp.b_out, cache[f"blocks.{t}.hook_mlp_out"]),
         ]
     return max(differences)
 
 
-def sum_of_logits(of: Subject) -> float:
-    config, (_, cache) = of.model.config, of.heard
+def sum_of_logits(subject: Subject) -> float:
+    """What the components add to a class's logit, and the bias, for as many classes as there are images."""
+    config, (_, cache) = subject.model.config, subject.recorded
     if not config.n_classes or config.pool == "distilled":
-        raise NotHere("the model has no head" if not config.n_classes else "two heads read two tokens")
-    classes = torch.arange(min(config.n_classes, len(of.images)))
+        raise NotApplicable("the model has no head" if not config.n_classes else "two heads read two tokens")
+    classes = torch.arange(min(config.n_classes, len(subject.images)))
     parts, options = cache.decompose_resid(), {}
     if config.pool == "cls":
         parts, options = cache.decompose_resid(pos_slice=0), dict(pos_slice=0, has_batch_dim=True)
     differences = []
     for label in classes:
-        added = cache.logit_attrs(parts, label.expand(len(of.images)), **options).sum(0) + of.model.b_U[label]
-        differences.append(apart(added, of.logits[:, label]))
+        added = cache.logit_attrs(parts, label.expand(len(subject.images)), **options).sum(0) + subject.model.b_U[label]
+        differences.append(relative_difference(added, subject.logits[:, label]))
     return max(differences)
 
 
-def explicit(of: Subject) -> float:
+def explicit(subject: Subject) -> float:
     """Fused attention against explicit one, at every step alone and at all of them."""
-
-    def hear(activation: Any, hook: Any) -> None:
-        pass
-
-    fused = of.model(of.images)
-    names = [f"blocks.{t}.attn.hook_pattern" for t in range(of.last)]
-    heard = [[(name, hear)] for name in names] + [[(name, hear) for name in names]]
-    return max(apart(of.model.run_with_hooks(of.images, fwd_hooks=hooks), fused) for hooks in heard)
+    fused = subject.model(subject.images)
+    names = [f"blocks.{t}.attn.hook_pattern" for t in range(subject.last)]
+    together = [(name, listen) for name in names]
+    alone = [[hook] for hook in together]
+    return max(relative_difference(subject.hooked(hooks), fused) for hooks in (*alone, together))
 
 
-def gradients(of: Subject) -> float:
+def gradients(subject: Subject) -> float:
     """The derivative of a weighted sum of logits along a random direction at a hook point: what a backward hook gets
     there against central differences of fourth order, whose error a sharply curved model does not lift to the limit.
     """
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(of.logits.shape, generator=generator, dtype=torch.float64)
+    weight = torch.randn(subject.logits.shape, generator=generator, dtype=torch.float64)
     differences = []
-    for name in differentiated(of.last):
-        direction = torch.randn(of.heard[1][name].shape, generator=generator, dtype=torch.float64)
-        size = of.heard[1][name].abs().max() * STEP
+    for name in differentiated(subject.last):
+        direction = torch.randn(subject.recorded[1][name].shape, generator=generator, dtype=torch.float64)
+        size = subject.recorded[1][name].abs().max() * STEP
 
         def moved(by: float, name: str = name, direction: Any = direction) -> Any:
             hooks = [(name, lambda activation, hook: activation + by * direction)]
-            return (of.model.run_with_hooks(of.images, fwd_hooks=hooks) * weight).sum()
+            return (subject.hooked(hooks) * weight).sum()
 
         near, far = moved(size) - moved(-size), moved(2 * size) - moved(-2 * size)
-        slope, gradient = (8 * near - far) / (12 * size), backward(of, name, weight)
+        slope, gradient = (8 * near - far) / (12 * size), backward(subject, name, weight)
         largest = max(float(gradient.norm()), abs(float(slope)), 1e-30)  # what a random direction is expected to give
         differences.append(abs(float((gradient * direction).sum() - slope)) / largest)
     return max(differences)
@@ -203,37 +212,35 @@ def differentiated(n_steps: int) -> Iterator[str]:
             yield f"blocks.{t}.{point}"
 
 
-def backward(of: Subject, name: str, weight: Any) -> Any:
+def backward(subject: Subject, name: str, weight: Any) -> Any:
     """The gradient that a backward hook gets."""
-    got = {}
+    kept = {}
 
     def keep(gradient: Any, hook: Any) -> None:
-        got["gradient"] = gradient.detach()
+        kept["gradient"] = gradient.detach()
 
-    with torch.enable_grad(), of.model.hooks(bwd_hooks=[(name, keep)]):
-        images = of.images.clone().requires_grad_()
-        (of.model(images) * weight).sum().backward()
-    of.model.zero_grad(set_to_none=True)
-    return got["gradient"]
+    with torch.enable_grad(), subject.model.hooks(bwd_hooks=[(name, keep)]):
+        images = subject.images.clone().requires_grad_()
+        (subject.model(images) * weight).sum().backward()
+    subject.model.zero_grad(set_to_none=True)
+    return kept["gradient"]
 
 
-def patch(of: Subject) -> float:
+def patch(subject: Subject) -> float:
     """The CLS state of one image put into another's run before a middle step, by a hook and by the plain forward."""
-    config, t = of.model.config, of.last // 2
-    z = plain_forward.run(of.weights, config, plain_forward.embed(of.weights, config, of.images), 0, t, of.masks)
-    added = plain_forward.step_embedding(of.weights, config, t)
+    config, t = subject.model.config, subject.last // 2
+    z = subject.plain_state(0, t)
+    added = plain_forward.step_embedding(subject.weights, config, t)
     swapped = z.clone()
     swapped[:, 0] = z.flip(0)[:, 0]
-    brute = plain_forward.read_out(
-        of.weights, config, plain_forward.run(of.weights, config, swapped, t, of.last, of.masks)
-    )
+    expected = plain_forward.read_out(subject.weights, config, subject.plain_state(t, subject.last, swapped))
 
     def put(activation: Any, hook: Any) -> Any:
         activation = activation.clone()
         activation[:, 0] = (z + added).flip(0)[:, 0]
         return activation
 
-    return apart(of.model.run_with_hooks(of.images, fwd_hooks=[(f"blocks.{t}.hook_resid_pre", put)]), brute)
+    return relative_difference(subject.hooked([(f"blocks.{t}.hook_resid_pre", put)]), expected)
 
 
 LINES: dict[str, tuple[Callable[[Subject], float], float]] = {
@@ -273,18 +280,18 @@ class Line:
         return f"{'ok' if self.holds else 'FAILS':6}{self.what:34}{self.largest:10.1e}   at most {self.allowed:.0e}"
 
 
-def receipt(model: Any, named: str = "", seed: int = 0) -> list[Line]:
-    """Every line for a model as `models.load` gives it; `named` is the source it was loaded from."""
+def receipt(model: Any, loaded_from: str = "", seed: int = 0) -> list[Line]:
+    """Every line for a model as `models.load` gives it; `loaded_from` is the source it was loaded from."""
     config, generator = model.config, torch.Generator().manual_seed(seed)
     shape = (2, 3, config.image_size, config.image_size)
     images = torch.randn(shape, generator=generator, dtype=torch.float64)
-    of = Subject(copy.deepcopy(model).double().eval(), images, named, model)
+    subject = Subject(copy.deepcopy(model).double().eval(), images, loaded_from, model)
     lines = []
     with torch.no_grad():
         for what, (check, allowed) in LINES.items():
             try:
-                lines.append(Line(what, check(of), allowed))
-            except NotHere as reason:
+                lines.append(Line(what, check(subject), allowed))
+            except NotApplicable as reason:
                 lines.append(Line(what, None, allowed, str(reason)))
     return lines
 
@@ -299,16 +306,15 @@ def verify(model: Positional[str], *, weights: str = "ema", seed: int = 0) -> No
     """
     require((0 <= seed < 2**32, f"--seed is {seed}, it must lie between 0 and {2**32 - 1}"))
     loaded = source.load(model, weights)
-    strange = [name for name, value in loaded.state_dict().items() if not value.isfinite().all()]
-    require(
-        (not strange, f"{model}: {', '.join(strange[:1])} is not finite; the checkpoint diverged, use an earlier one")
-    )
+    for name, value in loaded.state_dict().items():
+        is_finite = bool(value.isfinite().all())
+        require((is_finite, f"{model}: {name} is not finite; the checkpoint diverged, use an earlier one"))
     print(f"{loaded.origin.source} ({loaded.origin.weights} weights): two random images, float64")
     lines = receipt(loaded, model, seed)
     print(*lines, sep="\n")
     failed = [line.what for line in lines if not line.holds]
-    said = f"{len(failed)} of {len(lines)} lines fail" if failed else "all of it holds"
-    print(f"{said}; differences are over the largest value compared with")
+    verdict = f"{len(failed)} of {len(lines)} lines fail" if failed else "all of it holds"
+    print(f"{verdict}; differences are over the largest value compared with")
     if failed:
         raise SystemExit(1)
 

@@ -27,7 +27,7 @@ from models.hub import Shareable
 from models.origin import Origin
 from models.watching import Names, Watched, step_of
 
-torch.fx.wrap("rearrange")  # nothing that torch.fx has to look into
+torch.fx.wrap("rearrange")  # torch.fx must not trace into einops
 
 Images = Float[Tensor, "batch 3 height width"]
 Logits = Float[Tensor, "batch class"]
@@ -53,7 +53,7 @@ class BViT(Watched, Shareable):
 
     def __init__(self, config: ViTConfig):
         super().__init__()
-        self.config = self.trained = config  # `trained` stays what the weights were made for, see `at_steps`
+        self.config = self.trained = config  # `at_steps` changes the first; the second stays what was trained
         self.origin = Origin()
         d = config.d_model
         self.patch_embed = PatchEmbed(config)
@@ -62,7 +62,7 @@ class BViT(Watched, Shareable):
             self.reg_token = nn.Parameter(torch.zeros(1, config.n_registers, d))
         if config.position == "learned":
             self.pos_embed = nn.Parameter(torch.zeros(1, config.n_tokens, d))
-        else:  # nothing is added, see `models.block.turned`
+        else:  # nothing is added, see `models.block.rotated`
             self.register_buffer("pos_embed", torch.zeros(1, config.n_tokens, d))
         if config.pre_norm:
             self.norm_pre = Norm(config)
@@ -80,15 +80,16 @@ class BViT(Watched, Shareable):
         self.setup()
 
     def _new_step(self, t: int) -> Step:
-        c = self.trained
+        """Step t with hook points of its own, under the mask and adapter that step t of this model has, if any."""
+        config = self.trained
         step = Step(
-            Shared(self, c.block_of(t)),
-            is_centred=c.norm == "ln",
-            eps=c.norm_eps,
-            has_step_embedding=c.step_embedding != "none",
+            Shared(self, config.block_of(t)),
+            is_centred=config.norm == "ln",
+            eps=config.norm_eps,
+            has_step_embedding=config.step_embedding != "none",
         )
-        if "blocks" in self._modules:  # masks and adapters are kept, the last ones beyond T
-            before = self.blocks[min(t, len(self.blocks) - 1)]
+        if "blocks" in self._modules:  # not while the model is being built
+            before = self.blocks[min(t, len(self.blocks) - 1)]  # beyond T the last step's are used
             for new, old in ((step.attn, before.attn), (step.mlp, before.mlp)):
                 new.adapter = old.adapter
                 for name, mask in old.named_buffers(recurse=False):
@@ -118,17 +119,17 @@ class BViT(Watched, Shareable):
         `stop_at_step` = s runs steps 0..s-1 and returns the stream that enters step s; negative counts from the end.
         """
         if torch.compiler.is_dynamo_compiling() and not is_exporting():
-            return self._as_it_is(images, n_steps, stop_at_step)
-        n_steps = self.config.n_steps if n_steps is None else self._checked(n_steps)
+            return self._run_uncompiled(images, n_steps, stop_at_step)
+        n_steps = self.config.n_steps if n_steps is None else self._checked_n_steps(n_steps)
         if n_steps > len(self.blocks) and any(step.is_watched for step in self.blocks):
             self._refuse_unwatched(n_steps)
         if stop_at_step is not None:
-            return self.run_steps(self.embed(images), 0, self._stop(stop_at_step, n_steps))
+            return self.run_steps(self.embed(images), 0, self._from_start(stop_at_step, n_steps))
         return self.read_out(self.run_steps(self.embed(images), 0, n_steps))
 
     @torch.compiler.disable
-    def _as_it_is(self, images: Tensor, n_steps: int | None, stop_at_step: int | None) -> Tensor:
-        """What ``torch.compile(model)`` runs: its code would keep the hooks of its first call for ever."""
+    def _run_uncompiled(self, images: Tensor, n_steps: int | None, stop_at_step: int | None) -> Tensor:
+        """What ``torch.compile(model)`` runs: compiled whole, it would hear the hooks of its first call only."""
         warnings.warn(
             "torch.compile(model) runs a BViT as it is, so that hooks are heard; model.compile() compiles its blocks",
             stacklevel=2,
@@ -136,19 +137,18 @@ class BViT(Watched, Shareable):
         return self.forward(images, n_steps, stop_at_step=stop_at_step)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the blocks, in a time that does not grow with T; a step where somebody listens runs as it is."""
+        """Compile the blocks, in a time that does not grow with T; a step with hooks on it runs uncompiled."""
         self.__dict__["unwatched"] = self._new_step(0)  # one for all steps, so that a block is compiled once
         for block in self.core:
             block.compile(*args, **kwargs)
 
     def embed(self, images: Tensor) -> Stream:
-        """z_0: CLS, registers and patches plus the position embedding; with `pre_norm` each one's share of the norm."""
+        """z_0: CLS, registers and patches plus the position embedding; with `pre_norm`, the norm of that sum."""
         refuse_other_images(images, self.config.image_size)
         patches = self.patch_embed(images.to(self.pos_embed.dtype))
-        prefix = [self.cls_token, self.reg_token] if self.config.n_registers else [self.cls_token]
-        tokens = torch.cat(
-            [*(token.expand(patches.shape[0], -1, -1).to(patches.dtype) for token in prefix), patches], dim=1
-        )
+        learned = [self.cls_token, self.reg_token] if self.config.n_registers else [self.cls_token]
+        prefix = [token.expand(patches.shape[0], -1, -1).to(patches.dtype) for token in learned]
+        tokens = torch.cat([*prefix, patches], dim=1)
         position = self.pos_embed.expand_as(tokens)
         if self.config.pre_norm:
             tokens, position = self.norm_pre.shares(tokens, position)
@@ -179,9 +179,11 @@ class BViT(Watched, Shareable):
         if self.config.pool == "distilled":
             z = self.norm(z, self.ln_final)
             return (self.head(z[:, 0]) + self.head_dist(z[:, 1])) / 2
-        return self.head(self.norm(z[:, self.config.n_prefix :].mean(1, keepdim=True), self.ln_final)[:, 0])
+        mean_patch = z[:, self.config.n_prefix :].mean(1, keepdim=True)
+        return self.head(self.norm(mean_patch, self.ln_final)[:, 0])
 
-    def _checked(self, n_steps: int) -> int:
+    def _checked_n_steps(self, n_steps: int) -> int:
+        """`n_steps`, if this model can run that many; else `InputError`."""
         trained, n_steps = self.trained, whole("n_steps", n_steps)
         if n_steps < 0:
             raise InputError(f"n_steps is {n_steps}, it cannot be negative")
@@ -192,7 +194,8 @@ class BViT(Watched, Shareable):
             )
         return n_steps
 
-    def _stop(self, step: int, n_steps: int) -> int:
+    def _from_start(self, step: int, n_steps: int) -> int:
+        """A `stop_at_step` counted from the start, of a run of `n_steps`; `InputError` where it is out of range."""
         step = whole("stop_at_step", step)
         stop = step + n_steps if step < 0 else step
         if not 0 <= stop <= n_steps:
@@ -201,7 +204,7 @@ class BViT(Watched, Shareable):
 
     def at_steps(self, n_steps: int) -> "BViT":
         """The same weights (shared, not copied) in a model whose hook points cover `n_steps` steps."""
-        if self._checked(n_steps) < 1:
+        if self._checked_n_steps(n_steps) < 1:
             raise InputError("at_steps: a model needs at least one step")
         other = copy.copy(self)
         other._modules = dict(self._modules)
@@ -234,10 +237,10 @@ class BViT(Watched, Shareable):
         computed inside the hook, so nothing larger is ever kept. Other arguments as TransformerLens'. Raises
         `InputError` for steps beyond the hook points (see `at_steps`) and for names that would never be reached.
         """
-        n_run = self.config.n_steps if n_steps is None else self._checked(n_steps)
+        n_run = self.config.n_steps if n_steps is None else self._checked_n_steps(n_steps)
         self._refuse_unwatched(n_run)
-        n_run = n_run if stop_at_step is None else self._stop(stop_at_step, n_run)
-        self._refuse_idle(names_filter, n_run)
+        n_run = n_run if stop_at_step is None else self._from_start(stop_at_step, n_run)
+        self._refuse_unreached(names_filter, n_run)
         if remove_batch_dim and len(images) != 1:
             raise InputError(f"remove_batch_dim needs a batch of one image, it has {len(images)}")
         output, activations = self.cached(
@@ -252,19 +255,19 @@ class BViT(Watched, Shareable):
     def run_with_hooks(self, images: Tensor, *args: Any, n_steps: int | None = None, **kwargs: Any) -> Tensor:
         """As TransformerLens'; raises `InputError` for steps beyond the hook points (see `at_steps`)."""
         if n_steps is not None:
-            self._refuse_unwatched(self._checked(n_steps))
+            self._refuse_unwatched(self._checked_n_steps(n_steps))
         return super().run_with_hooks(images, *args, n_steps=n_steps, **kwargs)
 
     def _refuse_unwatched(self, n_run: int) -> None:
-        """Steps beyond the model's hook points run, but nobody could hear them."""
+        """`InputError` for a watched run beyond the model's hook points: the steps would run, and nobody would hear."""
         if n_run > len(self.blocks):
             raise InputError(
                 f"only {len(self.blocks)} of {n_run} steps have hook points; watch all of them in "
                 f"model.at_steps({n_run}), which has the same weights"
             )
 
-    def _refuse_idle(self, names: Names, n_run: int) -> None:
-        """A hook point named one by one at a step that will not run is an error, not an empty cache."""
+    def _refuse_unreached(self, names: Names, n_run: int) -> None:
+        """A hook point spelt out at a step that will not run is an error, not an empty cache."""
         for name in [names] if isinstance(names, str) else names if isinstance(names, Iterable) else ():
             step = step_of(name)
             if step is not None and n_run <= step < self.config.n_steps:

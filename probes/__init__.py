@@ -6,13 +6,13 @@ from pathlib import Path
 
 HOME = Path(__file__).parents[1]
 for name in ("models", "analyses"):
-    found = find_spec(name)
-    if found is None or found.origin is None or not Path(found.origin).is_relative_to(HOME):
-        said = (
-            f"{found.origin if found else name} is not the toolkit's package {name}: the working directory (or "
+    spec = find_spec(name)
+    if spec is None or spec.origin is None or not Path(spec.origin).is_relative_to(HOME):
+        complaint = (
+            f"{spec.origin if spec else name} is not the toolkit's package {name}: the working directory (or "
             "PYTHONPATH) hides it; start elsewhere, or use the command bvit"
         )
         if sys.argv[:1] == ["-m"]:  # python -m is on its way to a command
-            print(said, file=sys.stderr)
+            print(complaint, file=sys.stderr)
             raise SystemExit(2)
-        raise ImportError(said)
+        raise ImportError(complaint)

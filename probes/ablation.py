@@ -27,12 +27,11 @@ with epy.lazy_imports():
     import models
     from analyses import intervals
     from models.data import stream
-    from probes.methods import parts
+    from probes.methods import means, parts, reading
 
 METRICS = ("accuracy", "loss", "logit_diff")
 SCOPES = ("one", "onwards")
 KINDS = ("ablated", "random direction")
-RESAMPLES = 400
 ROWS = 1024  # images in one forward
 
 
@@ -57,30 +56,30 @@ def measure(
     config, walk = model.config, data.sample(images)
     if config.n_classes < 2:
         raise InputError("the model tells no classes apart, so nothing can be lost; name a checkpoint with a head")
-    of_model = walk.classes_of(model)
+    class_of_label = walk.classes_of(model)
 
     def target(batch: stream.Batch) -> torch.Tensor:
-        return of_model[batch.labels].to(model.pos_embed.device)
+        return class_of_label[batch.labels].to(model.pos_embed.device)
 
-    put_in = parts.substitute(model, walk, how)
-    mean = put_in if how == "mean" else parts.substitute(model, walk, "mean")
-    every = parts.parts_of(model, parts.ranked_neurons(model, walk, mean, target))
-    measured = walk.over(lambda batch: read(model, batch, target(batch), every, put_in, walk))
+    substitute = parts.substitute(model, walk, how)
+    mean = substitute if how == "mean" else parts.substitute(model, walk, "mean")
+    ablated = parts.parts_of(model, parts.ranked_neurons(model, walk, mean, target))
+    measured = walk.over(lambda batch: read(model, batch, target(batch), ablated, substitute, walk))
     n, resampled = len(measured["position"]), measured["resampled"] / measured["weight"]
     low, high = np.quantile(resampled.transpose("resample", "metric", ...), [0.025, 0.975], axis=0)
     change, untouched = measured["change"].transpose("metric", ...) / n, measured["untouched"].values / n
     low[0], high[0] = intervals.unless_constant(low[0], high[0], change[0], n, least=-1)  # of accuracy
-    dims = change.dims[1:]
-    variables = {name: (dims, change.values[i]) for i, name in enumerate(METRICS)}
-    bounds = {
-        f"{name}_{end}": (dims, of[i]) for i, name in enumerate(METRICS) for end, of in (("low", low), ("high", high))
-    }
+    variables: dict[str, tuple] = {}
+    for i, name in enumerate(METRICS):
+        for suffix, values in (("", change.values), ("_low", low), ("_high", high)):
+            variables[f"{name}{suffix}"] = change.dims[1:], values[i]
+        variables[f"untouched_{name}"] = (), untouched[i]
     return xr.Dataset(
-        variables | bounds | {f"untouched_{name}": ((), untouched[i]) for i, name in enumerate(METRICS)},
+        variables,
         coords={
             "kind": list(KINDS),
             "scope": list(SCOPES),
-            "part": [part.name for part in every],
+            "part": [part.name for part in ablated],
             "step": np.arange(config.n_steps),
         },
         attrs=dict(
@@ -88,7 +87,7 @@ def measure(
             chance=1 / config.n_classes,
             n_measured=n,
             n_unreadable=measured.attrs["n_unreadable"],
-            note="" if n >= 100 else f"only {n} images: read the intervals",
+            note=probe.note_on(n),
         ),
     )
 
@@ -97,29 +96,27 @@ def read(
     model: models.BViT,
     batch: stream.Batch,
     target: torch.Tensor,
-    every: list[parts.Part],
-    put_in: parts.Substitute,
+    ablated: list[parts.Part],
+    substitute: parts.Substitute,
     walk: probe.Pass,
 ) -> probe.Reading:
     """Sums over one batch of every change, and of its bootstrap resamples."""
     config, position = model.config, torch.as_tensor(np.asarray(batch.index))
     direction = parts.directions(position, config.n_steps, config.d_model, walk.seed).to(model.pos_embed)
     with torch.inference_mode():
-        states = [model.embed(batch.images.to(model.pos_embed.device))]
-        for t in range(config.n_steps):
-            states.append(model.run_steps(states[-1], t, t + 1))
+        states = list(reading.states_of(model, batch.images))
         logits = model.read_out(states[-1])
-        rival = logits.scatter(1, target[:, None], -torch.inf).argmax(1)
+        rival = reading.best_other(logits, target)
         before = scores(logits, target, rival)  # [metric image]
-        change = torch.zeros(len(METRICS), len(KINDS), len(SCOPES), len(every), config.n_steps, len(target))
-        for first, some in chunks(every, max(1, ROWS // (2 * len(target)))):
-            switch = parts.Switch(model, some, put_in, position, direction)
+        change = torch.zeros(len(METRICS), len(KINDS), len(SCOPES), len(ablated), config.n_steps, len(target))
+        for first, group in chunks(ablated, max(1, ROWS // (2 * len(target)))):
+            switch = parts.Switch(model, group, substitute, position, direction)
             for t in range(config.n_steps):
                 for i, scope in enumerate(SCOPES):
-                    hooks = [hook for at in steps_of(scope, t, config.n_steps) for hook in switch.hooks(at)]
-                    after = scores(run_from(model, states[t], t, hooks, 2 * len(some)), target, rival)
-                    change[:, :, i, first : first + len(some), t] = (after - before[:, None, None]).cpu()
-    weights = intervals.poisson_weights(walk.photographs(batch.index), RESAMPLES, walk.seed)
+                    hooks = [hook for step in steps_of(scope, t, config.n_steps) for hook in switch.hooks(step)]
+                    after = scores(run_from(model, states[t], t, hooks, 2 * len(group)), target, rival)
+                    change[:, :, i, first : first + len(group), t] = (after - before[:, None, None]).cpu()
+    weights = intervals.poisson_weights(walk.photographs(batch.index), means.RESAMPLES, walk.seed)
     dims = ("metric", "kind", "scope", "part", "step")
     return {
         "change": (dims, change.double().sum(-1)),
@@ -129,9 +126,10 @@ def read(
     }
 
 
-def chunks(every: list[Any], size: int) -> Iterator[tuple[int, list[Any]]]:
-    for first in range(0, len(every), size):
-        yield first, every[first : first + size]
+def chunks(items: list[Any], size: int) -> Iterator[tuple[int, list[Any]]]:
+    """Consecutive groups of at most `size` items, each with the place of its first."""
+    for first in range(0, len(items), size):
+        yield first, items[first : first + size]
 
 
 def steps_of(scope: str, step: int, n_steps: int) -> range:
@@ -148,10 +146,10 @@ def run_from(model: models.BViT, state: torch.Tensor, step: int, hooks: list[Any
 
 def scores(logits: torch.Tensor, target: torch.Tensor, rival: torch.Tensor) -> torch.Tensor:
     """Accuracy, loss (nats) and logit difference of each image, from [... image class]: [metric ... image]."""
-    of = [index.expand(logits.shape[:-1])[..., None] for index in (target, rival)]
-    right, other = (logits.gather(-1, index)[..., 0] for index in of)
-    loss = -logits.log_softmax(-1).gather(-1, of[0])[..., 0]
-    return torch.stack([(logits.argmax(-1) == target).float(), loss, right - other])
+    target_index, rival_index = (index.expand(logits.shape[:-1])[..., None] for index in (target, rival))
+    logit_diff = (logits.gather(-1, target_index) - logits.gather(-1, rival_index))[..., 0]
+    loss = -logits.log_softmax(-1).gather(-1, target_index)[..., 0]
+    return torch.stack([(logits.argmax(-1) == target).float(), loss, logit_diff])
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ with epy.lazy_imports():
     from analyses import attribution as analysis
     from analyses import graph as graphs
     from models.data import stream
-    from probes.methods import circuits, composition, references
+    from probes.methods import circuits, composition, reading, references
 
 N_DRAWS = 3  # random circuits of every size
 BYTES = 2**29  # of the split streams of all steps at once
@@ -128,14 +128,15 @@ class Run:
 
     wires: circuits.Circuits
     reference: references.Reference
-    of_model: torch.Tensor
+    class_of_label: torch.Tensor
     points: int
 
     @classmethod
     def of(cls, model: models.BViT, data: probe.Pass, attributed: probe.Pass, corrupt: str, points: int) -> Run:
-        of_model, wires = data.classes_of(model), circuits.Circuits(model)
+        wires = circuits.Circuits(model)
         make = {"mean": references.mean, "image": references.other_image}[corrupt]
-        return cls(wires, make(wires, replace(attributed, label="reference")), of_model, points)
+        reference = make(wires, replace(attributed, label="reference"))
+        return cls(wires, reference, data.classes_of(model), points)
 
     @property
     def graph(self) -> graphs.Graph:
@@ -147,22 +148,25 @@ class Run:
         bytes_of_image = 4 * config.n_steps * 3 * config.n_heads * config.n_tokens * config.d_model * 4
         size = max(1, BYTES // bytes_of_image)
         reference, z = self.reference(batch), references.embedded(self.wires, batch.images)
-        target = self.of_model[batch.labels].to(z.device)
+        target = self.class_of_label[batch.labels].to(z.device)
         for first in range(0, len(z), size):
-            own = slice(first, first + size)
-            there = reference if reference.shape[1] == 1 else reference[:, own]
-            yield Part.of(self.wires, z[own], there, target[own])
+            rows = slice(first, first + size)
+            own_reference = reference if reference.shape[1] == 1 else reference[:, rows]
+            yield Part.of(self.wires, z[rows], own_reference, target[rows])
 
     def effects(self, part: Part, attribute: Callable[..., torch.Tensor]) -> torch.Tensor:
         """By the gradient at the image, and by its mean on the way from the reference: [how batch ...]."""
-        way = [part.between((i + 0.5) / self.points) for i in range(self.points)]
-        gradient, *on_the_way = (attribute(z, part.delta, part.metric).double() for z in (part.z, *way))
-        return torch.stack([gradient, sum(on_the_way) / self.points])
+        path = [part.between((i + 0.5) / self.points) for i in range(self.points)]
+        gradient, *on_the_path = (attribute(z, part.delta, part.metric).double() for z in (part.z, *path))
+        return torch.stack([gradient, sum(on_the_path) / self.points])
 
     def with_nodes(self, batch: stream.Batch) -> probe.Reading:
         """Effects of nodes alone: [how image step part]."""
-        parts = [(self.effects(part, self.wires.nodes), part) for part in self.parts(batch)]
-        return self.reading(torch.cat([of for of, _ in parts], 1), [part for _, part in parts])
+        effects, parts = [], []
+        for part in self.parts(batch):
+            effects.append(self.effects(part, self.wires.nodes))
+            parts.append(part)
+        return self.reading(torch.cat(effects, 1), parts)
 
     def with_edges(self, batch: stream.Batch) -> probe.Reading:
         """Effects of edges, summed over images [how source target], and of nodes, the sums of their edges."""
@@ -200,14 +204,21 @@ class Part:
         delta, rows = wires.sources(z) - reference, torch.arange(len(z), device=z.device)
         with torch.no_grad():
             final = wires.model.run_steps(z, 0, wires.graph.n_steps)
-            logits, without = wires.model.read_out(final), wires.model.read_out(final - delta.sum(0))
-        other = logits.scatter(1, target[:, None], -torch.inf).argmax(1)
-        metric = lambda logits: logits[rows, target] - logits[rows, other]  # noqa: E731
-        return cls(z, reference, delta, metric, metric(logits), metric(without))
+            logits, corrupted = wires.model.read_out(final), wires.model.read_out(final - delta.sum(0))
+        other = reading.best_other(logits, target)
+
+        def difference(logits: torch.Tensor) -> torch.Tensor:
+            return logits[rows, target] - logits[rows, other]
+
+        return cls(z, reference, delta, difference, difference(logits), difference(corrupted))
 
     def between(self, alpha: float) -> torch.Tensor:
-        """z_0 on the straight way from the reference (0) to the image (1)."""
+        """z_0 on the straight line from the reference (0) to the image (1)."""
         return self.reference[0] + alpha * (self.z - self.reference[0])
+
+    def lost(self, logits: torch.Tensor) -> torch.Tensor:
+        """How much of the logit difference is lost under other logits [batch class], summed over the images."""
+        return (self.clean - self.metric(logits)).double().sum()
 
 
 # Against exact patches, on images held out
@@ -215,22 +226,25 @@ class Part:
 
 def held_against(run: Run, images: probe.Pass, result: xr.Dataset, checked: int) -> dict[str, tuple]:
     """Exact effects of every node and of some edges, and logit differences of circuits: means over the images."""
-    rng, graph, pairs, masks, beside = np.random.default_rng(images.seed), run.graph, [], {}, {}
+    rng, graph = np.random.default_rng(images.seed), run.graph
+    pairs: list[tuple[int, int]] = []  # edges that are patched exactly, as (source, target)
+    masks: dict[str, np.ndarray] = {}  # circuits that are run, by the variable that their logit differences become
+    labels: dict[str, tuple] = {}
     if "edge" in result:
-        edge = result["edge"].values
-        pairs, kinds = graphs.to_check(edge[-1], graph, checked, rng)
+        by_how = result["edge"].values  # [how source target]
+        pairs, kinds = graphs.to_check(by_how[-1], graph, checked, rng)
         sizes = graphs.sizes(graph)
-        masks["kept_difference"] = np.stack([[graphs.strongest(of, graph, n) for n in sizes] for of in edge])
+        masks["kept_difference"] = np.stack([[graphs.strongest(edge, graph, n) for n in sizes] for edge in by_how])
         masks["random_difference"] = np.stack([[graphs.drawn(graph, n, rng) for n in sizes] for _ in range(N_DRAWS)])
-        beside = {
+        labels = {
             "checked_source": ("checked", [graph.sources[source] for source, _ in pairs]),
             "checked_target": ("checked", [graph.targets[target] for _, target in pairs]),
             "checked_as": ("checked", kinds),
             "n_edges": ("n_edges", sizes),
         }
     measured = replace(images, label="exact patches").over(lambda batch: exact_of(run, batch, pairs, masks))
-    means = {name: (of.dims, of.values / measured.sizes["image"]) for name, of in measured.data_vars.items()}
-    return means | beside
+    n = measured.sizes["image"]
+    return {name: (sums.dims, sums.values / n) for name, sums in measured.data_vars.items()} | labels
 
 
 def exact_of(run: Run, batch: stream.Batch, pairs: list[tuple[int, int]], masks: dict[str, Any]) -> probe.Reading:
@@ -243,13 +257,13 @@ def exact_of(run: Run, batch: stream.Batch, pairs: list[tuple[int, int]], masks:
 
 
 def exact_of_part(run: Run, part: Part, pairs: list[tuple[int, int]], masks: dict[str, Any]) -> dict[str, Any]:
+    """`exact_of` of some of a batch's images."""
     wires, graph = run.wires, run.graph
     with torch.no_grad():
         states = wires.states(part.z)
-        lost = lambda logits: (part.clean - part.metric(logits)).double().sum()  # noqa: E731
-        node = [lost(wires.without_node(states, part.delta, source)) for source in range(1, graph.n_sources)]
-        edge = [lost(wires.without_edge(states, part.delta, *pair)) for pair in pairs]
-        kept = {name: circuits_of(run, part, of) for name, of in masks.items()}
+        node = [part.lost(wires.without_node(states, part.delta, source)) for source in range(1, graph.n_sources)]
+        edge = [part.lost(wires.without_edge(states, part.delta, *pair)) for pair in pairs]
+        kept = {name: circuits_of(run, part, circuit_masks) for name, circuit_masks in masks.items()}
     sums = {
         "exact_node": (("step", "part"), torch.stack(node).unflatten(0, (graph.n_steps, -1))),
         "exact_clean": ((), part.clean.double().sum()),
@@ -261,18 +275,18 @@ def exact_of_part(run: Run, part: Part, pairs: list[tuple[int, int]], masks: dic
     if pairs:
         sums["exact_edge"] = "checked", torch.stack(edge)
         sums["sample_edge"] = ("how", "checked"), torch.stack([attributed[:, s, t] for s, t in pairs], 1)
-    for name, of in kept.items():
-        sums[name] = ("how" if name == "kept_difference" else "draw", "n_edges"), of
+    for name, differences in kept.items():
+        sums[name] = ("how" if name == "kept_difference" else "draw", "n_edges"), differences
     return sums
 
 
 def circuits_of(run: Run, part: Part, masks: np.ndarray) -> torch.Tensor:
     """Logit differences of circuits, summed over images, in the shape of the masks [... source target]."""
-    every = [
+    differences = [
         part.metric(run.wires.of_circuit(part.z, part.reference, torch.from_numpy(mask).to(part.z.device)))
         for mask in masks.reshape(-1, *masks.shape[-2:])
     ]
-    return torch.stack(every).double().sum(-1).reshape(masks.shape[:-2])
+    return torch.stack(differences).double().sum(-1).reshape(masks.shape[:-2])
 
 
 if __name__ == "__main__":

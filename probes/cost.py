@@ -11,6 +11,7 @@ the peak of what torch allocates: on a GPU by its own count, on a CPU by watchin
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 from etils import epy
@@ -87,9 +88,9 @@ def refuse_disagreement(counted: dict[str, Any], config: models.ViTConfig) -> No
         raise InputError(f"torch counts {total:,} FLOPs an image, the formula {formula:,}; this model has other parts")
 
 
-def grid(names: list[str], of: Any) -> np.ndarray:
-    """[model phase]"""
-    return np.array([[of(name, phase) for phase in PHASES] for name in names])
+def grid(names: list[str], measure: Callable[[str, str], float]) -> np.ndarray:
+    """What is measured of every model and phase: [model phase]."""
+    return np.array([[measure(name, phase) for phase in PHASES] for name in names])
 
 
 def in_turn(names: list[str], runs: dict[tuple[str, str], Any], rounds: int) -> np.ndarray:

@@ -77,14 +77,14 @@ def measure(
         thumbnails: keep the pixels of a few of them for figures and dashboard.
     """
     refuse_options(model, expansion, k, updates, fit_images, images, effects, n_top)
-    of_model, (fitting, measuring) = data.classes_of(model), probe.split(data, fit_images)
+    class_of_label, (fitting, measuring) = data.classes_of(model), probe.split(data, fit_images)
     measuring, choosing = measuring.sample(images), fitting.sample(min(N_CHOSEN, images))
     trained = coding.train(model, fitting, dict(expansion=expansion, k=k, updates=updates, separate=_separate))
     of_chosen, known = (concepts.of_images(walk, model.config.patch_size) for walk in (choosing, measuring))
     choice = features.chosen(trained.coded, choosing, of_chosen)
-    result = numbers(trained, measuring, known, choice, n_top).assign(matches(known, choice))
-    result = result.assign(switching.switched(trained, fitting, measuring, of_model, effects))
-    result = result.assign(switching.replaced(trained, fitting, measuring, of_model))
+    result = measured_by(trained, measuring, known, choice, n_top).assign(matches(known, choice))
+    result = result.assign(switching.switched(trained, fitting, measuring, class_of_label, effects))
+    result = result.assign(switching.replaced(trained, fitting, measuring, class_of_label))
     if thumbnails:
         result = result.assign(pictures(result, measuring, model.config))
     n = result.attrs["n_measured"]
@@ -99,7 +99,7 @@ def measure(
         n_chosen=len(choosing),
         n_switched=min(switching.N_SWITCHED, len(measuring)),
         side=model.config.side,
-        note="" if n >= 100 else f"only {n} images: read the intervals",
+        note=probe.note_on(n),
     )
 
 
@@ -126,13 +126,14 @@ def refuse_options(
 # Measuring
 
 
-def numbers(
+def measured_by(
     trained: coding.Trained, images: probe.Pass, known: dict[str, concepts.Known], choice: features.Choice, n_top: int
 ) -> xr.Dataset:
     """What the dictionaries explain, how often and how much features fire, what they tell, and where they fire most."""
     top, config = features.Top(n_top), trained.model.config
     measured = images.over(lambda batch: read(trained, batch, known, choice, top, images))
-    n, kinds = len(measured["position"]), [kind for kind in KINDS if (kind, "cls") in trained.every or kind == "pca"]
+    n = len(measured["position"])
+    kinds = [kind for kind in KINDS if (kind, "cls") in trained.dictionaries or kind == "pca"]
     names = [(token, *name) for token in activations.TOKENS for name in known[token].names]
     told: dict[str, list[int]] = {}
     for i, (token, factor, _) in enumerate(names):
@@ -178,7 +179,7 @@ def of_telling(sums: xr.DataArray, told: dict[str, list[int]]) -> dict[str, Any]
     """F1 of the best feature of every concept, and its mean over the concepts of a factor, with intervals."""
     both, fires, holds = sums
     score = 2 * both / (fires + holds).where(lambda counts: counts > 0)
-    of_factors = xr.concat([score[{"concept": of}].mean("concept") for of in told.values()], "told")
+    of_factors = xr.concat([score[{"concept": concepts}].mean("concept") for concepts in told.values()], "told")
     return {**means.with_interval("f1", score), **means.with_interval("f1_of_factor", of_factors)}
 
 
@@ -200,8 +201,10 @@ def never_fired(trained: coding.Trained, measured: xr.Dataset, kinds: list[str])
     for i, kind in enumerate(kinds[:-1]):
         for j, token in enumerate(activations.TOKENS):
             never = measured[f"count {kind} {token}"].values == 0  # [state feature]
+            has_own_features = len(trained.dictionaries[kind, token].decoder) > 1  # at each state
+            never_at_all = never if has_own_features else never.all(0)
             dead[i, j] = never.mean(1)
-            dead_everywhere[i, j] = never.mean() if len(trained.every[kind, token].decoder) > 1 else never.all(0).mean()
+            dead_everywhere[i, j] = never_at_all.mean()
     return {"dead": (("kind", "token", "state"), dead), "dead_everywhere": (("kind", "token"), dead_everywhere)}
 
 
@@ -216,8 +219,8 @@ def read(
     """What one batch leaves: sums of errors, of what fires, and of what the chosen features tell."""
     telling = features.Telling(known, choice, batch, images)
     of_ffn: dict[str, list[torch.Tensor]] = {"error": [], "total": [], "l0": [], "fired": []}
-    error, l0, total, highest = ({token: [] for token in activations.TOKENS} for _ in range(4))
-    sums: dict[tuple[str, str, str], list[torch.Tensor]] = {}
+    error, l0, total, highest = ({token: [] for token in activations.TOKENS} for _ in range(4))  # lists over states
+    sums: dict[tuple[str, str, str], list[torch.Tensor]] = {}  # by what is summed, kind of dictionary and token
     with torch.inference_mode(), trained.model.hooks(ffn_errors(trained, of_ffn)):
         for state, z in enumerate(reading.states_of(trained.model, batch.images)):
             for token in activations.TOKENS:
@@ -225,11 +228,12 @@ def read(
                 codes = codes_of(trained, rows, token, state)
                 total[token].append(rows.square().sum((1, 2)))
                 error[token].append(errors_of(trained, rows, codes, token, state))
-                fired = [(of > 0).sum(-1).float().mean(1) for of in codes.values()]
-                l0[token].append(torch.stack([*fired, torch.full_like(fired[0], trained.principal[token].shape[-1])]))
-                for kind, of in codes.items():
-                    sums.setdefault(("count", kind, token), []).append((of > 0).sum((0, 1)))
-                    sums.setdefault(("amount", kind, token), []).append(of.sum((0, 1), dtype=torch.float64))
+                n_fired = [(code > 0).sum(-1).float().mean(1) for code in codes.values()]
+                n_components = torch.full_like(n_fired[0], trained.principal[token].shape[-1])
+                l0[token].append(torch.stack([*n_fired, n_components]))
+                for kind, code in codes.items():
+                    sums.setdefault(("count", kind, token), []).append((code > 0).sum((0, 1)))
+                    sums.setdefault(("amount", kind, token), []).append(code.sum((0, 1), dtype=torch.float64))
                 highest[token].append(codes["shared"].max(1))
                 telling.add(token, state, {"dictionary": codes["shared"], "rotated": codes["rotated"]})
     for token in activations.TOKENS:
@@ -243,7 +247,10 @@ def read(
     }
     return {
         **means.sums(values, images.photographs(batch.index), images.seed),
-        **{" ".join(name): (("state", f"{name[1]} {name[2]}"), torch.stack(of)) for name, of in sums.items()},
+        **{
+            f"{what} {kind} {token}": (("state", f"{kind} {token}"), torch.stack(over_states))
+            for (what, kind, token), over_states in sums.items()
+        },
         "ffn_fired": (("step", "ffn feature"), torch.stack(of_ffn["fired"])),
         "told": (("what", "against", "concept", "state", "draw"), telling.sums()),
     }
@@ -251,32 +258,38 @@ def read(
 
 def codes_of(trained: coding.Trained, rows: torch.Tensor, token: str, state: int) -> dict[str, torch.Tensor]:
     """The features of rows [image row d] of one state, by the kind of dictionary: [image row feature]."""
-    return {kind: of.codes(rows, state) for (kind, of_token), of in trained.every.items() if of_token == token}
+    return {
+        kind: dictionary.codes(rows, state)
+        for (kind, of_token), dictionary in trained.dictionaries.items()
+        if of_token == token
+    }
 
 
 def errors_of(
     trained: coding.Trained, rows: torch.Tensor, codes: dict[str, torch.Tensor], token: str, state: int
 ) -> torch.Tensor:
-    """What is left of rows by each kind of dictionary, principal components last: squared and summed, [kind image]."""
-    back = [trained.every[kind, token].decoded(of, state) for kind, of in codes.items()]
+    """What each kind of dictionary leaves unexplained of rows, principal components last: squared and summed,
+    [kind image].
+    """
+    reconstructions = [trained.dictionaries[kind, token].decoded(code, state) for kind, code in codes.items()]
     components = trained.principal[token][state]
-    back.append(rows @ components @ components.T)
-    return torch.stack([(rows - of).square().sum((1, 2)) for of in back])
+    reconstructions.append(rows @ components @ components.T)
+    return torch.stack([(rows - reconstruction).square().sum((1, 2)) for reconstruction in reconstructions])
 
 
 def ffn_errors(trained: coding.Trained, into: dict[str, list[torch.Tensor]]) -> list[tuple[str, Any]]:
     """Hooks that hold what comes out of the FFN against what the transcoder makes of what goes in."""
-    held: dict[int, torch.Tensor] = {}
+    inputs: dict[int, torch.Tensor] = {}  # of the FFN, by step
 
     def keep(x: torch.Tensor, hook: Any) -> None:
         rows = activations.ffn_input(trained.model, hook.layer(), x)
-        held[hook.layer()] = trained.scales["ffn_in"].inward(rows, hook.layer())
+        inputs[hook.layer()] = trained.scales["ffn_in"].inward(rows, hook.layer())
 
     def compare(x: torch.Tensor, hook: Any) -> None:
         step, scale = hook.layer(), trained.scales["ffn_out"]
-        codes = trained.transcoder.codes(held.pop(step), step)
-        left = x - scale.outward(trained.transcoder.decoded(codes, step), step)
-        into["error"].append(left.square().sum((1, 2)))
+        codes = trained.transcoder.codes(inputs.pop(step), step)
+        unexplained = x - scale.outward(trained.transcoder.decoded(codes, step), step)
+        into["error"].append(unexplained.square().sum((1, 2)))
         into["total"].append((x - trained.ffn_mean[step]).square().sum((1, 2)))
         into["l0"].append((codes > 0).sum(-1).float().mean(1))
         into["fired"].append((codes > 0).sum((0, 1)))
@@ -288,11 +301,12 @@ def matches(known: dict[str, concepts.Known], choice: features.Choice) -> dict[s
     """How well each feature tells each factor on the images of the training, and the feature that tells each concept
     best; where a kind of token lacks a factor, NaN and -1.
     """
-    names = list(dict.fromkeys(factor.name for of in known.values() for factor in of.factors))
+    names = list(dict.fromkeys(factor.name for of_token in known.values() for factor in of_token.factors))
     shape = (len(features.AGAINST), len(known), choice.match["cls"].shape[1], len(names))
-    match, value, state = np.full(shape, np.nan, np.float32), np.full(shape, -1, np.int16), np.full(shape, -1, np.int16)
-    for i, (token, of) in enumerate(known.items()):
-        columns = [names.index(factor.name) for factor in of.factors]
+    match = np.full(shape, np.nan, np.float32)
+    value, state = np.full(shape, -1, np.int16), np.full(shape, -1, np.int16)
+    for i, (token, of_token) in enumerate(known.items()):
+        columns = [names.index(factor.name) for factor in of_token.factors]
         match[:, i][..., columns] = choice.match[token]
         value[:, i][..., columns], state[:, i][..., columns] = choice.value[token], choice.state[token]
     dims = ("against", "token", "feature", "factor")
@@ -330,8 +344,9 @@ def places(top: features.Top, images: probe.Pass, config: models.ViTConfig) -> d
 def pictures(result: xr.Dataset, images: probe.Pass, config: models.ViTConfig) -> dict[str, Any]:
     """Pixels of the first images of the features that a figure shows, each image once; none where nothing fires."""
     rows = [result["top"].sel(token=token).values[feature, :, 0] for token, feature, _ in single.shown(result)]
-    shown = list(dict.fromkeys(number for of in rows for number in of[single.states_shown(result)] if number >= 0))
-    if not (shown := shown[:N_SHOWN]):
+    numbers = [number for row in rows for number in row[single.states_shown(result)] if number >= 0]
+    shown = list(dict.fromkeys(numbers))[:N_SHOWN]
+    if not shown:
         return {}
     positions = np.searchsorted(images.about.indices, shown)
     return {

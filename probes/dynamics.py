@@ -114,7 +114,7 @@ def about(rows: motion.Rows, measured: xr.Dataset) -> dict[str, Any]:
         tolerance=TOLERANCE,
         n_measured=n,
         n_unreadable=measured.attrs["n_unreadable"],
-        note="" if n >= 100 else f"only {n} images: read the intervals",
+        note=probe.note_on(n),
     )
 
 
@@ -170,7 +170,7 @@ def longest(n_steps: int, last: int) -> int:
 
 
 def opened(source: str | None, model: models.BViT) -> models.BViT | None:
-    """The model named by `--with`, untrained beside an untrained one; None, with a word, where it cannot be so."""
+    """The model named by `--with`, untrained beside an untrained one; None, with a message, where there is none."""
     if source is None:
         return None
     is_control = model.origin.weights == "init"
@@ -194,21 +194,21 @@ def streamed(rows: motion.Rows, images: probe.Pass) -> tuple[xr.Dataset, dict[st
     """One pass: sums of what has a mean, and those behind CKA of states and increments."""
 
     def both(states: list[torch.Tensor], batch: stream.Batch) -> dict[str, torch.Tensor]:
-        of = rows.stacked(states, batch.images)
-        is_finite = bool(of[:, rows.counts[0] :].isfinite().all())
+        sets = rows.stacked(states, batch.images)
+        is_finite = bool(sets[:, rows.counts[0] :].isfinite().all())
         require((is_finite, f"--with {rows.name}: its activations are not finite; {probe.DIVERGED}"))
-        return {"cka": of, "increment_cka": rows.increments(of)}
+        return {"cka": sets, "increment_cka": rows.increments(sets)}
 
     with torch.no_grad():
         first = next(iter(stream.Stream(torch.utils.data.Subset(images.data, range(min(8, len(images)))), 8)))
         of_first = both(list(reading.states_of(rows.model, first.images)), first)
-        grams = {name: similarity.Grams.about(of.double().mean(0)) for name, of in of_first.items()}
+        grams = {name: similarity.Grams.about(sets.double().mean(0)) for name, sets in of_first.items()}
 
         def read(batch: stream.Batch) -> probe.Reading:
             states = list(reading.states_of(rows.model, batch.images))
             probe.refuse_nonfinite(torch.stack([z.sum() for z in states[1:]]))
-            for name, of in both(states, batch).items():
-                grams[name].add(of)
+            for name, sets in both(states, batch).items():
+                grams[name].add(sets)
             values, units = motion.moves(states, rows.model.config.n_prefix)
             return {
                 **means.sums(values, images.photographs(batch.index), images.seed),
@@ -216,7 +216,7 @@ def streamed(rows: motion.Rows, images: probe.Pass) -> tuple[xr.Dataset, dict[st
             }
 
         measured = images.over(read)
-    return measured, {name: of.with_sums(images.sum(of.sums)) for name, of in grams.items()}
+    return measured, {name: own.with_sums(images.sum(own.sums)) for name, own in grams.items()}
 
 
 def paths(model: models.BViT, measured: xr.Dataset) -> dict[str, Any]:
@@ -245,32 +245,31 @@ def similarities(
     Intervals are the jackknife's on the sampled rows [image set d], made as much narrower as all images are more. The
     null is the CKA of every set with the last one of other images.
     """
-    every = torch.from_numpy(sampled).to(grams["cka"].total.device)
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(every))).to(every.device)
+    states = torch.from_numpy(sampled).to(grams["cka"].total.device)
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(states))).to(states.device)
     others = order[(order.argsort() + 1) % len(order)]
-    narrower = float((len(every) / grams["cka"].count).sqrt())
+    narrower = float((len(states) / grams["cka"].count).sqrt())
     variables: dict[str, Any] = {}
-    for name, of in {"cka": every, "increment_cka": rows.increments(every)}.items():
-        n, (this, that) = rows.counts[0], ("state", "other_state")
-        if name == "increment_cka":
-            n, (this, that) = n - 1, ("step", "other_step")
-        replicates = [(part.cka(), part.participation_ratio()) for part in similarity.left_out_of(of, order)]
+    for name, sets in {"cka": states, "increment_cka": rows.increments(states)}.items():
+        is_of_states = name == "cka"
+        n = rows.counts[0] if is_of_states else rows.counts[0] - 1  # the first model's sets; the other's come after
+        this, that = ("state", "other_state") if is_of_states else ("step", "other_step")
+        replicates = [(part.cka(), part.participation_ratio()) for part in similarity.left_out_of(sets, order)]
         ckas, ratios = zip(*replicates, strict=True)
         cka = similarity.with_bounds(grams[name].cka(), ckas, narrower)
-        variables |= {f"{name}{end}": ((this, that), value[:n, :n]) for end, value in zip(ENDS, cka, strict=True)}
-        if rows.other is not None:
-            across = zip(ENDS, cka, strict=True)
-            variables |= {f"cross_{name}{end}": ((this, f"with_{this}"), value[:n, n:]) for end, value in across}
-        shuffled = similarity.of_rows(torch.cat([of[:, :n], of[others, n - 1 : n]], 1))
+        for end, value in zip(ENDS, cka, strict=True):
+            variables[f"{name}{end}"] = (this, that), value[:n, :n]
+            if rows.other is not None:
+                variables[f"cross_{name}{end}"] = (this, f"with_{this}"), value[:n, n:]
+        shuffled = similarity.of_rows(torch.cat([sets[:, :n], sets[others, n - 1 : n]], 1))
         variables[f"null_{name}"] = this, shuffled.cka()[:n, n].cpu().numpy()
         steps = slice(n - rows.model.config.n_steps, n)  # of states, those after a step
-        of_steps = [part[steps, steps].cpu().numpy() for part in ckas]
-        found = phases.described(cka[0][steps, steps], of_steps)
-        variables |= {how.format(KINDS[name]): (dims, value) for how, (dims, value) in found.items()}
-        if this == "state":
+        by_phase = phases.described(cka[0][steps, steps], [part[steps, steps].cpu().numpy() for part in ckas])
+        variables |= {template.format(KINDS[name]): variable for template, variable in by_phase.items()}
+        if is_of_states:
             spread = similarity.with_bounds(grams[name].participation_ratio(), ratios, narrower)
-            ends = zip(ENDS, spread, strict=True)
-            variables |= {f"participation_ratio{end}": ("state", value[:n]) for end, value in ends}
+            for end, value in zip(ENDS, spread, strict=True):
+                variables[f"participation_ratio{end}"] = "state", value[:n]
     independent = 1 / (1 / rows.model.config.d_model + 1 / float(grams["cka"].count))
     return variables | {"null_participation_ratio": ((), independent)}
 
@@ -344,20 +343,20 @@ def of_cls_jacobians(model: models.BViT, images: probe.Pass) -> dict[str, Any]:
 def of_state_jacobians(model: models.BViT, images: probe.Pass, probes: int, iterations: int) -> dict[str, Any]:
     """Of the whole state's Jacobian of every step: log|det| with its standard error, beside a random one's as large."""
     n_dimensions = model.config.n_tokens * model.config.d_model
-    how = dict(probes=probes, iterations=min(iterations, n_dimensions), seed=images.seed)
+    iterations = min(iterations, n_dimensions)
 
     def read(batch: stream.Batch) -> probe.Reading:
         index = images.indices(batch.index)
         with torch.no_grad():
             entering = itertools.islice(reading.states_of(model, batch.images), model.config.n_steps)
-            values = jacobians.volumes(model, entering, index, **how)
+            values = jacobians.volumes(model, entering, index, probes=probes, iterations=iterations, seed=images.seed)
         return means.sums(values, images.photographs(batch.index), images.seed)
 
     measured = images.over(read)
     variables = averaged(measured)
     error = np.sqrt(variables["state_squared_error"].values / len(measured["position"]))
     null = analysis.random_log_det(variables["state_size"].values, n_dimensions)
-    for end in ("", "_low", "_high"):
+    for end in ENDS:
         del variables[f"state_squared_error{end}"]
     return variables | {"state_log_det_error": ("step", error), "null_state_log_det": ("step", null)}
 
@@ -365,8 +364,8 @@ def of_state_jacobians(model: models.BViT, images: probe.Pass, probes: int, iter
 def averaged(measured: xr.Dataset) -> dict[str, Any]:
     """Every mean of a pass with its interval."""
     variables: dict[str, Any] = {}
-    for name, of in means.drawn(measured).items():
-        variables |= means.with_interval(name, of)
+    for name, drawn in means.drawn(measured).items():
+        variables |= means.with_interval(name, drawn)
     return variables
 
 
@@ -374,16 +373,16 @@ def coordinates(rows: motion.Rows, result: dict[str, Any], last: int) -> dict[st
     """Labels of the dimensions; those of another model's where there is one."""
     config = rows.model.config
     states, steps = np.arange(config.n_steps + 1), np.arange(config.n_steps)
-    every = {"token": list(motion.TOKENS), "form": list(orbits.FORMS), "phases": list(phases.PHASES)}
-    every |= {"state": states, "other_state": states, "step": steps, "other_step": steps}
+    labels = {"token": list(motion.TOKENS), "form": list(orbits.FORMS), "phases": list(phases.PHASES)}
+    labels |= {"state": states, "other_state": states, "step": steps, "other_step": steps}
     if "singular" in result:
-        every |= {"rank": np.arange(1, config.d_model + 1), "part": ["real", "imaginary"]}
+        labels |= {"rank": np.arange(1, config.d_model + 1), "part": ["real", "imaginary"]}
     if last > config.n_steps:
-        every |= {"lag": np.arange(1, longest(config.n_steps, last) + 1)}
+        labels |= {"lag": np.arange(1, longest(config.n_steps, last) + 1)}
     if rows.other is not None:
         n = rows.other.config.n_steps
-        every |= {"with_state": np.arange(n + 1), "with_step": np.arange(n)}
-    return every
+        labels |= {"with_state": np.arange(n + 1), "with_step": np.arange(n)}
+    return labels
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ half of the images each; memory does not grow with them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from etils import epy
@@ -55,15 +56,16 @@ def measure(model: models.BViT, images: Any, *, fit_images: int = 4096) -> xr.Da
         raise InputError(
             f"{images.about.spec}: nothing varies over the images; name data of two classes, or more of it"
         )
-    linear, n_unreadable = fitted(model, fitting, [group for group, _ in groups], names)
-    probes = [(one, group) for one, (_, group) in zip(linear, groups, strict=True)]
+    fitted_on, measured_on = zip(*groups, strict=True)
+    linear, n_unreadable = fitted(model, fitting, fitted_on, names)
+    probes = list(zip(linear, measured_on, strict=True))
     measured = measuring.over(lambda batch: read(model, batch, probes, names, measuring))
     n = len(measured["position"])
     return summary(measured, probes, names).assign_attrs(
         n_fitted=len(fitting),
         n_measured=n,
         n_unreadable=n_unreadable + measured.attrs["n_unreadable"],
-        note="" if n >= 100 else f"only {n} images: read the intervals",
+        note=probe.note_on(n),
     )
 
 
@@ -98,7 +100,7 @@ def features(model: models.BViT, batch: stream.Batch, names: list[str]) -> tuple
 
 
 def fitted(
-    model: models.BViT, walk: probe.Pass, groups: list[targets.Group], names: list[str]
+    model: models.BViT, walk: probe.Pass, groups: Sequence[targets.Group], names: list[str]
 ) -> tuple[list[ridge.Ridge], int]:
     """The probes of every group, cells [token state] in one, and how many images could not be read; one pass."""
     config, device, left_out = model.config, model.pos_embed.device, []
@@ -114,8 +116,9 @@ def fitted(
             of_group.add(x[:, :, has].flatten(0, 1), columns, is_there[:, has])
     sums = [ridge.Sums(**walk.sum(vars(of_group))) for of_group in sums]
     probe.refuse_nonfinite(sum(of_group.x.unflatten(0, (len(names), -1))[:, 1:].sum((0, 2)) for of_group in sums))
-    every = zip(sums, groups, strict=True)
-    linear = [ridge.fitted(of_group, group.parts, len(group.factors)) for of_group, group in every]
+    linear = [
+        ridge.fitted(of_group, group.parts, len(group.factors)) for of_group, group in zip(sums, groups, strict=True)
+    ]
     return linear, sum(walk.gathered([(walk.shard[0], len(left_out))]))
 
 
@@ -131,15 +134,15 @@ def read(
 ) -> probe.Reading:
     """Sums over one batch of the errors of all probes, NaN where an image has no such factor or token."""
     x, is_there = features(model, batch, names)
-    every: dict[str, list[torch.Tensor]] = {name: [] for name in DIMS_OF}
+    of_groups: dict[str, list[torch.Tensor]] = {name: [] for name in DIMS_OF}
     for linear, group in probes:
         has = torch.from_numpy(group.has[batch.index]).to(x.device)
-        for name, of in errors(linear, group, x[:, :, has], batch.index[has.cpu().numpy()]).items():
-            full = of.new_full((*of.shape[:-1], len(has)), torch.nan)
-            full[..., has] = of
-            counts = is_there.unflatten(1, (1,) * (of.ndim - 3) + (-1,))  # [token ... image]
-            every[name].append(full.where(counts, torch.nan))
-    values = {name: (dims, torch.cat(every[name])) for name, dims in DIMS_OF.items()}
+        for name, of_group in errors(linear, group, x[:, :, has], batch.index[has.cpu().numpy()]).items():
+            of_all = of_group.new_full((*of_group.shape[:-1], len(has)), torch.nan)
+            of_all[..., has] = of_group
+            counts = is_there.unflatten(1, (1,) * (of_group.ndim - 3) + (-1,))  # [token ... image]
+            of_groups[name].append(of_all.where(counts, torch.nan))
+    values = {name: (dims, torch.cat(of_groups[name])) for name, dims in DIMS_OF.items()}
     return means.sums(values, walk.photographs(batch.index), walk.seed)
 
 
@@ -149,41 +152,39 @@ def errors(linear: ridge.Ridge, group: targets.Group, x: torch.Tensor, images: n
 
     A probe of one state is read at another about that state's own mean: what may be the same is the direction.
     """
-    cells = (x.shape[0], x.shape[1])
-    weight, own = linear.weight.unflatten(0, cells), linear.x_mean.unflatten(0, cells)
-    mean = linear.y_mean.unflatten(0, cells)[:, 0]  # the same in every state
-    x = x.double() - own[:, :, None]
-    n, parts = len(group.factors), group.parts
-    split = parts[n].start  # where the columns of shuffled values start
+    cells, parts = x.shape[:2], group.parts
+    weight, x_mean = linear.weight.unflatten(0, cells), linear.x_mean.unflatten(0, cells)
+    y_mean = linear.y_mean.unflatten(0, cells)[:, 0]  # [token column]; the same in every state
+    x = x.double() - x_mean[:, :, None]
+    split = parts[len(group.factors)].start  # where the columns of shuffled values start
+    own_mean, shuffled_mean = y_mean[:, None, None, :split], y_mean[:, None, None, split:]
 
-    def of(said: torch.Tensor, factors: tuple[targets.Factor, ...]) -> torch.Tensor:
-        return torch.stack(
-            [factor.error(said[..., part], images) for factor, part in zip(factors, parts, strict=False)]
-        )
+    def error_of(columns: torch.Tensor, factors: tuple[targets.Factor, ...]) -> torch.Tensor:
+        """[factor ... image], of what is read [... image column]."""
+        pairs = zip(factors, parts, strict=False)
+        return torch.stack([factor.error(columns[..., part], images) for factor, part in pairs])
 
-    own_mean = mean[:, None, None, :split]
-    each = [of(x @ weight[:, s, None, :, :split] + own_mean, group.factors) for s in range(x.shape[1])]
-    shuffled = of(x @ weight[..., split:] + mean[:, None, None, split:], group.shuffled)
-    constant = of(mean[:, None, :split].expand(-1, len(images), -1), group.factors)
+    by_probe = [error_of(x @ weight[:, s, None, :, :split] + own_mean, group.factors) for s in range(x.shape[1])]
+    shuffled = error_of(x @ weight[..., split:] + shuffled_mean, group.shuffled)
+    constant = error_of(y_mean[:, None, :split].expand(-1, len(images), -1), group.factors)
     is_class = torch.tensor([factor.n_classes > 0 for factor in group.factors], device=x.device)
     base = torch.where(is_class[:, None, None], 1.0, constant)
-    return {"error": torch.stack(each, 2), "shuffled": shuffled, "constant": constant, "base": base}
+    return {"error": torch.stack(by_probe, 2), "shuffled": shuffled, "constant": constant, "base": base}
 
 
 def summary(measured: xr.Dataset, probes: list[tuple[ridge.Ridge, targets.Group]], names: list[str]) -> xr.Dataset:
     """Scores with their intervals, chance, and where and how far a factor is read."""
     factors = [factor for _, group in probes for factor in group.factors]
     coords = {"factor": [factor.name for factor in factors], "token": names}
-    drawn = {name: of.assign_coords(coords) for name, of in means.drawn(measured).items()}
+    drawn = {name: errors.assign_coords(coords) for name, errors in means.drawn(measured).items()}
     for factor, tokens in GIVEN_AWAY.items():
         is_asked = ~(drawn["base"]["factor"].isin([factor]) & drawn["base"]["token"].isin(tokens))
-        drawn = {name: of.where(is_asked) for name, of in drawn.items()}
-    of = {name: 1 - drawn[name] / drawn["base"] for name in ("error", "shuffled", "constant")}
-    transfer, chance = of["error"], of["constant"].sel(token="CLS", drop=True)
-    score = analysis.own(transfer)
-    every = {"score": score, "shuffled": of["shuffled"], "selectivity": score - of["shuffled"], "transfer": transfer}
-    result = xr.Dataset(dict(chance=chance[{"draw": 0}]))
-    for name, values in every.items():
+        drawn = {name: errors.where(is_asked) for name, errors in drawn.items()}
+    transfer, shuffled, constant = (1 - drawn[name] / drawn["base"] for name in ("error", "shuffled", "constant"))
+    score, chance = analysis.own(transfer), constant.sel(token="CLS", drop=True)
+    scores = {"score": score, "shuffled": shuffled, "selectivity": score - shuffled, "transfer": transfer}
+    result = xr.Dataset({"chance": chance[{"draw": 0}]})
+    for name, values in scores.items():
         result = result.assign(means.with_interval(name, values))
     is_read = result["score_low"].max("state") > result["chance"]
     half = analysis.half(score, chance).where(is_read)

@@ -28,7 +28,7 @@ with epy.lazy_imports():
     import models
     from analyses import intervals
     from models.data import stream
-    from probes.methods import interventions, unrolled
+    from probes.methods import interventions, means, unrolled
 
 What = Literal[
     "damp",
@@ -43,7 +43,6 @@ What = Literal[
     "permute_masks",
     "freeze_masks",
 ]
-RESAMPLES = 400
 
 
 @probe.measurement(control=("accuracy", "loss"), lighter=dict(null=False))
@@ -71,10 +70,10 @@ def measure(
     """
     require((images >= 1, f"--images is {images}, it must be at least 1"))
     run_on, walk = unrolled.to(model, max_steps, times=2), data.sample(images)
-    of_model = walk.classes_of(model)
+    class_of_label = walk.classes_of(model)
     cases, left_out = interventions.chosen(run_on, what, walk.seed)
     nulls = [case.null(walk.seed) for case in cases[1:]] if null else []
-    measured = walk.over(lambda batch: read([*cases, *nulls], batch, of_model, walk))
+    measured = walk.over(lambda batch: read([*cases, *nulls], batch, class_of_label, walk))
     n = measured["position"].size
     variables = numbers(measured, n, slice(len(cases)))
     if null:  # nothing was done to the untouched model, so that it is its own null
@@ -94,7 +93,7 @@ def measure(
             n_measured=n,
             left_out="; ".join(f"{name}: {reason}" for name, reason in left_out.items()),
             n_unreadable=measured.attrs["n_unreadable"],
-            note="" if n >= 100 else f"only {n} images: read the intervals",
+            note=probe.note_on(n),
         ),
     )
 
@@ -108,29 +107,27 @@ def numbers(measured: xr.Dataset, n: int, rows: Any) -> dict[str, tuple[tuple[st
     low, high = np.quantile(changes[:, rows], [0.025, 0.975], axis=0)
     change = (right - measured["sums"].values[0, :1]) / n
     low, high = intervals.unless_constant(low, high, change, n, least=-1)
-    return {
-        name: (("case", "state"), values)
-        for name, values in {
-            "accuracy": right / n,
-            "change": change,
-            "change_low": low,
-            "change_high": high,
-            "loss": np.divide(loss, n_finite, out=np.full(loss.shape, np.nan), where=n_finite > 0),
-            "n_finite": n_finite.astype(np.int64),
-        }.items()
+    values = {
+        "accuracy": right / n,
+        "change": change,
+        "change_low": low,
+        "change_high": high,
+        "loss": np.divide(loss, n_finite, out=np.full(loss.shape, np.nan), where=n_finite > 0),
+        "n_finite": n_finite.astype(np.int64),
     }
+    return {name: (("case", "state"), array) for name, array in values.items()}
 
 
 def read(
-    runs: Sequence[interventions.Case], batch: stream.Batch, of_model: torch.Tensor, walk: probe.Pass
+    runs: Sequence[interventions.Case], batch: stream.Batch, class_of_label: torch.Tensor, walk: probe.Pass
 ) -> probe.Reading:
     """Sums over one batch of what every run answers after every step, and of resampled changes from the first run."""
     device = runs[0].model.pos_embed.device
-    images, target = batch.images.to(device).float(), of_model[batch.labels].to(device)
+    images, target = batch.images.to(device).float(), class_of_label[batch.labels].to(device)
     with torch.inference_mode(), torch.autocast(device.type, enabled=False):
         scores = [torch.stack([scored(run.model.read_out(z), target) for z in run.states(images)]) for run in runs]
     right, loss, finite = torch.stack(scores).movedim(2, 0).cpu().double()  # [run state image] each
-    weights = intervals.poisson_weights(walk.photographs(batch.index), RESAMPLES, walk.seed)
+    weights = intervals.poisson_weights(walk.photographs(batch.index), means.RESAMPLES, walk.seed)
     return {
         "sums": (("number", "run", "state"), torch.stack([right, loss, finite]).sum(-1)),
         "changes": (("run", "state", "resample"), (right - right[:1]) @ torch.from_numpy(weights).T),

@@ -4,7 +4,7 @@
     python -m probes.lens timm:vit_small_patch16_224 --data folder:PATH --jacobian-images 0
 
 After every step the head reads the state as if it were the last (logit lens), or through a map fitted to what the
-model will answer (`probes.methods.lenses`): one a state (tuned), one applied as often as steps are left (powers), one
+model will answer (`probes.methods.lenses`): one per state (tuned), one applied as often as steps are left (powers), one
 for all (same), and the mean Jacobian of the steps left. Maps are fitted on some photographs, everything is measured on
 the others: accuracy, agreement with the final answer and divergence from it; which class every patch says, held against
 the mask; from which state an answer stands, and how often it flips; what every head and FFN adds to the class. Costs a
@@ -64,14 +64,14 @@ def measure(
     )
     if model.config.n_classes < 2:
         raise InputError("the model tells no classes apart, so its states say nothing; name a checkpoint with a head")
-    of_model, (fitting, measuring) = images.classes_of(model), probe.split(images, fit_images)
+    class_of_label, (fitting, measuring) = images.classes_of(model), probe.split(images, fit_images)
     readout = reading.Readout(model)
     rows = fitting.over(lambda batch: {"rows": (("image", "state", "d"), rows_of(readout, batch.images))})
-    every = fit(readout, fitting, rows, updates, jacobian_images)
-    measured = measuring.over(lambda batch: read(readout, every, batch, of_model, measuring))
-    result = summary(readout, measured, list(every), measuring)
+    by_name = fit(readout, fitting, rows, updates, jacobian_images)
+    measured = measuring.over(lambda batch: read(readout, by_name, batch, class_of_label, measuring))
+    result = summary(readout, measured, list(by_name), measuring)
     if thumbnails:
-        result = result.assign(examples(readout, every, measuring, measured["position"].values, of_model))
+        result = result.assign(examples(readout, by_name, measuring, measured["position"].values, class_of_label))
     n = len(measured["position"])
     return result.assign_attrs(
         chance=1 / model.config.n_classes,
@@ -81,7 +81,7 @@ def measure(
         updates=updates,
         jacobian_images=min(jacobian_images, rows.sizes["image"]),
         n_unreadable=rows.attrs["n_unreadable"] + measured.attrs["n_unreadable"],
-        note="" if n >= 100 else f"only {n} images: read the intervals",
+        note=probe.note_on(n),
     )
 
 
@@ -99,21 +99,30 @@ def rows_of(readout: reading.Readout, images: torch.Tensor) -> torch.Tensor:
 def fit(
     readout: reading.Readout, walk: probe.Pass, measured: xr.Dataset, updates: int, n_jacobian: int
 ) -> dict[str, lenses.Lens]:
-    """Every lens by name."""
+    """Every lens by name, from the rows that the head reads of the images to fit on."""
     rows = torch.from_numpy(measured["rows"].values).to(readout.model.pos_embed.device)
     sha256 = checkpoint.state_sha256(readout.model.state_dict())
     key = dict(model=sha256, data=walk.about.fingerprint, seed=walk.seed, images=len(rows))
-    kept = [walk.unfinished(f"{name}-{sha256[:8]}") for name in ("lenses", "jacobian")]
-    every = {"logit": lenses.Lens.identity(rows.shape[1] - 1, rows.shape[2], rows.device)}
-    how = dict(updates=updates, seed=walk.seed, kept=kept[0], key=key | {"updates": updates})
-    every |= lenses.fitted(readout, rows, **how)
+    by_name = {"logit": lenses.Lens.identity(rows.shape[1] - 1, rows.shape[2], rows.device)}
+    by_name |= lenses.fitted(
+        readout,
+        rows,
+        updates=updates,
+        seed=walk.seed,
+        kept=walk.unfinished(f"lenses-{sha256[:8]}"),
+        key=key | {"updates": updates},
+    )
     if n_jacobian:
         positions = measured["position"].values[stream.evenly(len(rows), n_jacobian)]
         weight = lenses.jacobian(
-            readout, walk, positions, kept=kept[1], key=key | dict(n=len(positions), shard=walk.shard)
+            readout,
+            walk,
+            positions,
+            kept=walk.unfinished(f"jacobian-{sha256[:8]}"),
+            key=key | {"n": len(positions), "shard": walk.shard},
         )
-        every |= lenses.jacobian_lenses(weight, rows.mean(0))
-    return every
+        by_name |= lenses.jacobian_lenses(weight, rows.mean(0))
+    return by_name
 
 
 # Measuring
@@ -121,35 +130,34 @@ def fit(
 
 def read(
     readout: reading.Readout,
-    every: dict[str, lenses.Lens],
+    by_name: dict[str, lenses.Lens],
     batch: stream.Batch,
-    of_model: torch.Tensor,
+    class_of_label: torch.Tensor,
     walk: probe.Pass,
 ) -> probe.Reading:
     """What one batch leaves: sums of everything that has a mean, and depth and flips of each image."""
     model, device = readout.model, readout.model.pos_embed.device
-    labels, kept, states, said = of_model[batch.labels].to(device), {}, [], []
-    table = None
+    labels = class_of_label[batch.labels].to(device)
+    added: dict[str, torch.Tensor] = {}  # what attention's heads and the FFN add at every step, pooled
+    pooled_states, of_tokens, table = [], [], None
     if batch.masks is not None:
         table = pointing.score_table(batch.masks.to(device), batch.labels.to(device), model.config.patch_size)
 
     def keep(value: torch.Tensor, hook: Any) -> None:
-        kept[hook.name] = readout.pooled(value)
+        added[hook.name] = readout.pooled(value)
 
     with torch.inference_mode(), model.hooks([(f"blocks.*.{site}", keep) for site in contributions.SITES]):
         for z in reading.states_of(model, batch.images):
-            states.append(readout.pooled(z).float())
-            said.append(saying.of_tokens(readout, z, labels, table))
-        rows = torch.stack(states, 1).flatten(2)
-        logits = torch.stack([readout.logits(lens(rows)) for lens in every.values()])  # [lens image state class]
-        answers, over_states = logits.argmax(-1), {}
-        for name, (dims, _) in said[0].items():
-            over_states[name] = (*dims, "state"), torch.stack([each[name][1] for each in said], -2)
+            pooled_states.append(readout.pooled(z).float())
+            of_tokens.append(saying.of_tokens(readout, z, labels, table))
+        rows = torch.stack(pooled_states, 1).flatten(2)
+        logits = torch.stack([readout.logits(lens(rows)) for lens in by_name.values()])  # [lens image state class]
+        answers, final = logits.argmax(-1), logits[0, :, -1]
         values = {
             **of_lenses(logits, answers, labels),
-            **over_states,
+            **over_states(of_tokens),
             **({} if table is None else saying.baselines(table)),
-            **contributions.of_batch(readout, kept, states[0], states[-1], logits[0, :, -1], labels),
+            **contributions.of_batch(readout, added, pooled_states[0], pooled_states[-1], final, labels),
         }
         error = contributions.rest(values)
     is_right = answers[0, :, -1] == labels
@@ -158,11 +166,19 @@ def read(
     return {
         **means.sums(values, walk.photographs(batch.index), walk.seed),
         "answers": (("lens", "state", "class"), torch.nn.functional.one_hot(answers, logits.shape[-1]).sum(1)),
-        "final": ("class", logits[0, :, -1].softmax(-1).double().sum(0)),
+        "final": ("class", final.softmax(-1).double().sum(0)),
         "depth": (("lens", "image"), depth.astype(np.uint16)),
         "flips": (("lens", "image"), flips.astype(np.uint16)),
         "is_right": ("image", is_right),
         "error": ("image", error),
+    }
+
+
+def over_states(of_states: list[saying.Values]) -> saying.Values:
+    """Values [... batch] of every state, as one with the states along the last dimension but one: [... state batch]."""
+    return {
+        name: ((*dims, "state"), torch.stack([values[name][1] for values in of_states], -2))
+        for name, (dims, _) in of_states[0].items()
     }
 
 
@@ -174,8 +190,8 @@ def of_lenses(logits: torch.Tensor, answers: torch.Tensor, labels: torch.Tensor)
         "agreement": answers == answers[:1, :, -1:],
         "kl": lenses.divergence(final, logits),
     }
-    every = {name: (("lens", "state"), of.transpose(1, 2)) for name, of in metrics.items()}
-    return every | {"entropy": ((), -(final.exp() * final).sum((1, 2)))}
+    by_state = {name: (("lens", "state"), values.transpose(1, 2)) for name, values in metrics.items()}
+    return by_state | {"entropy": ((), -(final.exp() * final).sum((1, 2)))}
 
 
 def of_depths(depth: np.ndarray, flips: np.ndarray, is_right: torch.Tensor, n_states: int) -> means.Values:
@@ -195,8 +211,8 @@ def summary(readout: reading.Readout, measured: xr.Dataset, names: list[str], wa
     """Means with their intervals, chance levels, and depth and flips of every image."""
     drawn, variables = means.drawn(measured), {}
     drawn["recovered"] = analysis.recovered(drawn["kl"].assign_coords(lens=names))
-    for name, of in drawn.items():
-        variables |= means.with_interval(name, of)
+    for name, means_of_draws in drawn.items():
+        variables |= means.with_interval(name, means_of_draws)
     answers = measured["answers"].values / len(measured["position"])
     final = measured["final"].values / len(measured["position"])
     standing, chance_flips = analysis.independent(answers)
@@ -232,41 +248,40 @@ def summary(readout: reading.Readout, measured: xr.Dataset, names: list[str], wa
 
 def examples(
     readout: reading.Readout,
-    every: dict[str, lenses.Lens],
+    by_name: dict[str, lenses.Lens],
     walk: probe.Pass,
     position: np.ndarray,
-    of_model: torch.Tensor,
+    class_of_label: torch.Tensor,
 ) -> dict[str, Any]:
     """Pixels of a few images, what each patch says at every state and how sure it is of the class, and the answers."""
     model, config = readout.model, readout.model.config
     shown = np.array(stream.evenly(len(position), N_SHOWN))
     items = [walk.data[int(i)] for i in position[shown]]
-    labels = of_model[torch.tensor([int(item[1]) for item in items])].to(model.pos_embed.device)
-    side, said, sure, rows = config.side, [], [], []
+    labels = class_of_label[torch.tensor([int(item[1]) for item in items])].to(model.pos_embed.device)
+    answer_of_patch, certainty, rows = [], [], []
     with torch.inference_mode():
         for z in reading.states_of(model, torch.stack([item[0] for item in items])):
             logits = readout.of_tokens(z[:, config.n_prefix :])
-            said.append(logits.argmax(-1))
+            answer_of_patch.append(logits.argmax(-1))
             of_class = labels[:, None, None].expand(*logits.shape[:2], 1)
-            sure.append(logits.softmax(-1).gather(-1, of_class)[..., 0])
+            certainty.append(logits.softmax(-1).gather(-1, of_class)[..., 0])
             rows.append(readout.rows(z).float())
-        answers = torch.stack([readout.logits(lens(torch.stack(rows, 1))).argmax(-1) for lens in every.values()], 1)
-    patches = ("place", "state", "row", "column")
-    said, sure = (torch.stack(of, 1).unflatten(-1, (side, side)).cpu() for of in (said, sure))
-    kept = {
+        states = torch.stack(rows, 1)
+        answers = torch.stack([readout.logits(lens(states)).argmax(-1) for lens in by_name.values()], 1)
+    patches, grid = ("place", "state", "row", "column"), (config.side, config.side)
+    says, sure = (torch.stack(values, 1).unflatten(-1, grid).cpu() for values in (answer_of_patch, certainty))
+    variables = {
         "shown": ("place", shown),
         "thumbnail": (("place", "y", "x", "channel"), pixels.shown(walk.data, position[shown], config)),
-        "thumbnail_says": (patches, said.numpy().astype(np.int16)),
+        "thumbnail_says": (patches, says.numpy().astype(np.int16)),
         "thumbnail_sure": (patches, (255 * sure).round().byte().numpy()),
         "thumbnail_answer": (("place", "lens", "state"), answers.cpu().numpy().astype(np.int16)),
         "thumbnail_class": ("place", labels.cpu().numpy().astype(np.int16)),
     }
     if walk.about.has_masks:
-        kept["thumbnail_mask"] = (
-            ("place", "y", "x"),
-            torch.stack([item[2] for item in items]).numpy().astype(np.int16),
-        )
-    return kept
+        masks = torch.stack([item[2] for item in items])
+        variables["thumbnail_mask"] = ("place", "y", "x"), masks.numpy().astype(np.int16)
+    return variables
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def measure(
         thumbnails: keep the pixels of the top real images for figures and dashboard.
     """
     config = model.config
-    for name, value in dict(iterations=iterations, copies=copies, n_top=n_top, top=top).items():
+    for name, value in {"iterations": iterations, "copies": copies, "n_top": n_top, "top": top}.items():
         complaint = f"--{name.replace('_', '-')} is {value}, it must lie between 1 and {MOST:,}"
         require((1 <= value <= MOST, complaint))
     steps = in_range(range(config.n_steps) if steps is None else sorted(steps), config.n_steps, "step")
@@ -80,7 +80,7 @@ def measure(
         neurons = np.argsort(-real.mean.std(0), kind="stable")[:top].tolist()
     result = of_real_images(real, steps, neurons, images)
     if methods:
-        options = dict(iterations=iterations, copies=copies)
+        options = {"iterations": iterations, "copies": copies}
         result = result.assign(draw(model, images, methods, steps, neurons, options))
     if thumbnails:
         result = result.assign(top_pictures(images, real.top[np.ix_(steps, neurons)], config))
@@ -105,7 +105,7 @@ def in_range(numbers: Sequence[int], n: int, what: str) -> list[int]:
     return list(dict.fromkeys(map(int, numbers)))
 
 
-def of_real_images(real: top_images.Seen, steps: list[int], neurons: list[int], images: probe.Pass) -> xr.Dataset:
+def of_real_images(real: top_images.TopImages, steps: list[int], neurons: list[int], images: probe.Pass) -> xr.Dataset:
     """What the pass over the data says: of all neurons (`unit`) at all steps, of the chosen ones with top images."""
     cell, (n_steps, n_units, k) = np.ix_(steps, neurons), real.top.shape
     overlap = analysis.jaccard(real.top)
@@ -149,8 +149,16 @@ def draw(
         key = repr((method, pairs, options, images.seed, model.origin.sha256, images.about.fingerprint))
         with visualise.frozen(model):
             objective = visualise.of_neurons(model, pairs)
-            kept = dict(options, seed=images.seed, kept=images.unfinished(method), key=key)
-            painted = visualise.optimised(method, pairs, objective, canvas, **kept)
+            painted = visualise.optimised(
+                method,
+                pairs,
+                objective,
+                canvas,
+                **options,
+                seed=images.seed,
+                kept=images.unfinished(method),
+                key=key,
+            )
         painted = (painted * 255).round() / 255  # as they are kept
         pictures.append(pixels.as_bytes(painted))
         transfer.append(reached(model, canvas.normalised(painted), steps, neurons, images.batch_size))

@@ -68,9 +68,9 @@ def measure(
     by_block = torch.zeros(max(blocks) + 1, config.d_mlp, dtype=score.dtype).index_add(0, torch.tensor(blocks), score)
     strongest = registers.Neurons.strongest(by_block, neurons)
     random = registers.Neurons.random(*by_block.shape, len(strongest.neuron), images.seed)
-    every, limits = (strongest, random), sorted({*TIMES, times})
-    of_model = images.classes_of(model)
-    measured = measuring.over(lambda batch: read(model, other, batch, every, limits, of_model, measuring))
+    moved, limits = (strongest, random), sorted({*TIMES, times})
+    class_of_label = images.classes_of(model)
+    measured = measuring.over(lambda batch: read(model, other, batch, moved, limits, class_of_label, measuring))
     side, n, result = config.side, len(measured["position"]), xr.Dataset()
     for name, drawn in means.drawn(measured).items():
         bounded = dict(n=n, least=LEAST[name]) if name in LEAST else {}
@@ -97,7 +97,7 @@ def measure(
             n_chosen_on=len(choosing),
             n_measured=n,
             n_unreadable=measured.attrs["n_unreadable"],
-            note="" if n >= 100 else f"only {n} images: read the intervals",
+            note=probe.note_on(n),
         )
     )
 
@@ -178,8 +178,9 @@ def neurons_of(model: models.BViT, step: dict[str, torch.Tensor], t: int, at: to
 
 def parts_of(model: models.BViT, step: dict[str, torch.Tensor], at: torch.Tensor) -> torch.Tensor:
     """What a patch's norm is made of, above the others': [part batch], which sum to the difference of norms."""
-    of = torch.stack([(step[name] * along(model, step)).sum(-1) for name in ("resid_pre", "attn_out", "mlp_out")])
-    return torch.stack([excess(part, at) for part in of])
+    directions = along(model, step)
+    lengths = [(step[name] * directions).sum(-1) for name in ("resid_pre", "attn_out", "mlp_out")]
+    return torch.stack([excess(length, at) for length in lengths])
 
 
 # Measuring
@@ -191,22 +192,24 @@ def read(
     batch: stream.Batch,
     neurons: tuple[registers.Neurons, registers.Neurons],
     limits: list[float],
-    of_model: torch.Tensor,
+    class_of_label: torch.Tensor,
     walk: probe.Pass,
 ) -> probe.Reading:
     """What one batch leaves: norms and answers under every condition, and who writes the largest patch."""
-    labels, n_patches = of_model[batch.labels].to(model.pos_embed.device), model.config.n_patches
+    labels, n_patches = class_of_label[batch.labels].to(model.pos_embed.device), model.config.n_patches
     with torch.inference_mode():
         states, written = of_steps(model, batch, neurons, walk)
-        of = [of_states(*condition, limits, labels) for condition in conditions(model, other, states, batch, neurons)]
+        runs = conditions(model, other, states, batch, neurons)
+        by_condition = [of_states(*run, limits, labels) for run in runs]
         places = torch.stack([largest(model, z) for z in states])
         values = {
-            name: (("condition", *dims), torch.stack([each[name][1] for each in of]))
-            for name, (dims, _) in of[0].items()
+            name: (("condition", *dims), torch.stack([measured[name][1] for measured in by_condition]))
+            for name, (dims, _) in by_condition[0].items()
         }
         for name in ("accuracy", "largest"):
-            dims, each = values[name]
-            values[f"{name}_change"] = dims, torch.cat([torch.full_like(each[:1], torch.nan), each[1:] - each[:1]])
+            dims, value = values[name]
+            untouched, others = value[:1], value[1:]
+            values[f"{name}_change"] = dims, torch.cat([torch.full_like(untouched, torch.nan), others - untouched])
         values |= written | where(batch, places, model.config.patch_size)
     counts = torch.nn.functional.one_hot(places, n_patches).sum(1)
     return means.sums(values, walk.photographs(batch.index), walk.seed) | {"place": (("state", "at"), counts)}
@@ -265,9 +268,11 @@ def of_steps(
         at = largest(model, states[-1])
         parts.append(torch.stack([parts_of(model, step, place) for place in (at, random)], 1))
         by_neuron = neurons_of(model, step, t, at).T
-        is_there = [(of.block == config.block_of(t)).to(device)[:, None] for of in neurons]
-        each = zip(neurons, is_there, strict=True)
-        written.append(torch.stack([by_neuron[of.neuron].where(there, torch.nan) for of, there in each]))
+        by_which = []
+        for group in neurons:
+            is_of_block = (group.block == config.block_of(t)).to(device)[:, None]
+            by_which.append(by_neuron[group.neuron].where(is_of_block, torch.nan))
+        written.append(torch.stack(by_which))
     return states, {
         "parts": (("part", "patch", "step"), torch.stack(parts, 2)),
         "adds": (("which", "rank", "step"), torch.stack(written, 2)),

@@ -83,16 +83,18 @@ def measure(
         (shifts >= 0, f"--shifts is {shifts}, it cannot be negative"),
         (model.trained.n_classes > 0, "the model has no classifier to read out; name a checkpoint with one"),
     )
-    factors, of_model = tuple(dict.fromkeys(factor or of_images.default_factors(data.data))), data.classes_of(model)
+    factors = tuple(dict.fromkeys(factor or of_images.default_factors(data.data)))
+    class_of_label = data.classes_of(model)
     candidates = [of_pairs(data, of_images.differing(data.data, name, pairs), name) for name in factors]
-    walks = [answered(model, walk, of_model) for walk in candidates] if _right else candidates
-    result = xr.concat([of_factor(model, walk, of_model) for walk in walks], xr.Variable("factor", list(factors)))
+    walks = [answered(model, walk, class_of_label) for walk in candidates] if _right else candidates
+    result = xr.concat([of_factor(model, walk, class_of_label) for walk in walks], xr.Variable("factor", list(factors)))
     if maps:
-        examples = [of_tokens(model, walk, of_model, maps) for walk in walks]
+        examples = [of_tokens(model, walk, class_of_label, maps) for walk in walks]
         of_example = np.repeat(factors, [example.sizes["pair"] for example in examples])
         result = result.merge(xr.concat(examples, "pair").assign(pair_factor=("pair", of_example)))
     if shifts:
-        result = result.merge(shifted(model, of_pairs(data, of_images.differing(data.data, "image", shifts)), of_model))
+        donors = of_pairs(data, of_images.differing(data.data, "image", shifts))
+        result = result.merge(shifted(model, donors, class_of_label))
     n_kept = np.array([len(walk) for walk in walks])
     result = result.assign_coords(step=np.arange(model.config.n_steps), head=np.arange(model.config.n_heads))
     n_left_out = np.array([len(walk) for walk in candidates]) - n_kept
@@ -109,14 +111,14 @@ def of_pairs(data: probe.Pass, pairs: of_images.Pairs, what: str = "steps") -> p
     return replace(data, data=pairs, batch_size=max(1, data.batch_size // 8), label=f"{data.label}, {what}")
 
 
-def answered(model: models.BViT, walk: probe.Pass, of_model: torch.Tensor) -> probe.Pass:
+def answered(model: models.BViT, walk: probe.Pass, class_of_label: torch.Tensor) -> probe.Pass:
     """The pairs of a walk whose images, both, the model is right on."""
 
     def read(batch: stream.Batch) -> probe.Reading:
         logits = plain_logits(model, batch.images.to(model.pos_embed.device))
         if not logits.isfinite().all():
             raise InputError("the model's answers are not finite; the checkpoint diverged, use an earlier one")
-        answers = of_model[walk.data.answers[batch.index]].to(logits.device)
+        answers = class_of_label[walk.data.answers[batch.index]].to(logits.device)
         return {"right": ("image", (logits.argmax(-1) == answers).all(1))}
 
     measured = walk.over(read)
@@ -138,7 +140,7 @@ def plain_logits(model: models.BViT, images: torch.Tensor) -> torch.Tensor:
 # Effects
 
 
-def of_factor(model: models.BViT, walk: probe.Pass, of_model: torch.Tensor) -> xr.Dataset:
+def of_factor(model: models.BViT, walk: probe.Pass, class_of_label: torch.Tensor) -> xr.Dataset:
     """Effects of patching groups of tokens, and heads, with their intervals."""
     config = model.config
 
@@ -147,7 +149,7 @@ def of_factor(model: models.BViT, walk: probe.Pass, of_model: torch.Tensor) -> x
         places = config.n_prefix, config.n_tokens, config.patch_size
         tokens = of_images.groups(batch.masks, torch.as_tensor(labels), *places).to(model.pos_embed.device)
         masks = dict.fromkeys(patches.SITES, tokens[..., None]) | {"z": patches.each_head(model, len(labels))}
-        apart, moved = effects(model, batch.images, of_model[labels], masks, SOURCES, 8 * walk.batch_size)
+        apart, moved = effects(model, batch.images, class_of_label[labels], masks, SOURCES, 8 * walk.batch_size)
         is_there = tokens.any(-1)[:, None, None, None, None]
         of_groups = torch.stack([moved[site] for site in patches.SITES], -2).where(is_there, torch.nan)
         return {
@@ -157,20 +159,20 @@ def of_factor(model: models.BViT, walk: probe.Pass, of_model: torch.Tensor) -> x
         }
 
     measured = walk.over(read)
-    photographs, found = walk.photographs(measured["position"]), {}
+    photographs, variables = walk.photographs(measured["position"]), {}
     for name in ("effect", "head_effect"):
-        each = intervals.ratio_of_sums(measured[name].values, measured["apart"].values, photographs, seed=walk.seed)
-        found |= named(name, measured[name].dims[1:], each)
+        bounded = intervals.ratio_of_sums(measured[name].values, measured["apart"].values, photographs, seed=walk.seed)
+        variables |= with_ends(name, measured[name].dims[1:], bounded)
     groups = of_images.GROUPS[walk.data.has_masks]
     names = {"source": SOURCES, "direction": tuple(DIRECTIONS), "site": patches.SITES, "group": groups}
-    return xr.Dataset(found, {dim: list(of) for dim, of in names.items()})
+    return xr.Dataset(variables, {dim: list(labels) for dim, labels in names.items()})
 
 
-def named(
-    name: str, dims: tuple[str, ...], each: Sequence[np.ndarray]
+def with_ends(
+    name: str, dims: tuple[str, ...], bounded: Sequence[np.ndarray]
 ) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
     """A ratio and the ends of its interval as variables."""
-    return {f"{name}{end}": (dims, of) for end, of in zip(ENDS, each, strict=True)}
+    return {f"{name}{end}": (dims, values) for end, values in zip(ENDS, bounded, strict=True)}
 
 
 def effects(
@@ -191,16 +193,16 @@ def effects(
     images, answers = images.to(device), answers.to(device)
     with torch.inference_mode():
         plain = difference(plain_logits(model, images), answers)
-        for t, at in enumerate(patches.steps(model, images.transpose(0, 1).flatten(0, 1))):
-            runs = {site: value.unflatten(0, (-1, n_pairs)) for site, value in at.items()}
+        for t, activations in enumerate(patches.steps(model, images.transpose(0, 1).flatten(0, 1))):
+            runs = {site: value.unflatten(0, (-1, n_pairs)) for site, value in activations.items()}
             for site, source, (into, other) in itertools.product(masks, sources, DIRECTIONS.values()):
                 value = runs[site][UNRELATED if source == "unrelated" else other]
                 logits = patches.patched(model, runs["resid"][into], t, site, value, masks[site], rows)
                 towards = (plain[:, other] - plain[:, into]).sign()[:, None]
                 moved[site].append(towards * (difference(logits, answers) - plain[:, into, None]))
     shape = (model.config.n_steps, len(sources), len(DIRECTIONS))
-    each = {site: torch.stack(of, 1).unflatten(1, shape).movedim(1, 3) for site, of in moved.items()}
-    return (plain[:, 0] - plain[:, 1]).abs(), each
+    by_site = {site: torch.stack(values, 1).unflatten(1, shape).movedim(1, 3) for site, values in moved.items()}
+    return (plain[:, 0] - plain[:, 1]).abs(), by_site
 
 
 def difference(logits: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
@@ -209,13 +211,13 @@ def difference(logits: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
     return clean - corrupt
 
 
-def of_tokens(model: models.BViT, walk: probe.Pass, of_model: torch.Tensor, maps: int) -> xr.Dataset:
+def of_tokens(model: models.BViT, walk: probe.Pass, class_of_label: torch.Tensor, maps: int) -> xr.Dataset:
     """The effect of every token alone, of a few pairs spread evenly, and their pixels."""
     pairs, config = walk.data.only(np.array(stream.evenly(len(walk), maps))), model.config
 
     def read(batch: stream.Batch) -> probe.Reading:
         masks = dict.fromkeys(patches.SITES, patches.each_token(model, len(batch.images)))
-        answers = of_model[pairs.answers[batch.index]]
+        answers = class_of_label[pairs.answers[batch.index]]
         apart, moved = effects(model, batch.images, answers, masks, SOURCES[:1], 8 * walk.batch_size)
         tokens = torch.stack([moved[site][:, 0] for site in patches.SITES], -2)
         return {"token_effect": (("image", "direction", "step", "site", "token"), tokens / apart[:, *[None] * 4])}
@@ -233,17 +235,17 @@ def of_tokens(model: models.BViT, walk: probe.Pass, of_model: torch.Tensor, maps
 # Step-shifted
 
 
-def shifted(model: models.BViT, walk: probe.Pass, of_model: torch.Tensor) -> xr.Dataset:
+def shifted(model: models.BViT, walk: probe.Pass, class_of_label: torch.Tensor) -> xr.Dataset:
     """Accuracy and margin when a step gets what another step of this image had, or of one of another class."""
-    measured = walk.over(lambda batch: read_shifted(model, batch, of_model[batch.labels], 8 * walk.batch_size))
+    measured = walk.over(lambda batch: read_shifted(model, batch, class_of_label[batch.labels], 8 * walk.batch_size))
     photographs, n = walk.photographs(measured["position"]), measured.sizes["image"]
-    found = {"n_shifted": ((), n)}
+    variables = {"n_shifted": ((), n)}
     for name, margins in measured.data_vars.items():
-        each = intervals.ratio_of_sums(margins.values, np.ones(n), photographs, seed=walk.seed)
-        found |= named(f"{name}_margin", margins.dims[1:], each)
-        found[f"{name}_accuracy"] = margins.dims[1:], (margins.values > 0).mean(0)
+        bounded = intervals.ratio_of_sums(margins.values, np.ones(n), photographs, seed=walk.seed)
+        variables |= with_ends(f"{name}_margin", margins.dims[1:], bounded)
+        variables[f"{name}_accuracy"] = margins.dims[1:], (margins.values > 0).mean(0)
     steps = np.arange(model.config.n_steps)
-    return xr.Dataset(found, {"donor": list(DONORS), "part": list(PARTS), "other_step": steps})
+    return xr.Dataset(variables, {"donor": list(DONORS), "part": list(PARTS), "other_step": steps})
 
 
 def read_shifted(model: models.BViT, batch: stream.Batch, target: torch.Tensor, rows: int) -> probe.Reading:
@@ -254,15 +256,18 @@ def read_shifted(model: models.BViT, batch: stream.Batch, target: torch.Tensor, 
     cells = {"resid": parts, "z": patches.each_head(model, 1)[0, :, None, None]}  # [part or head, 1 1 ...]
     with torch.inference_mode():
         pictures = batch.images[:, : len(DONORS)].transpose(0, 1).flatten(0, 1).to(device)
-        ran = [{site: at[site].unflatten(0, (-1, n)) for site in cells} for at in patches.steps(model, pictures)]
+        by_step = [
+            {site: activations[site].unflatten(0, (-1, n)) for site in cells}  # [donor image ...]
+            for activations in patches.steps(model, pictures)
+        ]
         margins = {}
         for site, masks in cells.items():
-            had = torch.stack([at[site] for at in ran], 2)  # [donor image step ...]
-            logits = [
-                patches.patched(model, at["resid"][0], t, site, of, mask.expand(n, len(ran), *mask.shape[2:]), rows)
-                for of, mask, (t, at) in itertools.product(had, masks, enumerate(ran))
-            ]
-            shape = (len(DONORS), len(masks), len(ran))
+            donated = torch.stack([at_step[site] for at_step in by_step], 2)  # [donor image step ...]
+            logits = []
+            for donor, mask, (t, at_step) in itertools.product(donated, masks, enumerate(by_step)):
+                each_step = mask.expand(n, len(by_step), *mask.shape[2:])
+                logits.append(patches.patched(model, at_step["resid"][0], t, site, donor, each_step, rows))
+            shape = (len(DONORS), len(masks), len(by_step))
             margins[site] = margin(torch.stack(logits, 1), target.to(device)).unflatten(1, shape)
     return {
         "shift": (("image", "donor", "part", "step", "other_step"), margins["resid"]),

@@ -35,10 +35,9 @@ with epy.lazy_imports():
     from probes.methods import pixels, pointing, relevance
 
 N_SHOWN = 48  # images whose pixels the result keeps
-COMPANIONS = ("mass", "lift", "iou60", "entropy", "to_cls", "to_registers")  # of `probes.methods.pointing.companions`
 CELLS = ("radius", "target", "average", "step", "head")
 
-Look = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]  # images, labels -> keys [batch step head key]
+MapOf = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]  # images, labels -> [batch step head key]
 
 
 def file_of(*, map: str = "attention", **others: Any) -> str:
@@ -46,7 +45,11 @@ def file_of(*, map: str = "attention", **others: Any) -> str:
     return "pointing_game" if map == "attention" else f"pointing_game.{map}"
 
 
-@probe.measurement(control=("hit_ratio", *COMPANIONS), lighter=dict(upsample="none", thumbnails=False), file=file_of)
+def of_untrained(result: xr.Dataset) -> xr.Dataset:
+    return result[["hit_ratio", *pointing.COMPANIONS]]
+
+
+@probe.measurement(control=of_untrained, lighter=dict(upsample="none", thumbnails=False), file=file_of)
 def measure(
     model: models.BViT,
     images: Any,
@@ -67,13 +70,15 @@ def measure(
     """
     datasets.require_masks(images.data)
     config, about, is_of_all_heads = model.config, images.about, map in relevance.OF_ALL_HEADS
-    look = functools.partial(looked_at, model, map, classes_of(model, images, map))
-    joined = images.over(lambda batch: read(model, batch, upsample, look))
+    map_of = functools.partial(finite_map, model, map, classes_of(model, images, map))
+    joined = images.over(lambda batch: read(model, batch, upsample, map_of))
     position, hit = joined["position"].values, joined["hit"].values
     labels, photographs, n = images.labels(position), images.photographs(position), len(position)
+    ratios = analysis.ratios(hit, labels, photographs, seed=images.seed)
+    companions = zip(pointing.COMPANIONS, joined["sums"].values, strict=True)
     result = xr.Dataset(
-        {name: (CELLS, values) for name, values in analysis.ratios(hit, labels, photographs, seed=images.seed).items()}
-        | {name: (("step", "head"), values / n) for name, values in zip(COMPANIONS, joined["sums"].values, strict=True)}
+        {name: (CELLS, values) for name, values in ratios.items()}
+        | {name: (("step", "head"), sums / n) for name, sums in companions}
         | {name: joined[name].variable for name in ("baseline_per_image", "hit", "argmax")}
         | {
             "chance": ("companion", joined["chance_sums"].values / n),
@@ -90,8 +95,9 @@ def measure(
     )
     if upsample != "none":
         result["hit_ratio_upsampled"] = CELLS, analysis.average(joined["hit_upsampled"].values, labels, axis=2)
-    shown = examples(model, images, position, hit, look) if thumbnails else {}
-    return result.assign(shown).assign_attrs(
+    if thumbnails:
+        result = result.assign(examples(model, images, position, hit, map_of))
+    return result.assign_attrs(
         map=map,
         is_of_all_heads=int(is_of_all_heads),
         image_size=config.image_size,
@@ -101,7 +107,7 @@ def measure(
         classes=list(about.classes),
         n_skipped=len(images) - n - joined.attrs["n_unreadable"],
         n_unreadable=joined.attrs["n_unreadable"],
-        note="" if n >= 100 else f"only {n} images: read the confidence intervals",
+        note=probe.note_on(n),
     )
 
 
@@ -111,7 +117,7 @@ def kinds_of_numbers() -> dict[str, list[Any]]:
         "radius": list(pointing.RADII),
         "target": list(pointing.TARGETS),
         "average": ["micro", "macro"],
-        "companion": list(COMPANIONS),
+        "companion": list(pointing.COMPANIONS),
         "kind": ["centre", "uniform", "area"],
     }
 
@@ -125,43 +131,43 @@ def classes_of(model: models.BViT, images: probe.Pass, map: str) -> torch.Tensor
     return images.classes_of(model)
 
 
-def read(model: models.BViT, batch: stream.Batch, upsample: str, look: Look) -> probe.Reading:
+def read(model: models.BViT, batch: stream.Batch, upsample: str, map_of: MapOf) -> probe.Reading:
     """What one batch leaves: hits, arg-max and baselines of each image that shows its class, sums of the rest."""
     device, config = model.pos_embed.device, model.config
     masks, labels = batch.masks.to(device), batch.labels.to(device)
-    keys = look(batch.images.to(device), batch.labels)
+    keys = map_of(batch.images.to(device), batch.labels)
     shows = (masks == (labels + 1)[:, None, None]).flatten(1).any(1)
     keys, masks, labels = keys[shows], masks[shows], labels[shows]
     patches, table = keys[..., config.n_prefix :], pointing.score_table(masks, labels, config.patch_size)
-    small = torch.uint8 if config.n_patches <= 256 else torch.uint16
+    index_type = torch.uint8 if config.n_patches <= 256 else torch.uint16
     companions = pointing.companions(patches, keys, config.n_prefix, table)
     per_image = ("radius", "target", "image", "step", "head")
     reading = {
         "position": ("image", batch.index[shows.cpu().numpy()]),
-        "argmax": (("image", "step", "head"), patches.argmax(-1).to(small)),
+        "argmax": (("image", "step", "head"), patches.argmax(-1).to(index_type)),
         "hit": (per_image, pointing.hits(patches, table)),
         "baseline_per_image": (("kind", "radius", "target", "image"), table.baseline),
         "sums": (("companion", "step", "head"), companions.double().sum(1)),
         "chance_sums": ("companion", pointing.chance(table).double().sum(1)),
     }
     if upsample != "none":
-        maps = pointing.hits_upsampled(patches, table, config.image_size, upsample)
-        reading["hit_upsampled"] = per_image, maps
+        hits = pointing.hits_upsampled(patches, table, config.image_size, upsample)
+        reading["hit_upsampled"] = per_image, hits
     return reading
 
 
-def looked_at(
-    model: models.BViT, map: str, of_model: torch.Tensor | None, images: torch.Tensor, labels: torch.Tensor
+def finite_map(
+    model: models.BViT, map: str, class_of_label: torch.Tensor | None, images: torch.Tensor, labels: torch.Tensor
 ) -> torch.Tensor:
     """A map [batch step head key] of images; raises `InputError` that names the first step that is not finite."""
-    target = None if of_model is None else of_model[labels].to(images.device)
+    target = None if class_of_label is None else class_of_label[labels].to(images.device)
     keys = relevance.maps(model, images, map, target)
     probe.refuse_nonfinite(keys.flatten(2).sum((0, 2)))
     return keys
 
 
 def examples(
-    model: models.BViT, images: probe.Pass, position: np.ndarray, hit: np.ndarray, look: Look
+    model: models.BViT, images: probe.Pass, position: np.ndarray, hit: np.ndarray, map_of: MapOf
 ) -> dict[str, Any]:
     """Pixels, masks and attention of a few images: a third each of the best, the worst, and drawn at random.
 
@@ -174,10 +180,9 @@ def examples(
     shown = np.concatenate([ranked[:third], middle, ranked[len(score) - third :]])
     items = [images.data[int(i)] for i in position[shown]]
     pictures = torch.stack([item[0] for item in items]).to(model.pos_embed.device)
-    maps = look(pictures, torch.tensor([item[1] for item in items]))[..., config.n_prefix :].cpu().numpy()
-    side = config.side
+    maps = map_of(pictures, torch.tensor([item[1] for item in items]))[..., config.n_prefix :].cpu().numpy()
     scaled = np.round(255 * maps / np.maximum(maps.max(-1, keepdims=True), 1e-12)).astype(np.uint8)
-    scaled = scaled.reshape(*maps.shape[:3], side, side)
+    scaled = scaled.reshape(*maps.shape[:3], config.side, config.side)
     return {
         "shown": ("place", shown),
         "shown_as": ("place", np.array(["best"] * third + ["random"] * rest + ["worst"] * third)),

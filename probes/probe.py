@@ -45,6 +45,7 @@ from tyro.conf import Positional
 
 from models import command
 from models.errors import InputError, require
+from probes import saving
 from probes.walk import Pass, Reading, answering, as_pass, limited, split
 
 with epy.lazy_imports():
@@ -52,7 +53,7 @@ with epy.lazy_imports():
     import xarray as xr
 
     import models
-    from analyses import draw, results
+    from analyses import draw
     from models import checkpoint, device, origin, run_folder, source
     from models import data as datasets
 
@@ -125,17 +126,17 @@ def as_control(result: xr.Dataset, *, kept: Sequence[str] | Callable[[xr.Dataset
 
 def attributes(model: models.BViT, images: Pass, *, started: float) -> dict[str, Any]:
     """What a result says of where it comes from; plain strings and numbers, no absolute path."""
-    of_model, made = model.origin, origin.provenance(images.seed)
+    provenance = origin.provenance(images.seed)
     return {
-        "source": origin.relative(of_model.source),
-        "weights": of_model.weights,
-        "checkpoint_sha256": of_model.sha256 or checkpoint.state_sha256(model.state_dict()),
+        "source": origin.relative(model.origin.source),
+        "weights": model.origin.weights,
+        "checkpoint_sha256": model.origin.sha256 or checkpoint.state_sha256(model.state_dict()),
         "config": json.dumps(model.trained.to_dict()),
         **({} if images.data is None else of_data(images)),
         "seed": images.seed,
-        "command": made["command"],
-        "versions": json.dumps(made["versions"]),
-        "machine": made["machine"],
+        "command": provenance["command"],
+        "versions": json.dumps(provenance["versions"]),
+        "machine": provenance["machine"],
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": round(time.time() - started, 1),
     }
@@ -152,19 +153,31 @@ def of_data(images: Pass) -> dict[str, Any]:
     }
 
 
+def note_on(n_images: int) -> str:
+    """The `note` of a result of few images, whose intervals are wide; empty from 100 images on."""
+    return "" if n_images >= 100 else f"only {n_images} images: read the intervals"
+
+
 def refuse_unmeasurable(model: models.BViT) -> None:
-    """A model is measured in float32, and its weights are finite."""
+    """`InputError` for a model that is not in float32, or whose weights are not finite."""
     complaint = f"what is measured is a model, not a {type(model).__name__}; open one with models.load"
     require((isinstance(model, models.BViT), complaint))
-    held, config = model.pos_embed.dtype, model.config
-    require((held == torch.float32, f"the model holds {held}, a probe measures in float32; call model.float() first"))
+    dtype = model.pos_embed.dtype
+    require((dtype == torch.float32, f"the model holds {dtype}, a probe measures in float32; call model.float() first"))
     for name, value in model.named_parameters():
         if not value.isfinite().all():
-            block = re.match(r"core\.(\d+)\.", name)
-            step = block and next(t for t in range(config.n_steps) if config.block_of(t) == int(block[1]))
-            read_out = name.startswith(("head.", "norm."))
-            place = "in the read-out" if read_out else "from the embedding on" if step is None else from_step(step)
-            raise InputError(f"activations are not finite {place}: {name} is not; {DIVERGED}")
+            raise InputError(f"activations are not finite {first_use(name, model)}: {name} is not; {DIVERGED}")
+
+
+def first_use(parameter: str, model: models.BViT) -> str:
+    """Where in a run a parameter is first used, in words."""
+    if parameter.startswith(("head.", "norm.")):
+        return "in the read-out"
+    block = re.match(r"core\.(\d+)\.", parameter)
+    if block is None:
+        return "from the embedding on"
+    config = model.config
+    return from_step(next(t for t in range(config.n_steps) if config.block_of(t) == int(block[1])))
 
 
 DIVERGED = "the checkpoint diverged, use an earlier one"
@@ -283,25 +296,26 @@ def answer(measure: Measure, common: Common, options: dict[str, Any]) -> None:
     """Everything a probe's command does: open, measure, save, print, draw."""
     name = name_of(measure)
     analysis = draw.of(name)
-    refuse_undrawable(common.figure)
+    saving.refuse_undrawable(common.figure)
     model = source.load(common.source, common.weights, common.image_size).to(device.device(common.device))
     out = common.out or run_folder.result(model.origin.run, measure.file(**options))
-    refuse_unwritable(common, out)
+    require((0 <= common.seed < 2**32, f"--seed is {common.seed}, it must lie between 0 and {2**32 - 1}"))
+    saving.refuse_unwritable(out, common.figure)
     if common.out is None:
-        refuse_other_result(model, out)
+        saving.refuse_other_result(model, out)
     data = open_images(common, model) if measure.needs_data else None
     images = Pass(data, common.batch_size, common.workers, common.seed, out=out)
     wants_control = measure.has_control and common.control and common.weights != "init"
     control = untrained_of(common) if wants_control else None
     result = measure(model, images, control=control, **options)
     if images.is_main:
-        save(result, out)
+        saving.save(result, out)
         for unfinished in out.parent.glob(f"{glob.escape(out.name)}.*.partial"):
             unfinished.unlink()
         if result.attrs.get("note"):
             print(f"note: {result.attrs['note']}", file=sys.stderr)
         print(analysis.table(result))
-        save_figure(result, analysis, common.figure)
+        saving.save_figure(result, analysis, common.figure)
 
 
 def name_of(measure: Measure) -> str:
@@ -318,82 +332,9 @@ def open_images(common: Common, model: models.BViT) -> Any:
 
 
 def untrained_of(common: Common) -> models.BViT | None:
-    """The untrained control, or None with a word where it cannot be rebuilt."""
+    """The untrained control; None, with a message on standard error, where it cannot be rebuilt."""
     try:
         return source.load(common.source, "init", common.image_size)
     except InputError as error:
         print(f"no untrained control: {error}", file=sys.stderr)
         return None
-
-
-def refuse_unwritable(common: Common, out: Path) -> None:
-    """What would fail after the measurement fails before it."""
-    run_folder.refuse_unwritable(out.parent)
-    if common.figure is not None:
-        run_folder.refuse_unwritable(common.figure.parent, "--figure")
-    require(
-        (out.name != "-", "--out is -, but a result is no text for a pipe; name a file"),
-        (not out.is_dir(), f"--out is {out}, a folder; name a file, such as {out / 'result.nc'}"),
-        (is_result(out), f"--out is {out}, which is no result of a probe; name another file"),
-        (0 <= common.seed < 2**32, f"--seed is {common.seed}, it must lie between 0 and {2**32 - 1}"),
-    )
-
-
-def refuse_other_result(model: models.BViT, out: Path) -> None:
-    """What was measured on other weights, at another size or on another model of timm's is not written over unasked."""
-    try:
-        said = results.read(out).attrs
-    except ValueError:
-        return  # nothing that anybody could read
-    of_model, measured = model.origin, said.get("source", "")
-    sizes = {re.search(r"( at \d+ px)?$", source)[0] for source in (of_model.source, measured)}
-    is_other = said.get("checkpoint_sha256") != of_model.sha256 and measured.startswith(("timm:", "hf:"))
-    if said.get("weights", of_model.weights) != of_model.weights or len(sizes) > 1 or is_other:
-        raise InputError(
-            f"{out} holds what was measured on {measured} ({said.get('weights')} weights), which this would replace; "
-            "name another file with --out, or move it away"
-        )
-
-
-def is_result(out: Path) -> bool:
-    """Whether a file may be written over: it is not there, empty, or HDF5, and not where a checkpoint belongs."""
-    if out.suffix == ".pt":
-        return False
-    if not out.is_file():
-        return not out.exists()
-    with open(out, "rb") as file:
-        return file.read(8) in (b"", b"\x89HDF\r\n\x1a\n")
-
-
-def refuse_undrawable(figure: Path | None) -> None:
-    """A --figure of a kind that cannot be drawn is an `InputError`."""
-    try:
-        if figure is not None:
-            draw.check(figure)
-    except ValueError as error:
-        raise InputError(f"--figure: {error}") from None
-
-
-def save_figure(result: xr.Dataset, analysis: Any, figure: Path | None) -> None:
-    """The analysis' figure of a result, where one is asked for."""
-    if figure is None:
-        return
-    try:
-        content = draw.drawn(result, analysis, figure.suffix, figure.stem)
-    except ValueError as error:
-        raise InputError(f"--figure: {error}") from None
-    with run_folder.atomic(figure) as temporary:
-        temporary.write_bytes(content)
-    print(f"wrote {figure}", file=sys.stderr)
-
-
-def save(result: xr.Dataset, path: Path) -> None:
-    """Write a result as NetCDF-4, compressed and atomically.
-
-    It is made in memory first: HDF5 may crash the interpreter when the disk is full.
-    """
-    encoding = {name: {"zlib": True} for name in result.data_vars if result[name].ndim}
-    content = result.to_netcdf(engine="h5netcdf", encoding=encoding)
-    with run_folder.atomic(path) as temporary:
-        temporary.write_bytes(content)
-    print(f"wrote {path}", file=sys.stderr)

@@ -28,7 +28,7 @@ from tyro.conf import Positional
 from models import command
 from models.command import Preset
 from models.errors import InputError, require
-from probes import probe
+from probes import saving
 from probes.methods.plan import Plan
 
 with epy.lazy_imports():
@@ -114,7 +114,7 @@ def prune(
         "val_limit": val_limit,
         "plan": asdict(plan),
     }
-    probe.refuse_undrawable(figure)
+    saving.refuse_undrawable(figure)
     if control is not None and force:
         raise InputError(f"--control {control} measures the rounds that are there, --force removes them; leave one out")
     claim = dict(resume=resume or control is not None, force=force)
@@ -132,7 +132,7 @@ def prune(
             table = analysis.compared(pruning.control(control, at), pruning.result())
         if pruning.accelerator.is_main_process:
             print(table)
-            probe.save_figure(pruning.result(), analysis, figure)
+            saving.save_figure(pruning.result(), analysis, figure)
 
 
 def opened(options: dict[str, Any], out: Path, device_name: str) -> rounds.Lottery:

@@ -9,7 +9,7 @@ the stream), `cls` (the CLS state after the step). The first three see tokens dr
 (CLS and registers included, the FFN treats them alike), the same ones whatever the batches are.
 
 Costs a plain forward per image, another for the untrained control, and one per cut and rank for each of
-`--accuracy-images`; memory is two d_mlp x d_mlp matrices a step, whatever the number of images.
+`--accuracy-images`; memory is two d_mlp x d_mlp matrices per step, whatever the number of images.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def measure(
 ) -> xr.Dataset:
     """Rank of FFN activations and CLS states at every step, beside the untrained model; accuracy at truncated weights.
 
-    Accuracy is left out, with a word, where it cannot be read. Raises `InputError` where activations are not finite.
+    Accuracy is left out where it cannot be read, and the result says why. Raises `InputError` where activations are not
+    finite.
 
     Args:
         accuracy: also read the accuracy at truncated FFN weights, where model and data have classes in common.

@@ -39,8 +39,8 @@ def measure(model: models.BViT, images: Any, *, max_steps: int | None = None) ->
         max_steps: run on to this many steps; 4 T by default (T for a stacked ViT, which has no more).
     """
     run_on = unrolled.to(model, max_steps, times=4)
-    config, last, of_model, about = model.trained, run_on.config.n_steps, images.classes_of(model), images.about
-    joined = images.over(lambda batch: read(run_on, batch, of_model, last))
+    config, last, class_of_label, about = model.trained, run_on.config.n_steps, images.classes_of(model), images.about
+    joined = images.over(lambda batch: read(run_on, batch, class_of_label, last))
     labels = images.labels(joined["position"])
     early = [joined[name].values for name in ("early_confidence", "early_entropy", "early_correct")]
     exit_accuracy, exit_steps = analysis.early_exit(*early, config.n_classes)
@@ -71,7 +71,7 @@ def measure(model: models.BViT, images: Any, *, max_steps: int | None = None) ->
             classes=list(about.classes),
             overflow_state=int(np.argmax(n_finite < len(labels))) if (n_finite < len(labels)).any() else -1,
             n_unreadable=joined.attrs["n_unreadable"],
-            note="" if len(labels) >= 100 else f"only {len(labels)} images: read the confidence intervals",
+            note=probe.note_on(len(labels)),
         ),
     )
 
@@ -89,10 +89,10 @@ def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
 
 
-def read(model: models.BViT, batch: stream.Batch, of_model: torch.Tensor, last: int) -> probe.Reading:
+def read(model: models.BViT, batch: stream.Batch, class_of_label: torch.Tensor, last: int) -> probe.Reading:
     """Sums over one batch in float64 [state], and of each image the answer of every state and what early exit needs."""
     device, trained = model.pos_embed.device, slice(1, model.trained.n_steps + 1)
-    target, states = of_model[batch.labels].to(device), []
+    target, states = class_of_label[batch.labels].to(device), []
     with torch.inference_mode(), torch.autocast(device.type, enabled=False):
         z = model.embed(batch.images.to(device).float())
         update = torch.full((len(target),), torch.nan, device=device)
@@ -105,7 +105,7 @@ def read(model: models.BViT, batch: stream.Batch, of_model: torch.Tensor, last: 
     per_image = {name: torch.stack([state[name] for state in states], 1).cpu() for name in states[0]}
     finite = per_image["finite"]
     sums = [torch.where(finite, per_image[name].double(), 0).sum(0) for name in CURVES]
-    one_hot = torch.nn.functional.one_hot(batch.labels, len(of_model)).double()
+    one_hot = torch.nn.functional.one_hot(batch.labels, len(class_of_label)).double()
     return {
         "sums": (("curve", "state"), torch.stack(sums)),
         "n_finite": ("state", finite.sum(0)),

@@ -82,12 +82,12 @@ def measure(
     result = xr.Dataset(
         {name: (("image", "state", "axis"), points.astype(np.float32)) for name, points in pictures.items()}
         | {"label": ("image", labels), "index": ("image", data.indices(position))}
-        | {"purity": (("space", "state"), [varies * analysis.purity(of, labels) for of in near])},
+        | {"purity": (("space", "state"), [varies * analysis.purity(neighbours, labels) for neighbours in near])},
         coords={"state": np.arange(config.n_steps + 1), "space": ["states", *pictures]},
     )
     if pictures:
         result.coords["picture"] = list(pictures)
-        result["kept"] = ("picture", "state"), [varies * analysis.kept(near[0], of) for of in near[1:]]
+        result["kept"] = ("picture", "state"), [varies * analysis.kept(near[0], neighbours) for neighbours in near[1:]]
     if "pca" in pictures:
         result["explained"] = "axis", explained
     if thumbnails:

@@ -99,7 +99,7 @@ def measure(
         train_batch=train_batch,
         trained_steps=model.config.n_steps,
         n_parameters=adapters.n_parameters(model, len(train.about.classes)),
-        note="" if len(images) >= 100 else f"only {len(images)} images: read the confidence intervals",
+        note=probe.note_on(len(images)),
     )
 
 

@@ -79,15 +79,17 @@ class Pass:
         for batch in self.batches(unreadable):
             reading = {"position": ("image", batch.index), **read(batch)}
             variables = {name: xr.Variable(dims, as_array(values)) for name, (dims, values) in reading.items()}
-            parts.append((int(batch.index[0]), {name: of for name, of in variables.items() if "image" in of.dims}))
-            for name in variables.keys() - parts[-1][1].keys():
+            per_image = {name: variable for name, variable in variables.items() if "image" in variable.dims}
+            parts.append((int(batch.index[0]), per_image))
+            for name in variables.keys() - per_image.keys():
                 sums[name] = sums[name] + variables[name] if name in sums else variables[name]
         joined = self.gathered(parts)
         if not sum(part["position"].size for part in joined):
             raise InputError(f"{self.about.spec}: no image is left to measure; choose other data or a larger --limit")
         result = {name: xr.Variable.concat([part[name] for part in joined], "image") for name in joined[0]}
-        for part in self.gathered([(self.shard[0], sums)]):
-            result |= {name: result[name] + of if name in result else of for name, of in part.items()}
+        for of_process in self.gathered([(self.shard[0], sums)]):
+            for name, value in of_process.items():
+                result[name] = result[name] + value if name in result else value
         n_unreadable = sum(self.gathered([(self.shard[0], len(unreadable))]))
         return xr.Dataset(result, {"position": result.pop("position")}, {"n_unreadable": n_unreadable})
 
@@ -96,13 +98,13 @@ class Pass:
         return processes.reduce(values, "sum")
 
     def gathered(self, records: list[tuple[int, Any]]) -> list[Any]:
-        """Everybody's (position, record) pairs as one list of records in order of position, on every process."""
+        """The (position, record) pairs of all processes as one list of records by position, on every process."""
         return [record for _, record in sorted(processes.gather_object(records), key=lambda pair: pair[0])]
 
     def once(self, make: Callable[[], Any]) -> Any:
-        """What `make` gives, made by the main process alone and handed to all."""
-        made = [make() if self.is_main else None]
-        return processes.broadcast_object_list(made)[0]
+        """What `make` returns, called on the main process alone and handed to all."""
+        value = make() if self.is_main else None
+        return processes.broadcast_object_list([value])[0]
 
     def sample(self, n: int) -> Pass:
         """At most `n` of the images, spread evenly."""
@@ -119,6 +121,11 @@ class Pass:
     def photographs(self, position: Any) -> np.ndarray:
         """Which photograph each item is of, by its position; a photograph of several classes has several: [image]."""
         return self.about.photographs[np.asarray(position)]
+
+    def factors(self) -> dict[str, np.ndarray] | None:
+        """What the embedded data rendered each image from, by name: [image] each. None for any other data."""
+        whole = datasets.unwrapped(self.data)
+        return whole.factors(self.about.indices) if hasattr(whole, "factors") else None
 
     def classes_of(self, model: models.BViT) -> torch.Tensor:
         """The model's index of each class of the data [label]; raises `InputError` where it lacks one."""
@@ -142,10 +149,10 @@ def answering(model: models.BViT) -> Iterator[None]:
             part.training = was_training
 
 
-def as_pass(images: Any, **how: Any) -> Pass:
-    """A `Pass` over a plain data set; a `Pass` as it is, but for what `how` overrides."""
-    how = {name: value for name, value in how.items() if value is not None}
-    return replace(images, **how) if isinstance(images, Pass) else Pass(images, **how)
+def as_pass(images: Any, **fields: Any) -> Pass:
+    """A `Pass` over a plain data set; a `Pass` as it is, but for the fields given (not None)."""
+    fields = {name: value for name, value in fields.items() if value is not None}
+    return replace(images, **fields) if isinstance(images, Pass) else Pass(images, **fields)
 
 
 def as_array(values: Any) -> np.ndarray:
@@ -166,16 +173,14 @@ def split(images: Pass, most: int) -> tuple[Pass, Pass]:
     Raises `InputError` for fewer than two photographs.
     """
     photographs = images.photographs(np.arange(len(images)))
-    every = np.unique(photographs)
-    require((len(every) >= 2, f"{len(every)} photograph is too few to fit on some and measure on others; give two"))
-    drawn = np.random.default_rng(images.seed).permutation(every)[: min(most, len(every) // 2)]
-    is_fitted = np.isin(photographs, drawn)
-    parts = ((" (to fit on)", is_fitted), ("", ~is_fitted))
-    return tuple(
-        replace(
-            images,
-            data=torch.utils.data.Subset(images.data, np.flatnonzero(is_part).tolist()),
-            label=images.label + said,
-        )
-        for said, is_part in parts
+    distinct = np.unique(photographs)
+    require(
+        (len(distinct) >= 2, f"{len(distinct)} photograph is too few to fit on some and measure on others; give two")
     )
+    drawn = np.random.default_rng(images.seed).permutation(distinct)[: min(most, len(distinct) // 2)]
+    is_fitted = np.isin(photographs, drawn)
+    fitting, measuring = (
+        replace(images, data=torch.utils.data.Subset(images.data, np.flatnonzero(is_part).tolist()))
+        for is_part in (is_fitted, ~is_fitted)
+    )
+    return replace(fitting, label=f"{images.label} (to fit on)"), measuring

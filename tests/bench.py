@@ -117,17 +117,17 @@ def passes() -> None:
 
         return without_gradient(run)
 
-    images, of_model = Pass(data, 64), torch.arange(20)
-    look = partial(pointing_game.looked_at, model, "attention", None)
+    images, class_of_label = Pass(data, 64), torch.arange(20)
+    map_of = partial(pointing_game.finite_map, model, "attention", None)
     walks = {
-        "pointing game": lambda: images.over(lambda batch: pointing_game.read(model, batch, "none", look)),
+        "pointing game": lambda: images.over(lambda batch: pointing_game.read(model, batch, "none", map_of)),
         "rank, 5 tokens an image": lambda: moments.of_model(model, images, 5),
         "trajectories": lambda: images.over(lambda batch: trajectories.read(model, batch, "cls")),
     }
     for name, walk in walks.items():
         ratio(f"{name} / plain forward", walk, forwards(), rounds=5)
     unrolled = model.at_steps(24)
-    further = lambda: images.over(lambda batch: recurrence.read(unrolled, batch, of_model, 24))  # noqa: E731
+    further = lambda: images.over(lambda batch: recurrence.read(unrolled, batch, class_of_label, 24))  # noqa: E731
     ratio("recurrence to 24 steps / plain forward of 24 steps", further, forwards(24), rounds=3)
 
 

@@ -188,6 +188,7 @@ def test_two_processes_train_with_the_same_loss(tmp_path: Path) -> None:
         done = python(*launch, *options, "--out", run)
         assert done.returncode == 0, done.stderr
         losses.append([json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()])
+    assert len(losses[0]) > 1 and any("loss" in line for line in losses[0])
     for one, two in zip(*losses, strict=True):
         assert one["update"] == two["update"]
         for name in ("loss", "val_loss"):
@@ -307,14 +308,25 @@ def test_a_part_of_the_validation_split_holds_all_classes(tmp_path: Path) -> Non
 
 
 def test_a_run_that_diverges_keeps_no_broken_weights_and_goes_on_with_a_lower_rate(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("models.loop.SAVE_EVERY", -1.0)
+    monkeypatch.setattr("models.loop.SAVE_EVERY", -1.0)  # saves after every update
     monkeypatch.setattr("models.train.LOG_EVERY", 1)
-    run, options = tmp_path / "run", TINY | {"fields": ("d_model=16", "n_heads=2", "n_steps=2", "layer_scale=1e30")}
-    with pytest.raises(InputError, match=r"not finite .* lower the learning rate \(--lr\) and go on with --resume"):
-        train(out=run, **(options | {"lr": 1e6}))
-    for file in ("last.pt", "ckpt.pt"):
-        if (run / file).exists():
-            assert is_finite(torch.load(run / file, weights_only=True))
+    run, learn = tmp_path / "run", Trainer.learn
+
+    def diverging(self: Trainer, update: int, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        loss = learn(self, update, images, labels)
+        if update == 10:  # after the first epoch was scored
+            self.model.head.weight.data[0, 0] = torch.inf
+            self.ema.module.head.weight.data[0, 0] = torch.inf
+        return loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "learn", diverging)
+        with pytest.raises(InputError, match=r"not finite .* lower the learning rate \(--lr\) and go on with --resume"):
+            train(out=run, **(TINY | {"lr": 0.01}))
+    assert state(run)["update"] == 10
+    assert is_finite(state(run)) and is_finite(torch.load(run / "ckpt.pt", weights_only=True))
+    train(out=run, resume=True, **(TINY | {"lr": 0.001}))
+    assert state(run)["update"] == 16 and is_finite(state(run))
 
 
 def test_a_lower_rate_may_resume_and_a_higher_one_not(tmp_path: Path) -> None:

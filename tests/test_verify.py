@@ -113,7 +113,7 @@ def step_embeddings_forgotten(monkeypatch) -> None:
 
 
 def layer_scale_forgotten(monkeypatch) -> None:
-    monkeypatch.setattr(hooks.MlpHooks, "b_out", property(lambda self: self.own.fc2.bias))
+    monkeypatch.setattr(hooks.MlpHooks, "b_out", property(lambda self: self.half.fc2.bias))
 
 
 def bias_of_the_norm_forgotten(monkeypatch) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import streamlit as st
 
 from analyses import compare as analysis
-from analyses import draw, style
+from analyses import dark, draw, style
 from app import image, live, page, results
 from app.contents import CHECKPOINT, NEEDED, Result
 from app.text import text
@@ -73,22 +73,25 @@ def show_probes(run: str, beside: str) -> None:
         return
     kind = st.selectbox("Probe", common, format_func=title_of, key="probe", **page.LINKED)
     runs = tuple(results.root() / name for name in both)
-    content = picture(runs, kind, tuple(results.stamp(run / kind.file) for run in runs))
+    stamps, is_dark = tuple(results.stamp(run / kind.file) for run in runs), st.context.theme.type == "dark"
+    content = picture(runs, kind, stamps, is_dark)
     said = f"{title_of(kind)} of {both[0]} and {both[1]}"
     address = f"data:image/png;base64,{b64encode(content).decode()}"
     st.html(f'<div style="overflow-x: auto"><img alt="{escape(said)}" src="{address}" style="{READABLE}"></div>')
     st.caption(text(said))
-    page.download("Save as PNG", lambda: content, f"compare {title_of(kind)}.png", "image/png")
+    page.download(
+        "Save as PNG", lambda: picture(runs, kind, stamps, False), f"compare {title_of(kind)}.png", "image/png"
+    )
 
 
 @st.cache_data(max_entries=16, show_spinner="drawing", hash_funcs={Result: lambda kind: kind.file})
-def picture(runs: tuple[Path, ...], kind: Result, stamps: tuple) -> bytes:
+def picture(runs: tuple[Path, ...], kind: Result, stamps: tuple, is_dark: bool) -> bytes:
     """A PNG of a probe's curves of two runs, drawn once for their results as they are now."""
     content = io.BytesIO()
     drawn = draw.of(kind.file.removesuffix(".nc")).figure({run.name: results.of(run, kind) for run in runs})
     if drawn is None:
         raise InputError(f"{kind.file} of these runs holds nothing to draw over each other")
-    drawn.savefig(content, format="png", dpi=130)
+    (dark.on_dark(drawn) if is_dark else drawn).savefig(content, format="png", dpi=130)
     return content.getvalue()
 
 

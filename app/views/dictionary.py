@@ -28,7 +28,7 @@ def show_numbers() -> None:
     if "separate" in result["kind"].values:
         of = result.sel(kind="separate", token=token)
         cost, low, high = (100 * float(of[f"sharing{end}"]) for end in analysis.ENDS)
-        about = "explained by one for all states, less what one a state explains, of the same size together"
+        about = "explained by one for all states, less what one per state of the same total size explains"
         page.metric(columns[1], "sharing", f"{cost:+.1f} points", f"95 %: {low:+.1f} to {high:+.1f}", help=about)
     lived, rotated = (
         float(features.span(result[f"{prefix}profile"].sel(token=token))["length"].mean())

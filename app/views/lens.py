@@ -11,7 +11,7 @@ from app.text import text
 st.title("What do the states say?")
 st.markdown(
     "After every step the head can read the state as if it were the last (**logit lens**), or through a map that was "
-    "fitted to what the model will answer: one a state (**tuned**), one that is applied as often as steps are left "
+    "fitted to what the model will answer: one per state (**tuned**), one that is applied as often as steps are left "
     "(**powers**), one for all states (**same**), or the mean derivative of the last state (**Jacobian**). Maps are "
     "fitted on some images, everything is measured on others; dashed: the same model untrained."
 )
@@ -21,11 +21,12 @@ if result.attrs["note"]:
 
 
 def show_numbers() -> None:
-    said, columns = result.attrs, st.columns(4)
-    top1, n = 100 * float(result["is_right"].mean()), said["n_measured"]
-    page.metric(columns[0], f"top-1 of {n} images", f"{top1:.1f} %", f"chance {100 * said['chance']:.1f} %")
+    attrs, columns = result.attrs, st.columns(4)
+    top1, n = 100 * float(result["is_right"].mean()), attrs["n_measured"]
+    page.metric(columns[0], f"top-1 of {n} images", f"{top1:.1f} %", f"chance {100 * attrs['chance']:.1f} %")
     about = (
-        "the share of what a map a state gains on the logit lens (divergence) that one map keeps, applied T - t times"
+        "the share of what one map per state gains on the logit lens (divergence) "
+        "that one map keeps, applied T - t times"
     )
     low, high = (100 * float(result[f"recovered_{end}"].sel(lens="powers")) for end in ("low", "high"))
     kept = f"{100 * float(result['recovered'].sel(lens='powers')):.1f} %"

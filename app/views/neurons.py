@@ -10,7 +10,7 @@ from analyses import style
 from app import image, page, results
 from app.contents import NEURONS
 
-PER_ROW, REAL = 6, 3  # pictures of a row, real images under each
+WIDTH, REAL = 140, 3  # of a picture in pixels, and real images under each
 LISTED = 8  # neurons that change most, and least
 
 st.title("What does a neuron look for at each step?")
@@ -57,10 +57,9 @@ def show_step(cell: xr.Dataset) -> None:
 
 has_pixels = "thumbnail" in result
 thumbnails = dict(zip(result["shown"].values.tolist(), result["thumbnail"].values, strict=True)) if has_pixels else {}
-for first in range(0, len(steps), PER_ROW):
-    for column, step in zip(st.columns(PER_ROW), steps[first : first + PER_ROW], strict=False):
-        with column:
-            show_step(here.sel(step=step))
+for place, step in zip(page.tiles(len(steps), WIDTH), steps, strict=True):
+    with place:
+        show_step(here.sel(step=step))
 if not has_pixels:
     st.info(results.without_pixels(result, "its real images are"))
 

@@ -14,6 +14,7 @@ SHOWN_AS = {
     "worst": "On which fewest do",
 }
 MAP = "pointing game"  # the figure that is clicked on
+SHOWN, WIDTH = 8, 100  # images of each kind, and their width in pixels
 
 st.title("Pointing game")
 st.markdown(
@@ -57,8 +58,8 @@ def show_images(step: int, head: int) -> None:
     classes = list(result.attrs["classes"])
     for chosen_as, title in SHOWN_AS.items():
         st.markdown(f"**{title}**")
-        places = [i for i, shown_as in enumerate(result["shown_as"].values) if shown_as == chosen_as][:8]
-        for column, place in zip(st.columns(8), places, strict=False):
+        places = [i for i, shown_as in enumerate(result["shown_as"].values) if shown_as == chosen_as][:SHOWN]
+        for column, place in zip(page.tiles(len(places), WIDTH), places, strict=True):
             index, label = (int(result[name].values[result["shown"].values[place]]) for name in ("index", "label"))
             picture, inside = analysis.pixels_of_example(result, place, step, head)
             said = f"{index}: {text(classes[label])}, {inside}"

@@ -21,8 +21,7 @@ result = results.required(RANK, "There are no ranks of this run yet. This makes 
 
 sites = result["site"].values.tolist()
 left, middle, right = st.columns(3)
-look = dict(key="site", format_func=analysis.SITES.get)
-site = left.selectbox("Site", sites, sites.index("mlp_out"), **look, **page.LINKED)
+site = left.selectbox("Site", sites, sites.index("mlp_out"), key="site", format_func=analysis.SITES.get, **page.LINKED)
 dimension = middle.selectbox("Dimension", DIMENSIONS, key="dimension", format_func=DIMENSIONS.get, **page.LINKED)
 about = "about the mean (covariance), or about zero"
 centred = right.toggle("Centred", value=True, key="centred", help=about, **page.LINKED)

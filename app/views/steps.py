@@ -21,7 +21,7 @@ def at_step(shown: image.Shown, traced: dict[str, np.ndarray]) -> None:
 
 
 def show_attention(shown: image.Shown, traced: dict[str, np.ndarray], step: int) -> None:
-    st.markdown(f"**What CLS attends to at {style.step_label(step)}**, one panel a head")
+    st.markdown(f"**What CLS attends to at {style.step_label(step)}**, one panel per head")
     figure = page.drawn(steps.attention, shown.picture, traced["attention"][step], shown.mask)
     page.show(figure, "attention", f"{shown.name}, {style.step_label(step)}")
     to_itself = ", ".join(f"{100 * share:.0f} %" for share in traced["to_cls"][step])

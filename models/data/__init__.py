@@ -13,7 +13,7 @@ from typing import Any
 from etils import epy
 
 from models.config import ViTConfig
-from models.data.about import About, describe, match_classes, names_of_classes, require_masks
+from models.data.about import About, describe, match_classes, names_of_classes, require_masks, unwrapped
 from models.data.boxes import open_boxes
 from models.data.files import place
 from models.data.folder import open_folder
@@ -29,7 +29,17 @@ from models.errors import InputError, quoted, require
 with epy.lazy_imports():  # timm takes seconds
     from models.data import timm_reader
 
-__all__ = ["About", "Batch", "Stream", "describe", "match_classes", "names_of_classes", "open_data", "require_masks"]
+__all__ = [
+    "About",
+    "Batch",
+    "Stream",
+    "describe",
+    "match_classes",
+    "names_of_classes",
+    "open_data",
+    "require_masks",
+    "unwrapped",
+]
 
 ON_DISK = {
     "folder": open_folder,

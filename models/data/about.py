@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,45 +24,37 @@ WITH_MASKS = (
     "parquet:PATH and wds/NAME:FOLDER?mask=KEY where they hold masks"
 )
 
-# What a data set says of itself
-TOLD = ("spec", "split", "classes", "labels", "fingerprint", "has_masks", "image_size")
+# The attributes that every data set has
+ATTRIBUTES = ("spec", "split", "classes", "labels", "fingerprint", "has_masks", "image_size")
 
 
 @dataclass(frozen=True)
 class About:
-    """labels: [image] int64; indices: [image] positions in the whole set; fingerprint: of content, geometry and
-    selection; photographs: [image] int64, which photograph of the whole set an item is from (VOC and boxes give an
-    item per class in it).
-    """
+    """What a data set says of itself, or of the images that a Subset holds."""
 
     spec: str
     split: str
     classes: tuple[str, ...]
-    labels: np.ndarray
-    indices: np.ndarray
-    fingerprint: str
+    labels: np.ndarray  # [image] int64
+    indices: np.ndarray  # [image] positions in the whole set
+    fingerprint: str  # of content, geometry and selection
     has_masks: bool
     image_size: int
-    photographs: np.ndarray
+    photographs: np.ndarray  # [image] int64, which photograph an item is from: VOC and boxes give one per class in it
 
 
 def describe(data: Any) -> About:
     """The facts of a data set; a Subset has those of the whole for the images it holds."""
     if isinstance(data, Subset):
         whole, rows = describe(data.dataset), np.asarray(data.indices, dtype=np.int64)
-        mark = hashlib.sha256(whole.fingerprint.encode() + rows.tobytes()).hexdigest()[:16]
-        return About(
-            whole.spec,
-            whole.split,
-            whole.classes,
-            whole.labels[rows],
-            whole.indices[rows],
-            mark,
-            whole.has_masks,
-            whole.image_size,
-            whole.photographs[rows],
+        return replace(
+            whole,
+            labels=whole.labels[rows],
+            indices=whole.indices[rows],
+            fingerprint=hashlib.sha256(whole.fingerprint.encode() + rows.tobytes()).hexdigest()[:16],
+            photographs=whole.photographs[rows],
         )
-    lacking = [name for name in TOLD if not hasattr(data, name)]
+    lacking = [name for name in ATTRIBUTES if not hasattr(data, name)]
     if lacking:
         raise InputError(
             f"a {type(data).__name__} does not say its {', '.join(lacking)}; open the data with models.open_data, or "
@@ -70,16 +62,23 @@ def describe(data: Any) -> About:
         )
     indices = np.arange(len(data))
     return About(
-        data.spec,
-        data.split,
-        tuple(data.classes),
-        np.asarray(data.labels),
-        indices,
-        data.fingerprint,
-        data.has_masks,
-        data.image_size,
-        np.asarray(getattr(data, "photographs", indices)),
+        spec=data.spec,
+        split=data.split,
+        classes=tuple(data.classes),
+        labels=np.asarray(data.labels),
+        indices=indices,
+        fingerprint=data.fingerprint,
+        has_masks=data.has_masks,
+        image_size=data.image_size,
+        photographs=np.asarray(getattr(data, "photographs", indices)),
     )
+
+
+def unwrapped(data: Any) -> Any:
+    """The data set that a Subset, or a Subset of one, is taken from."""
+    while isinstance(data, Subset):
+        data = data.dataset
+    return data
 
 
 def require_masks(data: Any) -> None:
@@ -88,8 +87,7 @@ def require_masks(data: Any) -> None:
     if not about.has_masks:
         raise InputError(
             f"{about.spec} has no masks; name data that has them with --data ({WITH_MASKS}), or run a probe that "
-            "needs none, "
-            "such as python -m probes.trajectories"
+            "needs none, such as python -m probes.trajectories"
         )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from models.config import ViTConfig
 from models.data.files import as_class, existing, in_order, parsed, pictures, text_of
-from models.data.found import found
+from models.data.found import layout_hint
 from models.data.images import Images
 from models.data.items import Item
 from models.data.splits import NAMES, find_split, split_folder
@@ -58,7 +58,7 @@ def box_table(spec: str, path: Path) -> Path:
     if not tables:
         raise InputError(
             f"{spec} holds no CSV of boxes; it needs columns file, wnid or label, {', '.join(COLUMNS)}"
-            f"{found(path, spec)}"
+            f"{layout_hint(path, spec)}"
         )
     return tables[0]
 

@@ -23,10 +23,10 @@ from models.errors import InputError, brief
 TWO_BYTES_IGNORE, ONE_BYTE_IGNORE = 1000, 255
 WIDE_IGNORE = (1000, 65535, 255)  # of one channel of 16 bits, the usual first
 FEW, OWN = 8, 0.25  # masks, from which on a smaller share that show their image's class is refused
-LOOKED_AT = 64  # masks of a set
+N_SAMPLED = 64  # masks of a set from which its coding is told
 COLOURS = ("CMYK", "YCbCr", "LAB", "HSV")  # modes whose channels are no numbers
 
-Looked = tuple[str, int, np.ndarray]  # name, label, and the numbers as the file holds them
+RawMask = tuple[str, int, np.ndarray]  # name, label, and the numbers as the file holds them
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,12 @@ class Coding:
     white: int = 0
 
     @classmethod
-    def of(cls, looked: Iterable[Looked], n_classes: int) -> Coding:
-        looked = list(looked)
-        colour = [raw for *_, raw in looked if raw.ndim == 3]
+    def of(cls, sampled: Iterable[RawMask], n_classes: int) -> Coding:
+        """The coding that a sample of a set's masks has."""
+        sampled = list(sampled)
+        colour = [raw for *_, raw in sampled if raw.ndim == 3]
         equal = bool(colour) and any(raw[..., 2:3].any() for raw in colour) and all(map(_is_grey, colour))
-        flat = [(label, raw[..., 0] if raw.ndim == 3 else raw) for _, label, raw in looked if equal or raw.ndim == 2]
+        flat = [(label, raw[..., 0] if raw.ndim == 3 else raw) for _, label, raw in sampled if equal or raw.ndim == 2]
         values = {int(value) for _, raw in flat for value in np.unique(raw)}
         wide = next((value for value in WIDE_IGNORE if value > n_classes and value in values), WIDE_IGNORE[0])
         return cls(n_classes, equal, wide, _white(flat, values))
@@ -71,11 +72,11 @@ class Coding:
         return self.ids(raw_mask(file, name), name, label)
 
     @classmethod
-    def checked(cls, looked: Iterable[Looked], n_classes: int, spec: str) -> Coding:
-        """The coding, where no mask of those looked at is wrong by it."""
-        looked = list(looked)
-        coding = cls.of(looked, n_classes)
-        coding.check_labels(((label, coding.ids(raw, name, label)) for name, label, raw in looked), spec)
+    def checked(cls, sampled: Iterable[RawMask], n_classes: int, spec: str) -> Coding:
+        """The coding of a sample of masks; `InputError` where one of them is wrong by it."""
+        sampled = list(sampled)
+        coding = cls.of(sampled, n_classes)
+        coding.check_labels(((label, coding.ids(raw, name, label)) for name, label, raw in sampled), spec)
         return coding
 
     def check_labels(self, masks: Iterable[tuple[int, np.ndarray]], spec: str) -> None:

@@ -2,7 +2,7 @@
 
 Leftovers of file systems are never classes nor pictures, and a mask that lies beside its picture is no picture either.
 What is left out is counted and named in one line on standard error. 1.28 million files take about as long as with
-torchvision, and 50 bytes a file (`models.data.items.Names`).
+torchvision, and 50 bytes per file (`models.data.items.Names`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from PIL import EpsImagePlugin, Image, ImageFile
 
 from models.errors import InputError
 
+# What NAS, macOS, Windows, Linux and Python leave in folders, in lower case; and whatever starts with a full stop
 LEFTOVERS = frozenset(
     [
         "@eadir",
@@ -52,7 +53,7 @@ LEFTOVERS = frozenset(
         "icon\r",
         "__pycache__",
     ]
-)  # what NAS, macOS, Windows, Linux and Python leave in folders, in lower case; and whatever starts with a full stop
+)
 PICTURE_FOLDERS = frozenset({"image", "images", "img", "imgs", "jpegimages", "picture", "pictures", "photos"})
 MASK_FOLDERS = frozenset({"mask", "masks", "segmentation", "segmentations", "segmentationclass", "annotations", "gt"})
 MASK_WORDS = ("mask", "seg", "gt", "label", "matte", "trimap")

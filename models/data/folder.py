@@ -32,7 +32,7 @@ from models.data.files import (
     in_order,
     stem,
 )
-from models.data.found import found
+from models.data.found import layout_hint
 from models.data.images import Images
 from models.data.items import Files, Names
 from models.data.lists import rows
@@ -273,12 +273,13 @@ def _kept(
 def no_classes(spec: str, folder: Path, names: Sequence[str] = (), split: str = "val") -> InputError:
     if not names:
         return InputError(
-            f"{spec}: {folder} has no class folders; it must hold one folder of images per class{found(folder, spec)}"
+            f"{spec}: {folder} has no class folders; it must hold one folder of images per class"
+            f"{layout_hint(folder, spec)}"
         )
     return InputError(
         f"{spec}: {folder} has no class folders but {len(names):,} pictures such as {names[0]}, whose names tell no "
         f"class, and there is no {KAGGLE.format(split)} in it or above, nor {TABLES[1].format(split)} beside it; put "
-        f"them into one folder per class, or name a list with list:FILE{found(folder, spec)}"
+        f"them into one folder per class, or name a list with list:FILE{layout_hint(folder, spec)}"
     )
 
 

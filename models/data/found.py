@@ -1,4 +1,4 @@
-"""What lies at a place, and which spec would read it: the end of the message about a layout that is not known."""
+"""What lies at a place, and which spec would read it: the end of the message about an unknown layout."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from models.data.files import endings, is_leftover
 
 ENOUGH = 20_000  # files and folders looked at
 DEEP = 6  # folders: Kaggle's ImageNet has its pictures there
-KINDS = {
+KINDS = {  # what is counted apart from pictures and other files
     ".csv": "CSV",
     ".tsv": "CSV",
     ".txt": "text",
@@ -22,7 +22,7 @@ KINDS = {
     ".tgz": "archive to unpack",
     ".rar": "archive to unpack",
     ".7z": "archive to unpack",
-}  # what is counted apart from pictures and other files
+}
 UNITS = {
     "folder": "folders",
     "picture": "pictures",
@@ -37,7 +37,7 @@ UNITS = {
 SPLITS = ("train", "val", "validation", "valid", "test", "training")
 
 
-def found(path: Path, spec: str) -> str:
+def layout_hint(path: Path, spec: str) -> str:
     """``; found 3 folders, 12 pictures there; what would fit: list:PATH/labels.csv``, for the end of a message about
     `spec`; nothing where there is no folder.
     """
@@ -45,11 +45,11 @@ def found(path: Path, spec: str) -> str:
         return ""
     counts, places, complete = census(path)
     parts = [f"{n:,} {kind if n == 1 else UNITS[kind]}" for kind in UNITS if (n := counts[kind])]
-    said = f"; found {'' if complete else 'at least '}{', '.join(parts) or 'nothing'} there"
+    inventory = f"; found {'' if complete else 'at least '}{', '.join(parts) or 'nothing'} there"
     specs = [other for other in fitting(path, counts, places) if other != spec]
     if specs:
-        return f"{said}; what would fit: {', '.join(specs)}"
-    return f"{said}; the README's table of data shows every layout that is read"
+        return f"{inventory}; what would fit: {', '.join(specs)}"
+    return f"{inventory}; the README's table of data shows every layout that is read"
 
 
 def census(path: Path) -> tuple[Counter[str], dict[str, list[str]], bool]:

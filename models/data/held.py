@@ -18,14 +18,14 @@ LARGEST = 16 * 2**30  # bytes
 
 
 @dataclass(frozen=True)
-class Held:
-    """images: [image 3 height width]; labels: [image]."""
+class InMemory:
+    """Every image and label of a data set: images [image 3 height width], labels [image]."""
 
     images: Tensor
     labels: Tensor
 
     @classmethod
-    def of(cls, data: Any, device: torch.device, limit: int | None = None) -> Held:
+    def of(cls, data: Any, device: torch.device, limit: int | None = None) -> InMemory:
         """All of a data set, or `limit` of its images spread evenly; `InputError` where they would take over 16 GiB."""
         n = len(data) if limit is None else min(limit, len(data))
         n_bytes = n * data[0][0].numel() * 4

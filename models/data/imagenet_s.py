@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from models.config import ViTConfig
-from models.data.codings import LOOKED_AT, Coding, Looked, raw_mask
+from models.data.codings import N_SAMPLED, Coding, RawMask, raw_mask
 from models.data.files import LeftOut, Walk, existing, folders, place, stem, text_of
 from models.data.folder import all_pictures
-from models.data.found import found
+from models.data.found import layout_hint
 from models.data.images import Images
 from models.data.items import Item
 from models.data.stream import evenly
@@ -52,9 +52,9 @@ def open_imagenet_s(spec: str, path: Path, split: str, like: ViTConfig | None) -
     left_out.say(spec, split)
     label_of = {name: label for label, name in enumerate(classes)}
     labelled = [(image, name, mask, label_of[name.partition("/")[0]]) for image, name, mask in pairs]
-    looked = list(_readable([labelled[i][1:] for i in evenly(len(labelled), LOOKED_AT)]))
-    coding = Coding.of(looked, len(classes))
-    coding.check_labels(_right(looked, coding), spec)
+    sampled = list(_readable([labelled[i][1:] for i in evenly(len(labelled), N_SAMPLED)]))
+    coding = Coding.of(sampled, len(classes))
+    coding.check_labels(_right(sampled, coding), spec)
     items = [
         Item(image, name, label, partial(coding.read, mask, name, label), str(mask.stat().st_size))
         for image, name, mask, label in labelled
@@ -62,7 +62,7 @@ def open_imagenet_s(spec: str, path: Path, split: str, like: ViTConfig | None) -
     return Images(spec, split, classes, items, like)
 
 
-def _readable(masks: Iterable[tuple[str, Path, int]]) -> Iterator[Looked]:
+def _readable(masks: Iterable[tuple[str, Path, int]]) -> Iterator[RawMask]:
     for name, mask, label in masks:
         try:
             yield name, label, raw_mask(mask, name)
@@ -70,8 +70,8 @@ def _readable(masks: Iterable[tuple[str, Path, int]]) -> Iterator[Looked]:
             continue  # a wrong mask is named when it is asked for
 
 
-def _right(looked: Iterable[Looked], coding: Coding) -> Iterator[tuple[int, np.ndarray]]:
-    for name, label, raw in looked:
+def _right(sampled: Iterable[RawMask], coding: Coding) -> Iterator[tuple[int, np.ndarray]]:
+    for name, label, raw in sampled:
         try:
             yield label, coding.ids(raw, name, label)
         except InputError:
@@ -86,7 +86,7 @@ def official(spec: str, path: Path, split: str, left_out: LeftOut) -> tuple[list
             there = ", ".join(folders(path)[:8]) if path.is_dir() else ""
             raise InputError(
                 f"{spec} has no split {split!r}: it lacks the folder {folder.name} and holds {there or 'no folders'}"
-                f"{found(path, spec)}"
+                f"{layout_hint(path, spec)}"
             )
     present, names = below(images, left_out, with_masks=False)
     pairs = [(images / name, name, (masks / name).with_suffix(".png")) for name in names]
@@ -129,13 +129,13 @@ def joined(
     root = masks_folder(spec, masks, split)
     present, names = below(root, left_out, with_masks=True)
     if not names:
-        raise InputError(f"{spec}: {root} holds no class folders with masks{found(root, spec)}")
+        raise InputError(f"{spec}: {root} holds no class folders with masks{layout_hint(root, spec)}")
     image_of = images_by_key(images, split, {key_of(name) for name in names})
     lost = [name for name in names if key_of(name) not in image_of]
     if lost:
         raise InputError(
             f"{spec}: {len(lost):,} of {len(names):,} masks have no image of their name below {images}, the first is "
-            f"{lost[0]}; behind the @ stands where the images of split {split} are{found(images, spec)}"
+            f"{lost[0]}; behind the @ stands where the images of split {split} are{layout_hint(images, spec)}"
         )
     pairs = []
     for name in names:
@@ -152,7 +152,9 @@ def masks_folder(spec: str, masks: Path, split: str) -> Path:
     others = {folder for key, (_, folder) in FOLDERS.items() if key != split}
     elsewhere = masks.name in others or any((masks / other).is_dir() for other in others)
     if elsewhere or (split != "val" and masks.name != name):
-        raise InputError(f"{spec} has no split {split!r}: there is no folder {name} in {masks}{found(masks, spec)}")
+        raise InputError(
+            f"{spec} has no split {split!r}: there is no folder {name} in {masks}{layout_hint(masks, spec)}"
+        )
     return masks
 
 

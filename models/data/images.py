@@ -29,7 +29,7 @@ from models.data.stream import evenly
 from models.errors import InputError, UnreadableImage, brief
 
 SCALES = {"I": (255,), "F": (1, 255)}  # what white may be in 32 bits, beside the 65535 of 16
-LOOKED_AT = 20_000  # photographs whose EXIF orientation is looked up when a set with masks is opened
+N_SAMPLED = 20_000  # photographs whose EXIF orientation is looked up when a set with masks is opened
 
 
 class Images(Dataset):
@@ -92,8 +92,8 @@ class Images(Dataset):
     def _say_what_is_turned(self) -> None:
         """One line on standard error where EXIF turns pictures that have masks."""
         firsts = np.unique(self.photographs, return_index=True)[1]
-        looked, as_stored, upright = [int(firsts[i]) for i in evenly(len(firsts), LOOKED_AT)], [], []
-        for index in looked:
+        sampled, as_stored, upright = [int(firsts[i]) for i in evenly(len(firsts), N_SAMPLED)], [], []
+        for index in sampled:
             try:
                 item = self.items[index]
                 size, orientation = header(item.path)
@@ -104,18 +104,19 @@ class Images(Dataset):
                 (upright if is_upright else as_stored).append(item.name)
         if as_stored or upright:
             parts = [
-                _said(as_stored, "mask is", "masks are", "taken as drawn on the stored pixels, and turned"),
-                _said(upright, "mask has the upright size and is", "masks have the upright size and are", "taken so"),
+                counted(as_stored, "mask is", "masks are", "taken as drawn on the stored pixels, and turned"),
+                counted(upright, "mask has the upright size and is", "masks have the upright size and are", "taken so"),
             ]
             print(
                 f"warning: {self.spec}, split {self.split}: EXIF turns {len(as_stored) + len(upright)} of "
-                f"{len(looked)} images: {'; '.join(filter(None, parts))}; where masks were drawn upright, store these "
+                f"{len(sampled)} images: {'; '.join(filter(None, parts))}; where masks were drawn upright, store these "
                 "images upright",
                 file=sys.stderr,
             )
 
 
-def _said(names: list[str], one: str, several: str, what: str) -> str:
+def counted(names: list[str], one: str, several: str, what: str) -> str:
+    """How many files, in the singular or the plural, what about them, and the first of their names; "" for none."""
     shown = f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
     return f"{len(names)} {one if len(names) == 1 else several} {what} ({shown})" if names else ""
 

@@ -22,9 +22,9 @@ from typing import NamedTuple
 import numpy as np
 
 from models.config import ViTConfig
-from models.data.codings import LOOKED_AT, Coding, raw_mask
+from models.data.codings import N_SAMPLED, Coding, raw_mask
 from models.data.files import Walk, as_class, ending, endings, existing, in_order, parsed, stem, text_of
-from models.data.found import found
+from models.data.found import layout_hint
 from models.data.images import Images
 from models.data.items import LARGE, Files, Names, sample
 from models.data.splits import SPLIT_NAMES, is_of, names_of
@@ -94,11 +94,11 @@ def open_list(spec: str, path: Path, split: str, like: ViTConfig | None) -> Imag
     complain_of_missing(spec, file, listed)
     if listed.masks is None:
         return Images(spec, split, tuple(classes), Files(file.parent, listed.names, labels, repeat=True), like)
-    looked = [
+    sampled = [
         (listed.names[i], int(labels[i]), raw_mask(file.parent / listed.masks[i], listed.names[i]))
-        for i in evenly(len(labels), LOOKED_AT)
+        for i in evenly(len(labels), N_SAMPLED)
     ]
-    coding = Coding.checked(looked, len(classes), spec)
+    coding = Coding.checked(sampled, len(classes), spec)
     files = Files(file.parent, listed.names, labels, listed.masks, coding.read, repeat=True)
     return Images(spec, split, tuple(classes), files, like)
 
@@ -137,7 +137,7 @@ def _in_folder(spec: str, path: Path, split: str) -> Path:
     if len(tables) == 1:
         return list_of(spec, tables[0], split)
     raise InputError(
-        f"{spec} has no split {split!r}: there is no list {split}.txt or {split}.csv in it{found(path, spec)}"
+        f"{spec} has no split {split!r}: there is no list {split}.txt or {split}.csv in it{layout_hint(path, spec)}"
     )
 
 
@@ -190,11 +190,11 @@ def located(names: Names, root: Path, split: str) -> Names:
 def complain_of_missing(spec: str, file: Path, listed: Listed) -> None:
     """`InputError` where pictures or masks of the list are not there; of a large list a sample is looked up."""
     for what, names in (("pictures", listed.names), ("masks", listed.masks or ())):
-        looked = range(len(names)) if len(names) <= LARGE else sample(len(names))
-        missing = [names[i] for i in looked if not os.path.isfile(os.path.join(file.parent, names[i]))]
+        sampled = range(len(names)) if len(names) <= LARGE else sample(len(names))
+        missing = [names[i] for i in sampled if not os.path.isfile(os.path.join(file.parent, names[i]))]
         if missing:
             raise InputError(
-                f"{spec}: {len(missing):,} of {len(looked):,} {what} of {file.name} are not there, the first is "
+                f"{spec}: {len(missing):,} of {len(sampled):,} {what} of {file.name} are not there, the first is "
                 f"{missing[0]}; paths are relative to {file.parent}, and a bare name is that of one picture below it"
             )
 

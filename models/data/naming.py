@@ -12,7 +12,7 @@ from models.data.files import in_order, text_of
 from models.data.imagenet_s import LISTS
 from models.errors import InputError
 
-BESIDE = ("classes.txt", "classnames.txt", "class_names.txt", "labels.txt")  # a name a line, in the labels' order
+BESIDE = ("classes.txt", "classnames.txt", "class_names.txt", "labels.txt")  # a name per line, in the labels' order
 
 MOST_CLASSES = LIMITS["n_classes"][1]
 

@@ -23,7 +23,7 @@ import numpy as np
 from etils import epy
 
 from models.config import ViTConfig
-from models.data.codings import LOOKED_AT, Coding, Looked, raw_mask
+from models.data.codings import N_SAMPLED, Coding, RawMask, raw_mask
 from models.data.files import LeftOut
 from models.data.images import Images
 from models.data.items import Item, Lazy
@@ -65,7 +65,7 @@ def open_parquet(spec: str, path: Path, split: str, like: ViTConfig | None) -> I
     left_out.say(spec, split)
     rows = Rows(store, np.flatnonzero(kept), labels)
     if "mask" in store.columns and len(rows):
-        rows.coding = Coding.checked(rows.looked(evenly(len(rows), LOOKED_AT)), len(classes), spec)
+        rows.coding = Coding.checked(rows.raw_masks(evenly(len(rows), N_SAMPLED)), len(classes), spec)
     return Images(spec, split, classes, rows, like)
 
 
@@ -186,7 +186,7 @@ class Rows(Lazy):
             raise InputError(f"{name} has no mask; give every row one, or leave the column out")
         return BytesIO(content)
 
-    def looked(self, places: Sequence[int]) -> Iterator[Looked]:
+    def raw_masks(self, places: Sequence[int]) -> Iterator[RawMask]:
         """Masks as the files hold them."""
         for place in places:
             row = int(self.rows[place])

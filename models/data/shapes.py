@@ -43,10 +43,7 @@ COS, SIN = np.round(np.cos(TURN), 6), np.round(np.sin(TURN), 6)
 SQUARE = np.float32(0.886227)  # half side
 TRIANGLE = np.float32(0.777560)  # radius of the inscribed circle
 CROSS_ARM, CROSS_WIDTH = np.float32(1.240963), np.float32(0.372289)  # half length and half width (0.3 of it) of an arm
-RING_MIDDLE, RING_WIDTH = (
-    np.float32(0.866025),
-    np.float32(0.288675),
-)  # radius and half width: the hole has half the outer radius
+RING_MIDDLE, RING_WIDTH = np.float32(0.866025), np.float32(0.288675)  # the hole has half the outer radius
 REACH = 1.56  # farthest point of any outline (the triangle's corners)
 
 
@@ -64,7 +61,7 @@ HARD = Difficulty(image_size=64, scale=(0.19, 0.29), period=(0.115, 0.16), clutt
 EASY = Difficulty(image_size=32, scale=(0.25, 0.34), period=(0.16, 0.22), clutter=0.0)
 
 
-# ---------------------------------------------------------------- random numbers
+# Random numbers
 
 
 def mix(z: np.ndarray) -> np.ndarray:
@@ -158,7 +155,7 @@ class Draws:
         return (self.values[name] * n).astype(np.int64)
 
 
-# ---------------------------------------------------------------- factors
+# Factors
 
 
 @dataclass(frozen=True)
@@ -292,7 +289,7 @@ def draw_scene(key: int, indices: np.ndarray, difficulty: Difficulty, changed: s
     )
 
 
-# ---------------------------------------------------------------- geometry: exact elementwise float32 only
+# Geometry: exact elementwise float32 only
 
 
 def column(values: np.ndarray) -> np.ndarray:
@@ -329,7 +326,7 @@ def signed_distance(objects: Objects, u: np.ndarray, v: np.ndarray) -> np.ndarra
     return distance
 
 
-# ---------------------------------------------------------------- fill
+# Fill
 
 
 def soft_step(distance: np.ndarray) -> np.ndarray:
@@ -365,7 +362,7 @@ def second_ink(objects: Objects, u: np.ndarray, v: np.ndarray, image_size: int) 
     return share
 
 
-# ---------------------------------------------------------------- compose
+# Compose
 
 
 def blend(canvas: np.ndarray, colours: np.ndarray, alpha: np.ndarray) -> None:
@@ -485,7 +482,7 @@ def render_chunk(
     return np.clip(np.rint(canvas, out=canvas), 0, 255, out=canvas).astype(np.uint8), mask
 
 
-# ---------------------------------------------------------------- data set
+# Data set
 
 
 class Shapes(torch.utils.data.Dataset):

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from models.config import ViTConfig
-from models.data.codings import LOOKED_AT, Coding, Looked, raw_mask
+from models.data.codings import N_SAMPLED, Coding, RawMask, raw_mask
 from models.data.files import (
     MASK_NAME,
     MOST_DIGITS,
@@ -114,7 +114,7 @@ def open_shards(spec: str, rest: str, split: str, like: ViTConfig | None) -> Ima
     samples = Samples(shards, np.asarray(index.shard)[kept], Names([Names.packed(names)]), where[kept], labels)
     if "mask" in options:
         samples.masks = mask_places(spec, index, options["mask"], kept, keys)
-        samples.coding = Coding.checked(samples.looked(evenly(len(kept), LOOKED_AT)), len(classes), spec)
+        samples.coding = Coding.checked(samples.raw_masks(evenly(len(kept), N_SAMPLED)), len(classes), spec)
     return Images(spec, split, classes, samples, like)
 
 
@@ -145,7 +145,7 @@ class Samples(Lazy):
             file.seek(offset)
             return BytesIO(file.read(size))
 
-    def looked(self, places: Sequence[int]) -> Iterator[Looked]:
+    def raw_masks(self, places: Sequence[int]) -> Iterator[RawMask]:
         """Masks as the shards hold them."""
         for place in places:
             name = self.name(place)

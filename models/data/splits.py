@@ -11,13 +11,13 @@ from urllib.parse import parse_qsl
 
 from models.data.files import Walk, folders, is_leftover
 from models.data.files import place as written
-from models.data.found import found
+from models.data.found import layout_hint
 from models.errors import InputError
 
-NAMES = {
+NAMES = {  # what a split's folder may be called
     "val": ("val", "validation", "valid", "test"),
     "train": ("train", "training", "train-semi"),
-}  # what a split's folder may be called
+}
 SPLIT_NAMES = frozenset(name for names in NAMES.values() for name in names)
 
 
@@ -53,7 +53,7 @@ def no_split(spec: str, path: Path, split: str) -> InputError:
     above = f"; for all splits name the folder above, {path.parent}" if path.name.casefold() in SPLIT_NAMES else ""
     return InputError(
         f"{spec} has no split {split!r}; it holds {shown or 'no folders'}, and needs a folder {split} of class "
-        f"folders{above}{found(path, spec)}"
+        f"folders{above}{layout_hint(path, spec)}"
     )
 
 
@@ -86,7 +86,7 @@ def files_at(spec: str, place: str, kind: str) -> list[Path]:
     else:
         files = sorted(Path(file) for pattern in expanded(place) for file in glob.glob(pattern, recursive=True))
     if not files:
-        raise InputError(f"{spec}: there is no .{kind} file at {place}{found(path, spec)}")
+        raise InputError(f"{spec}: there is no .{kind} file at {place}{layout_hint(path, spec)}")
     return [file for file in files if not is_leftover(file.name)]
 
 

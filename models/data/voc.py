@@ -11,7 +11,7 @@ from PIL import Image
 from models.config import ViTConfig
 from models.data.codings import check_ids, raw_mask
 from models.data.files import LeftOut, Walk, existing, stem, text_of
-from models.data.found import found
+from models.data.found import layout_hint
 from models.data.images import Images
 from models.data.items import Item
 from models.errors import InputError
@@ -50,7 +50,7 @@ def open_voc(spec: str, path: Path, split: str, like: ViTConfig | None) -> Image
     if not listing.exists():
         there = ", ".join(sorted(file.stem for file in listing.parent.glob("*.txt"))) or "no lists"
         raise InputError(
-            f"{spec} has no ImageSets/Segmentation/{split}.txt; that folder holds {there}{found(path, spec)}"
+            f"{spec} has no ImageSets/Segmentation/{split}.txt; that folder holds {there}{layout_hint(path, spec)}"
         )
     own = path / "classes.txt"
     classes = VOC_CLASSES

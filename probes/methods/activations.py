@@ -24,7 +24,7 @@ from probes.probe import Pass, refuse_nonfinite
 TOKENS = ("cls", "patch")
 HELD = 128  # images in the buffer
 PER_FILL = 32  # updates until it is filled anew
-PATCHES, FFN_PATCHES = 64, 15  # at most so many of an image, of its states and of the FFN; and CLS
+PATCHES, FFN_PATCHES = 64, 15  # of an image, at most: patches of its states, and of the FFN, beside CLS
 ROWS = {"cls": 32, "patch": 128, "ffn_in": 128, "ffn_out": 128}  # of each state or step in an update
 N_SCALED = 512  # images behind means and spreads
 AT_ONCE = 32  # images in one forward
@@ -91,16 +91,16 @@ class Scale:
 
 def moments_of(model: BViT, images: Pass) -> dict[str, Moments]:
     """Moments of every site over a sample of images; every process walks over all of it, so that all have the same."""
-    found: dict[str, Moments] = {}
+    moments: dict[str, Moments] = {}
     n_patches = model.config.n_patches
     for batch in Stream(images.sample(N_SCALED).data, AT_ONCE):
-        every = torch.arange(n_patches).expand(len(batch.images), -1)
-        for site, rows in rows_of(model, batch.images, every).items():
-            of_site = found.setdefault(site, Moments.about(rows.mean(1)))
-            for place, of_place in enumerate(rows):
-                of_site.add(place, of_place)
-    refuse_nonfinite(found["patch"].gram[1:].sum((1, 2)) + found["cls"].gram[1:].sum((1, 2)))
-    return found
+        all_patches = torch.arange(n_patches).expand(len(batch.images), -1)
+        for site, rows in rows_of(model, batch.images, all_patches).items():
+            site_moments = moments.setdefault(site, Moments.about(rows.mean(1)))
+            for place, place_rows in enumerate(rows):
+                site_moments.add(place, place_rows)
+    refuse_nonfinite(moments["patch"].gram[1:].sum((1, 2)) + moments["cls"].gram[1:].sum((1, 2)))
+    return moments
 
 
 @dataclass(frozen=True)
@@ -116,11 +116,11 @@ class Buffer:
         n_patches = self.model.config.n_patches
         draw = torch.rand(len(images), n_patches, generator=generator(self.images.seed, 0, number))
         places = draw.argsort(1)[:, :PATCHES]
-        parts = [
+        chunks = [
             rows_of(self.model, *of, FFN_PATCHES)
             for of in zip(images.split(AT_ONCE), places.split(AT_ONCE), strict=True)
         ]
-        return {site: scale.inward(torch.cat([of[site] for of in parts], 1)) for site, scale in self.scales.items()}
+        return {site: scale.inward(torch.cat([of[site] for of in chunks], 1)) for site, scale in self.scales.items()}
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         """What updates `first` .. `last` - 1 are trained on."""
@@ -131,17 +131,17 @@ class Buffer:
         for number, (images, _) in zip(
             fills, labelled(self.images.data, keys, self.images.workers, full=True), strict=False
         ):
-            held = self.filled(images, number)
+            filled = self.filled(images, number)
             shuffled = {
                 n: torch.randperm(n, generator=generator(seed, 1, number))
-                for n in {of.shape[1] for of in held.values()}
+                for n in {site_rows.shape[1] for site_rows in filled.values()}
             }
             while update < min(last, (number + 1) * PER_FILL):
                 rows = {}
-                for site, of in held.items():
-                    n = of.shape[1]
+                for site, site_rows in filled.items():
+                    n = site_rows.shape[1]
                     places = (update * min(ROWS[site], n) + torch.arange(min(ROWS[site], n))) % n
-                    rows[site] = of[:, shuffled[n][places]]
+                    rows[site] = site_rows[:, shuffled[n][places]]
                 yield {token: (rows[token], rows[token]) for token in TOKENS} | {
                     "ffn": (rows["ffn_in"], rows["ffn_out"])
                 }

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import models
 from analyses.graph import SLOTS, Graph
+from probes.methods.reading import states_from
 from probes.methods.visualise import frozen
 
 Metric = Callable[[Tensor], Tensor]  # logits [batch class] -> [batch]
@@ -110,11 +111,8 @@ class Circuits:
     # Exact effects
 
     def states(self, z: Tensor) -> list[Tensor]:
-        """z_0 .. z_T of a clean run."""
-        states = [z]
-        for t in range(self.graph.n_steps):
-            states.append(self.model.run_steps(states[-1], t, t + 1))
-        return states
+        """z_0 .. z_T of a clean run from z_0."""
+        return list(states_from(self.model, z))
 
     def without_node(self, states: list[Tensor], delta: Tensor, source: int) -> Tensor:
         """Logits where one source adds what it adds in the reference, from the clean state before it: [batch class]."""

@@ -44,7 +44,7 @@ class Trained:
     """Dictionaries by (kind, token), the transcoder, and what rows are scaled by."""
 
     model: BViT
-    every: dict[tuple[str, str], Dictionary]
+    dictionaries: dict[tuple[str, str], Dictionary]
     transcoder: Dictionary
     scales: dict[str, Scale]
     principal: dict[str, Tensor]  # [state d_model component] by token
@@ -55,39 +55,51 @@ class Trained:
         """The model read by the dictionary of all states, and by the same one rotated."""
         kinds = {"dictionary": "shared", "rotated": "rotated"}
         return {
-            name: Coded(self.model, {token: self.every[kind, token] for token in TOKENS}, self.scales)
+            name: Coded(self.model, {token: self.dictionaries[kind, token] for token in TOKENS}, self.scales)
             for name, kind in kinds.items()
         }
 
 
 def train(model: BViT, fitting: Pass, options: dict[str, Any]) -> Trained:
-    """All dictionaries, from one stream; on every process alike."""
+    """All dictionaries, from one stream; on every process alike.
+
+    `options`: expansion, k, updates, and separate, whether there are also dictionaries for each state.
+    """
     config, moments = model.config, activations.moments_of(model, fitting)
-    scales = {site: Scale.of(of, common=site.startswith("ffn")) for site, of in moments.items()}
-    n_states, width = config.n_steps + 1, config.d_model
-    n, k = options["expansion"] * width, options["k"]
+    scales = {site: Scale.of(of_site, common=site.startswith("ffn")) for site, of_site in moments.items()}
+    n_states, width, k = config.n_steps + 1, config.d_model, options["k"]
+    n_features = options["expansion"] * width
     plans = {}
     for token in TOKENS:
-        plans[f"shared {token}"] = Plan(token, 1, n, width)
+        plans[f"shared {token}"] = Plan(token, 1, n_features, width)
         if options["separate"]:
-            plans[f"separate {token}"] = Plan(token, n_states, n // n_states, width)
-            plans[f"larger {token}"] = Plan(token, n_states, n, width)
-    plans["transcoder"] = Plan("ffn", 1, n, width, is_transcoder=True)
+            plans[f"separate {token}"] = Plan(token, n_states, n_features // n_states, width)
+            plans[f"larger {token}"] = Plan(token, n_states, n_features, width)
+    plans["transcoder"] = Plan("ffn", 1, n_features, width, is_transcoder=True)
     sha256, buffer = checkpoint.state_sha256(model.state_dict()), activations.Buffer(model, fitting, scales)
     key = dict(model=sha256, data=fitting.about.fingerprint, seed=fitting.seed, images=len(fitting)) | options
-    kept = fitting.unfinished(f"dictionary-{sha256[:8]}")
-    how = dict(k=k, updates=options["updates"], seed=fitting.seed, device=model.pos_embed.device, kept=kept, key=key)
-    found = fitted(plans, buffer.batches, **how, label=fitting.label)
-    every = {tuple(name.split()): of for name, of in found.items() if name != "transcoder"}
-    samples = [*buffer.batches(0, 1)]
+    trained = fitted(
+        plans,
+        buffer.batches,
+        k=k,
+        updates=options["updates"],
+        seed=fitting.seed,
+        device=model.pos_embed.device,
+        kept=fitting.unfinished(f"dictionary-{sha256[:8]}"),
+        key=key,
+        label=fitting.label,
+    )
+    transcoder = trained.pop("transcoder")
+    dictionaries = {tuple(name.split()): dictionary for name, dictionary in trained.items()}
+    samples = list(buffer.batches(0, 1))
     for token in TOKENS:
-        turned = every["shared", token].rotated(fitting.seed)
-        every["rotated", token] = turned.calibrated([batch[token][0] for batch in samples], k)
-    of_tokens = {token: principal(moments[token], k) for token in TOKENS}
-    return Trained(model, every, found["transcoder"], scales, of_tokens, moments["ffn_out"].mean.float())
+        rotated = dictionaries["shared", token].rotated(fitting.seed)
+        dictionaries["rotated", token] = rotated.calibrated([batch[token][0] for batch in samples], k)
+    components = {token: principal(moments[token], k) for token in TOKENS}
+    return Trained(model, dictionaries, transcoder, scales, components, moments["ffn_out"].mean.float())
 
 
 def principal(moments: Moments, n: int) -> Tensor:
     """The n directions of largest variance of each state: [state d_model component]."""
-    every = [torch.linalg.eigh(moments.covariance(state))[1][:, -n:] for state in range(len(moments.count))]
-    return torch.stack(every).float()
+    directions = [torch.linalg.eigh(moments.covariance(state)).eigenvectors for state in range(len(moments.count))]
+    return torch.stack([of_state[:, -n:] for of_state in directions]).float()

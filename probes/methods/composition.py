@@ -50,7 +50,7 @@ def steps(model: models.BViT) -> list[int]:
 
 def circuits(step: Step) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Factors of W_QK and W_OV of every head, a row vector times them: [head d_model d_head], [head d_head d_model]."""
-    norm, n_heads = step.shared.block.norm1, step.attn.own.n_heads
+    norm, n_heads = step.shared.block.norm1, step.attn.half.n_heads
     weight = step.weight("qkv").double() * norm.weight.double()
     if norm.is_centred:
         weight = weight - weight.mean(1, keepdim=True)
@@ -64,7 +64,7 @@ def scores(writer: list[Tensor], reader: list[Tensor]) -> np.ndarray:
     Orthonormal factors drop out of a norm, so that nothing larger than d_head x d_head is kept for a pair.
     """
     first, last = triangle(writer[0]), triangle(reader[1].mT)
-    size = [norms(*of) for of in (writer, reader)]
+    size = [norms(*circuit) for circuit in (writer, reader)]
     rows = []
     for left, right in zip(first, writer[1], strict=True):
         rows.append(torch.linalg.matrix_norm(left @ right @ reader[0] @ last.mT))
@@ -77,8 +77,8 @@ def of_random(writer: list[Tensor], reader: list[Tensor], seed: int) -> np.ndarr
 
     |S_1 U S_2|^2 is the sum of s_1^2 U^2 s_2^2, U being the corner of a rotation of all d_model axes.
     """
-    squares = [singular_values(*of).square() for of in (writer, reader)]
-    energy = [(of / of.sum(1, keepdim=True).clamp_min(1e-300)).cpu().numpy() for of in squares]
+    squares = [singular_values(*circuit).square() for circuit in (writer, reader)]
+    energy = [(circuit / circuit.sum(1, keepdim=True).clamp_min(1e-300)).cpu().numpy() for circuit in squares]
     rng, (d_model, d_head) = np.random.default_rng(seed), writer[0].shape[1:]
     corners = (np.linalg.qr(rng.standard_normal((d_model, d_head)))[0][:d_head] for _ in range(N_DRAWS))
     return np.stack([np.sqrt(energy[0] @ np.square(corner) @ energy[1].T) for corner in corners])

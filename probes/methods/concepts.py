@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Subset
 
+from models import data as datasets
 from models.data import shapes
 from probes.walk import Pass
 
@@ -68,7 +68,7 @@ class Known:
 
 def of_images(images: Pass, patch_size: int) -> dict[str, Known]:
     """What CLS and what patches could know, by kind of token."""
-    about, made = images.about, embedded(images)
+    about, made = images.about, varied_factors(images)
     of_class = classes(about.classes, about.labels[:, None])
     whole = (of_class, *(() if made is None else of_scene(made)))
     side = about.image_size // patch_size
@@ -124,7 +124,7 @@ def as_numbers(values: np.ndarray) -> np.ndarray:
 
 
 def of_masks(images: Pass, patch_size: int, made: dict[str, np.ndarray] | None) -> tuple[Factor, ...]:
-    """What each patch shows; one pass over the masks, of which a number a patch is kept. Ignored pixels are nothing."""
+    """What each patch shows; one pass over the masks, a number per patch is kept. Ignored pixels are nothing."""
     about = images.about
 
     def read(batch: Any) -> dict[str, Any]:
@@ -159,12 +159,9 @@ def of_masks(images: Pass, patch_size: int, made: dict[str, np.ndarray] | None) 
     return tuple(factors)
 
 
-def embedded(images: Pass) -> dict[str, np.ndarray] | None:
-    """What the images were made from, where the data knows it, without what no image of the data has."""
-    whole = images.data
-    while isinstance(whole, Subset):
-        whole = whole.dataset
-    if not hasattr(whole, "factors"):
-        return None
-    never = ("occlusion", "n_distractors") if whole.difficulty.clutter == 0 else ()
-    return {name: of for name, of in whole.factors(images.about.indices).items() if name not in never}
+def varied_factors(images: Pass) -> dict[str, np.ndarray] | None:
+    """What the images were rendered from, without what no image of the data has; None for any other data."""
+    factors = images.factors()
+    if factors is not None and datasets.unwrapped(images.data).difficulty.clutter == 0:
+        del factors["occlusion"], factors["n_distractors"]
+    return factors

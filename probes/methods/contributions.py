@@ -29,15 +29,15 @@ def names(model: BViT) -> list[str]:
 
 def parts(model: BViT, kept: Mapping[str, Tensor]) -> Tensor:
     """What each part adds to the rows that are read, from pooled activations by name: [batch step part row d_model]."""
-    every = []
+    steps = []
     for t, step in enumerate(model.blocks):
         z, ffn = (kept[f"blocks.{t}.{site}"] for site in SITES)
         heads = torch.einsum("brhd,hdm->bhrm", z, step.attn.W_O)
         constant = [step.attn.b_O, model.step_embedding(t)]
         bias, embedding = (None if value is None else value.expand_as(ffn)[:, None] for value in constant)
         of_step = [heads, bias, ffn[:, None], *([] if embedding is None else [embedding])]
-        every.append(torch.cat(of_step, 1))
-    return torch.stack(every, 1)
+        steps.append(torch.cat(of_step, 1))
+    return torch.stack(steps, 1)
 
 
 def to_classes(readout: Readout, added: Tensor, last: Tensor, labels: Tensor) -> Tensor:

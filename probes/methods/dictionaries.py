@@ -67,9 +67,9 @@ class Dictionary:
         """With the threshold at which k features fire on average, on batches of rows [place row width]: between two
         activations, so that rounding moves none across.
         """
-        every = [rising(vars(self), rows) for rows in batches]
-        each = torch.stack([(kth_largest(of, k) + kth_largest(of, k, 1)) / 2 for of in every])
-        return Dictionary(self.encoder, self.bias, self.decoder, self.offset, each.mean())
+        activations = [rising(vars(self), rows) for rows in batches]
+        between = torch.stack([(kth_largest(batch, k) + kth_largest(batch, k, 1)) / 2 for batch in activations])
+        return Dictionary(self.encoder, self.bias, self.decoder, self.offset, between.mean())
 
 
 @dataclass(frozen=True)
@@ -93,13 +93,13 @@ class Plan:
 
 
 def rising(weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
-    """Activations before the threshold, of rows [place row width]: [group row feature]."""
+    """Activations before the threshold (ReLU alone), of rows [place row width]: [group row feature]."""
     grouped = rows.reshape(len(weights["encoder"]), -1, rows.shape[-1])
     return torch.baddbmm(weights["bias"][:, None], grouped, weights["encoder"]).relu()
 
 
 def kth_largest(activations: Tensor, k: float, more: int = 0) -> Tensor:
-    """What k activations of each row [group row feature] reach on average, and so many more in all."""
+    """The value that k activations of each row [group row feature] reach on average, and `more` further ones in all."""
     flat = activations.detach().flatten()
     n_kept = max(1, round(k * flat.numel() / activations.shape[-1])) + more
     return flat.kthvalue(flat.numel() - min(n_kept, flat.numel()) + 1).values
@@ -114,9 +114,8 @@ def loss_of(weights: Mapping[str, Tensor], rows: Tensor, wanted: Tensor, k: floa
     """Mean squared error, and that of the dead features on what is left over; counts up how long each is `idle`."""
     activations = rising(weights, rows)
     codes = largest(activations, k)
-    left = wanted.reshape(len(codes), -1, wanted.shape[-1]) - torch.baddbmm(
-        weights["offset"][:, None], codes, weights["decoder"]
-    )
+    reconstruction = torch.baddbmm(weights["offset"][:, None], codes, weights["decoder"])
+    left = wanted.reshape(len(codes), -1, wanted.shape[-1]) - reconstruction
     idle += 1
     idle[(codes.detach() > 0).any(1)] = 0
     loss, is_dead = left.square().mean(), idle > IDLE
@@ -142,32 +141,38 @@ def fitted(
 
     A killed fit goes on from `kept` to the same weights. Raises `InputError` where the loss is not finite.
     """
-    every = {name: plan.fresh(seed, device) for name, plan in plans.items()}
+    weights_of = {name: plan.fresh(seed, device) for name, plan in plans.items()}
     idle = {name: torch.zeros(plan.groups, plan.n_features, device=device) for name, plan in plans.items()}
-    parameters = {f"{name} {what}": value for name, weights in every.items() for what, value in weights.items()}
+    parameters = {f"{name} {what}": value for name, weights in weights_of.items() for what, value in weights.items()}
     optimiser = torch.optim.Adam(parameters.values(), LEARNING_RATE)
     parts = {"weights": parameters, "idle": idle, "optimiser": optimiser}
-    how = dict(updates=updates, key=key, restart=True, unit=" updates", advice="choose fewer --updates")
-    loop = Loop(kept, parts, **how, label=f"{label}: dictionaries".removeprefix(": "))
+    loop = Loop(
+        kept,
+        parts,
+        updates=updates,
+        key=key,
+        restart=True,
+        unit=" updates",
+        label=f"{label}: dictionaries".removeprefix(": "),
+        advice="choose fewer --updates",
+    )
     stream: Iterator[Batch] = batches(loop.update, updates)
     for update, batch in zip(loop, stream, strict=False):
-        losses = [loss_of(every[name], *batch[plan.site], k, idle[name]) for name, plan in plans.items()]
-        for parameter, gradient in zip(
-            parameters.values(), torch.autograd.grad(sum(losses), [*parameters.values()]), strict=True
-        ):
+        losses = [loss_of(weights_of[name], *batch[plan.site], k, idle[name]) for name, plan in plans.items()]
+        gradients = torch.autograd.grad(sum(losses), [*parameters.values()])
+        for parameter, gradient in zip(parameters.values(), gradients, strict=True):
             parameter.grad = gradient
         optimiser.param_groups[0]["lr"] = LEARNING_RATE * (1 - update / updates)
         optimiser.step()
         with torch.no_grad():
-            for weights in every.values():
+            for weights in weights_of.values():
                 weights["decoder"].div_(weights["decoder"].norm(dim=-1, keepdim=True))
         loop.note(torch.stack(losses).detach().mean())
     loop.averaged()
-    samples = [*batches(0, min(8, updates))]
-    nothing = torch.zeros((), device=device)
-    return {
-        name: Dictionary(**{what: value.detach() for what, value in weights.items()}, threshold=nothing).calibrated(
-            [batch[plans[name].site][0] for batch in samples], k
-        )
-        for name, weights in every.items()
-    }
+    samples = list(batches(0, min(8, updates)))
+    trained = {}
+    for name, plan in plans.items():
+        weights = {what: value.detach() for what, value in weights_of[name].items()}
+        uncalibrated = Dictionary(**weights, threshold=torch.zeros((), device=device))
+        trained[name] = uncalibrated.calibrated([batch[plan.site][0] for batch in samples], k)
+    return trained

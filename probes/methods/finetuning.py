@@ -37,8 +37,13 @@ class Transfer:
     @property
     def recipe(self) -> recipe.Recipe:
         """Flips, AdamW, and the `plain` recipe's warm-up and cosine."""
-        asked = dict(epochs=self.epochs, batch_size=self.batch, lr=self.lr or LR[self.how], optimizer="adamw")
-        return replace(recipe.RECIPES["plain"], **asked)
+        return replace(
+            recipe.RECIPES["plain"],
+            epochs=self.epochs,
+            batch_size=self.batch,
+            lr=self.lr or LR[self.how],
+            optimizer="adamw",
+        )
 
 
 class Tuning:

@@ -118,9 +118,9 @@ def hold(tokens: slice, steps: range, now: Tensor, moment: Moment) -> Tensor:
     """`now` with the tokens as they entered the step, at these steps."""
     if moment.step not in steps:
         return now
-    held = now.clone()
-    held[:, tokens] = moment.before[:, tokens]
-    return held
+    changed = now.clone()
+    changed[:, tokens] = moment.before[:, tokens]
+    return changed
 
 
 def damped(model: BViT, seed: int) -> list[Case]:

@@ -48,23 +48,31 @@ def spectra(model: BViT, states: Iterable[Tensor], index: np.ndarray, seed: int)
 
     `index`: the images' numbers in the data, from which and the seed the random ones are drawn.
     """
-    pairs = []
+    by_step, random_by_step = [], []
     for t, state in enumerate(states):
         jacobian = of_cls(model, state, t).double().cpu()
         drawn = [np.random.default_rng([seed, t, int(i)]).standard_normal(jacobian.shape[1:]) for i in index]
-        pairs.append((jacobian, as_large(jacobian, torch.from_numpy(np.stack(drawn)))))
-    values: Values = {}
-    eigenvalues = {}
-    for name, of in zip(("", "null_"), map(torch.stack, zip(*pairs, strict=True)), strict=True):
-        singular, eigen = torch.linalg.svdvals(of), torch.linalg.eigvals(of)  # [step image rank]
-        eigenvalues[name] = eigen
-        values |= {
-            f"{name}singular": (("step", "rank"), singular.movedim(1, -1)),
-            f"{name}log_det": (("step",), singular.log().sum(-1)),
-            f"{name}radius": (("step",), eigen.abs().amax(-1)),
-            f"{name}expanding": (("step",), (eigen.abs() > 1).double().mean(-1)),
-        }
-    return values, torch.view_as_real(eigenvalues[""]).movedim(1, 0)
+        by_step.append(jacobian)
+        random_by_step.append(as_large(jacobian, torch.from_numpy(np.stack(drawn))))
+    own, random = torch.stack(by_step), torch.stack(random_by_step)  # [step image out in]
+    eigenvalues = torch.linalg.eigvals(own)
+    values = spectrum(own, eigenvalues)
+    null = spectrum(random, torch.linalg.eigvals(random))
+    return (
+        values | {f"null_{name}": value for name, value in null.items()},
+        torch.view_as_real(eigenvalues).movedim(1, 0),
+    )
+
+
+def spectrum(jacobians: Tensor, eigenvalues: Tensor) -> Values:
+    """Numbers of Jacobians [step image out in] and their eigenvalues [step image rank], as `spectra` names them."""
+    singular = torch.linalg.svdvals(jacobians)  # [step image rank]
+    return {
+        "singular": (("step", "rank"), singular.movedim(1, -1)),
+        "log_det": (("step",), singular.log().sum(-1)),
+        "radius": (("step",), eigenvalues.abs().amax(-1)),
+        "expanding": (("step",), (eigenvalues.abs() > 1).double().mean(-1)),
+    }
 
 
 # Of the whole state
@@ -154,16 +162,17 @@ def volumes(
     eigenvalues of J - 1 were it normal (size), log|det|, the square of its standard error over the probes, and what
     half as many iterations give.
     """
-    every = []
+    by_step = []
     for t, state in enumerate(states):
         drawn = signs(index, t, probes, tuple(state.shape[1:]), seed).to(state)
-        every.append(of_state(model, state, t, drawn, iterations))
-    of = {name: torch.stack([each[name] for each in every]).cpu() for name in every[0]}  # [step (probe) image]
+        by_step.append(of_state(model, state, t, drawn, iterations))
+    stacked = {name: torch.stack([of_step[name] for of_step in by_step]).cpu() for name in by_step[0]}
+    log_det, half_way = stacked["log_det"], stacked["half_way"]  # [step probe image]
     values = {
-        "norm": of["norm"],
-        "size": (of["size"] / (model.config.n_tokens * model.config.d_model)).sqrt(),
-        "log_det": of["log_det"].mean(1),
-        "squared_error": of["log_det"].var(1) / probes,
-        "half_way": of["half_way"].mean(1),
+        "norm": stacked["norm"],
+        "size": (stacked["size"] / (model.config.n_tokens * model.config.d_model)).sqrt(),
+        "log_det": log_det.mean(1),
+        "squared_error": log_det.var(1) / probes,
+        "half_way": half_way.mean(1),
     }
     return {f"state_{name}": (("step",), value) for name, value in values.items()}

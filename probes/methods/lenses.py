@@ -1,6 +1,6 @@
 """Lenses: affine maps that carry what the head reads of a state to what it would read of the last one.
 
-The logit lens is the identity (nostalgebraist, 2020). The tuned lens is one map a state, started there and trained by
+The logit lens is the identity (nostalgebraist, 2020). The tuned lens is one map per state, started there and trained by
 the divergence of its answer from the final one (Belrose et al., arXiv 2303.08112); beside it one map that is applied as
 often as there are steps left, and one that is the same for all states. The Jacobian lens is the mean derivative of the
 last state by this one, which is the mean product of the remaining steps' Jacobians; with the mean states put in it is
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from models.loop import Loop, Order
-from probes.methods.reading import Readout
+from probes.methods.reading import Readout, states_from
 
 FITTED = ("tuned", "powers", "same")
 JACOBIAN = ("jacobian", "expansion")
@@ -41,8 +41,8 @@ class Lens:
     def __call__(self, rows: Tensor) -> Tensor:
         """Rows [batch state width], the last state among them or not, as the lens sees them."""
         n = len(self.weight)
-        seen = torch.einsum("bsi,soi->bso", rows[:, :n], self.weight) + self.bias
-        return torch.cat([seen, rows[:, n:]], 1)
+        translated = torch.einsum("bsi,soi->bso", rows[:, :n], self.weight) + self.bias
+        return torch.cat([translated, rows[:, n:]], 1)
 
 
 def divergence(final: Tensor, logits: Tensor) -> Tensor:
@@ -110,9 +110,7 @@ def jacobian_sum(readout: Readout, images: Tensor) -> Tensor:
     """
     model = readout.model
     with torch.enable_grad():
-        states = [model.embed(images).detach().requires_grad_()]
-        for t in range(model.config.n_steps):
-            states.append(model.run_steps(states[-1], t, t + 1))
+        states = list(states_from(model, model.embed(images).detach().requires_grad_()))
         last = readout.rows(states.pop())
         by_output = []
         for i in range(last.shape[1]):

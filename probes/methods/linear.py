@@ -16,6 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from models import loop
 from models.data import stream
 from models.vit import BViT
+from probes.methods.reading import states_of
 from probes.walk import Pass
 
 L2 = (1e-3, 1e-2, 1e-1)  # penalties that are tried; on |w|^2 / 2, beside the mean loss
@@ -39,11 +40,8 @@ class Linear:
 
 def states(model: BViT, images: torch.Tensor) -> Iterator[Float[torch.Tensor, "image d"]]:
     """The CLS state after 0 .. T steps, under the final norm."""
-    z = model.embed(images)
-    for k in range(model.config.n_steps + 1):
+    for z in states_of(model, images):
         yield model.norm(z[:, 0])
-        if k < model.config.n_steps:
-            z = model.run_steps(z, k, k + 1)
 
 
 def fitting(model: BViT, train: Pass) -> Pass:
@@ -95,15 +93,24 @@ def fitted_all(
     weight [seed state class d], bias [seed state class], l2 and held_out [seed state], float64.
     """
     n_states, d = features.shape[1:]
-    each = {"weight": (n_classes, d), "bias": (n_classes,), "l2": (), "held_out": ()}
-    found = {name: torch.zeros(len(seeds), n_states, *size, dtype=torch.float64) for name, size in each.items()}
-    how = dict(key=key, restart=True, unit=" probes", label=label, advice="look for what is not finite in the images")
-    for update in loop.Loop(kept, {"probes": found}, updates=len(seeds) * n_states, **how):
+    sizes = {"weight": (n_classes, d), "bias": (n_classes,), "l2": (), "held_out": ()}
+    probes = {name: torch.zeros(len(seeds), n_states, *size, dtype=torch.float64) for name, size in sizes.items()}
+    fits = loop.Loop(
+        kept,
+        {"probes": probes},
+        updates=len(seeds) * n_states,
+        key=key,
+        restart=True,
+        unit=" probes",
+        label=label,
+        advice="look for what is not finite in the images",
+    )
+    for update in fits:
         seed, state = divmod(update, n_states)
-        one = fitted(features[:, state], labels, n_classes, seeds[seed])
-        for name, values in found.items():
-            values[seed, state] = torch.as_tensor(np.nan_to_num(getattr(one, name)))
-    return found
+        probe = fitted(features[:, state], labels, n_classes, seeds[seed])
+        for name, values in probes.items():
+            values[seed, state] = torch.as_tensor(np.nan_to_num(getattr(probe, name)))
+    return probes
 
 
 def fitted(features: Features, labels: Labels, n_classes: int, seed: int) -> Linear:

@@ -1,6 +1,6 @@
 """Lottery pruning's arithmetic on masks: which weights go, which are alive, and what other masks would be.
 
-Masks are bool [step weight], one row a step (or a graft): the matrices of `models.masks.WEIGHTS`, flattened.
+Masks are bool [step weight], one row per step (or a graft): the matrices of `models.masks.WEIGHTS`, flattened.
 """
 
 from __future__ import annotations

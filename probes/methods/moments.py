@@ -1,7 +1,7 @@
 """Second moments of activations, streamed: what spectra, ranks and subspaces are made of.
 
 Sums are float64 over float32 products about a fixed point near the mean, so that neither a large mean nor the number of
-images costs precision. Memory is one d x d matrix a step and site, whatever the number of images.
+images costs precision. Memory is one d x d matrix per step and site, whatever the number of images.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def through_fc1(model: BViT, inputs: Moments) -> Moments:
     """The moments of fc1's output, exactly, from its input's: a linear map of the rows is one of their moments."""
     steps = model.blocks
     weight = torch.stack([step.weight("fc1").detach().double() for step in steps])
-    bias = torch.stack([step.mlp.own.fc1.bias.detach().double() for step in steps])
+    bias = torch.stack([step.mlp.half.fc1.bias.detach().double() for step in steps])
     shift = (weight @ inputs.shift.double()[..., None])[..., 0] + bias
     total = (weight @ inputs.total[..., None])[..., 0]
     return Moments(shift, inputs.count, total, weight @ inputs.gram @ weight.mT)

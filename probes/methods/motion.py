@@ -42,15 +42,15 @@ class Rows:
 
     def stacked(self, states: list[Tensor], images: Tensor) -> Tensor:
         """Rows of the model's states, and after them those of the other: [batch set d]; the narrower have zeros."""
-        every = [self.of(self.model, z) for z in states]
+        rows = [self.of(self.model, z) for z in states]
         if self.other is not None:
-            every += [self.of(self.other, z) for z in states_of(self.other, images)]
-        width = max(row.shape[1] for row in every)
-        return torch.stack([functional.pad(row, (0, width - row.shape[1])) for row in every], 1)
+            rows += [self.of(self.other, z) for z in states_of(self.other, images)]
+        width = max(row.shape[1] for row in rows)
+        return torch.stack([functional.pad(row, (0, width - row.shape[1])) for row in rows], 1)
 
     def increments(self, rows: Tensor) -> Tensor:
         """What each step adds to the rows: [batch set d]."""
-        return torch.cat([of.diff(dim=1) for of in rows.split(self.counts, 1)], 1)
+        return torch.cat([states.diff(dim=1) for states in rows.split(self.counts, 1)], 1)
 
 
 def moves(states: list[Tensor], n_prefix: int) -> tuple[Values, Tensor]:

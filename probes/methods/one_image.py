@@ -37,8 +37,12 @@ def trace(
     """
     steps, n_prefix = range(model.config.n_steps), model.config.n_prefix
     side = model.config.side
-    wanted = dict.fromkeys(("hook_embed", "hook_pos_embed", "blocks.*.hook_resid_post"), lambda activation: activation)
-    wanted["blocks.*.attn.hook_pattern"] = lambda pattern: pattern[:, :, 0]
+    wanted = {
+        "hook_embed": lambda activation: activation,
+        "hook_pos_embed": lambda activation: activation,
+        "blocks.*.hook_resid_post": lambda activation: activation,
+        "blocks.*.attn.hook_pattern": lambda pattern: pattern[:, :, 0],  # the row of CLS
+    }
     with model.hooks(switched_off(off)):
         _, cache = model.run_with_cache(image[None], names_filter=wanted)
     states = [cache["hook_embed"] + cache["hook_pos_embed"]]
@@ -53,10 +57,10 @@ def trace(
         readout = reading.Readout(model)
         traced["probability"] = torch.cat([model.read_out(state) for state in states]).softmax(-1)
         target = int(traced["probability"][-1].argmax()) if target is None else target
-        said = torch.cat([readout.of_tokens(state[:, n_prefix:]) for state in states]).softmax(-1)
-        said = said.unflatten(1, (side, side))
-        traced["patch_certainty"], traced["patch_answer"] = said.max(-1)
-        traced["patch_target"] = said[..., target]
+        by_patch = torch.cat([readout.of_tokens(state[:, n_prefix:]) for state in states]).softmax(-1)
+        by_patch = by_patch.unflatten(1, (side, side))  # [state row column class]
+        traced["patch_certainty"], traced["patch_answer"] = by_patch.max(-1)
+        traced["patch_target"] = by_patch[..., target]
     return traced
 
 
@@ -75,12 +79,12 @@ def flipped(model: models.BViT, state: Tensor, step: int, off: Collection[Cell] 
     switch = parts.Switch(model, heads, zeros, position, direction)
     with model.hooks([*switched_off(off), *switch.hooks(step)]):
         ends = model.run_steps(state.expand(2 * len(heads), -1, -1), step, config.n_steps)
-    found = model.read_out(ends).softmax(-1).unflatten(0, (2, len(heads)))
+    probability = model.read_out(ends).softmax(-1).unflatten(0, (2, len(heads)))
     for head in (head for at, head in off if at == step):
         with model.hooks(switched_off([cell for cell in off if cell != (step, head)])):
-            found[0, head] = model.read_out(model.run_steps(state, step, config.n_steps))[0].softmax(-1)
-        found[1, head] = torch.nan
-    return found
+            probability[0, head] = model.read_out(model.run_steps(state, step, config.n_steps))[0].softmax(-1)
+        probability[1, head] = torch.nan
+    return probability
 
 
 def after_step(model: models.BViT, state: Tensor, step: int, off: Collection[Cell] = ()) -> Tensor:

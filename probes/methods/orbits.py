@@ -13,9 +13,9 @@ from models.vit import BViT
 FORMS = ("state", "direction")  # a state as it is; each of its tokens over its length, which the next norm removes
 
 
-def form(state: Tensor, of: str) -> Tensor:
+def form(state: Tensor, name: str) -> Tensor:
     """A state [batch pos d_model] in one of `FORMS`."""
-    return state / state.norm(dim=-1, keepdim=True) if of == "direction" else state
+    return state / state.norm(dim=-1, keepdim=True) if name == "direction" else state
 
 
 def recovery(model: BViT, states: list[Tensor], noise: Tensor, size: float) -> Tensor:
@@ -40,7 +40,7 @@ def recovery(model: BViT, states: list[Tensor], noise: Tensor, size: float) -> T
 
 def distances(one: Tensor, other: Tensor) -> Tensor:
     """How far two states lie apart, in both forms: [form batch]."""
-    return torch.stack([(form(one, of) - form(other, of)).flatten(1).norm(dim=1) for of in FORMS])
+    return torch.stack([(form(one, name) - form(other, name)).flatten(1).norm(dim=1) for name in FORMS])
 
 
 def noises(index: np.ndarray, shape: tuple[int, int, int], seed: int) -> Tensor:
@@ -60,7 +60,7 @@ def run_on(model: BViT, state: Tensor, first: int, last: int, lags: int) -> dict
     for k in range(first, last):
         state = model.run_steps(state, k, k + 1)
         recent.append(state)
-    length = torch.stack([form(state, of).flatten(1).norm(dim=1) for of in FORMS])
+    length = torch.stack([form(state, name).flatten(1).norm(dim=1) for name in FORMS])
     returned = [distances(state, recent[-1 - lag]) / length for lag in range(1, lags + 1)]
     updates = (recent[-1] - recent[-2]).flatten(1), (recent[-2] - recent[-3]).flatten(1)
     return {

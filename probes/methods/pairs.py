@@ -62,7 +62,8 @@ def differing(data: Any, factor: str, n: int) -> Pairs:
     else:
         others, corrupt = with_changed(data, factor), clean
     answers = np.stack([whole.labels[clean], datasets.describe(others).labels[corrupt]], 1)
-    unrelated = np.array([elsewhere(whole, *of) for of in zip(corrupt, clean, answers, strict=True)])
+    pairs = zip(corrupt, clean, answers, strict=True)
+    unrelated = np.array([elsewhere(whole, start=i, clean=j, taken=labels) for i, j, labels in pairs])
     return Pairs(data, others, clean, corrupt, unrelated)
 
 
@@ -81,11 +82,7 @@ def elsewhere(whole: datasets.About, start: int, clean: int, taken: np.ndarray) 
 
 def default_factors(data: Any) -> tuple[str, ...]:
     """The factors that the data can render, else other images."""
-    return shapes.FACTORS if hasattr(innermost(data), "with_changed") else ("image",)
-
-
-def innermost(data: Any) -> Any:
-    return innermost(data.dataset) if isinstance(data, Subset) else data
+    return shapes.FACTORS if hasattr(datasets.unwrapped(data), "with_changed") else ("image",)
 
 
 def with_changed(data: Any, factor: str) -> Any:

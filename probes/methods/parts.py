@@ -21,9 +21,12 @@ from models.vit import BViT
 from probes.walk import Pass
 
 SITES = ("attn.hook_z", "hook_attn_out", "mlp.hook_post", "hook_mlp_out")
-OUTPUT = dict(
-    zip(SITES, ("hook_attn_out", "hook_attn_out", "hook_mlp_out", "hook_mlp_out"), strict=True)
-)  # where each writes
+OUTPUT = {  # where what stands at a site is written to the stream
+    "attn.hook_z": "hook_attn_out",
+    "hook_attn_out": "hook_attn_out",
+    "mlp.hook_post": "hook_mlp_out",
+    "hook_mlp_out": "hook_mlp_out",
+}
 TOP = (0.01, 0.1, 0.5, 1.0)  # groups of neurons, by rank: the first 1 %, the next 9 %, ...
 N_RANKED = 256  # images that neurons are ranked on
 N_DONORS = 8  # other images whose activations are put in
@@ -108,10 +111,11 @@ def of_tokens(model: BViT, images: Pass) -> dict[str, Tensor]:
 
     def read(batch: Batch) -> dict[str, Any]:
         sums = activations(model, batch.images, summed)
-        named = {
-            site: (("step", "kind", *(f"{site} {i}" for i in range(of.ndim - 2))), of) for site, of in sums.items()
-        }
-        return {"n": ((), len(batch.images)), **named}
+        reading: dict[str, Any] = {"n": ((), len(batch.images))}
+        for site, values in sums.items():
+            own_dims = [f"{site} {i}" for i in range(values.ndim - 2)]
+            reading[site] = ("step", "kind", *own_dims), values
+        return reading
 
     measured = images.over(read)
     kinds = [*range(n_prefix), *[n_prefix] * (n_tokens - n_prefix)]

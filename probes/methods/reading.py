@@ -60,8 +60,8 @@ class Readout:
     def biases(self) -> Tensor:
         """What each class has whatever the state is: [class]."""
         norm = self.model.norm.bias
-        every = [head.bias + (0 if norm is None else head.weight @ norm) for head in self.heads]
-        return torch.stack(every).mean(0)
+        biases = [head.bias + (0 if norm is None else head.weight @ norm) for head in self.heads]
+        return torch.stack(biases).mean(0)
 
     def scale(self, pooled: Tensor) -> Tensor:
         """What the final norm divides rows [batch row d_model] by: [batch row 1]."""
@@ -70,9 +70,18 @@ class Readout:
 
 
 def states_of(model: BViT, images: Tensor) -> Iterator[Tensor]:
-    """z_0 .. z_T: [batch pos d_model] each."""
-    z = model.embed(images.to(model.pos_embed.device))
+    """The states z_0 .. z_T of a run on images [batch 3 height width], one at a time: [batch pos d_model] each."""
+    return states_from(model, model.embed(images.to(model.pos_embed.device)))
+
+
+def states_from(model: BViT, z: Tensor) -> Iterator[Tensor]:
+    """The states of the run that starts from z_0 = `z` [batch pos d_model], z_0 among them, one at a time."""
     yield z
     for t in range(model.config.n_steps):
         z = model.run_steps(z, t, t + 1)
         yield z
+
+
+def best_other(logits: Tensor, target: Tensor) -> Tensor:
+    """The class with the highest logit but for the target: [batch], of logits [batch class] and classes [batch]."""
+    return logits.scatter(1, target[:, None], -torch.inf).argmax(1)

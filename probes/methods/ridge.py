@@ -71,13 +71,12 @@ def fitted(sums: Sums, parts: Sequence[slice], n_chosen: int | None = None) -> R
     x_mean, y_mean = sums.x / n[:, None], sums.y / n[:, None]
     covariance = sums.xx / n[:, None, None] - x_mean[:, :, None] * x_mean[:, None]
     cross = sums.xy / n[:, None, None] - x_mean[:, :, None] * y_mean[:, None]
-    variance, square = (of.diagonal(dim1=1, dim2=2) for of in (covariance, sums.xx / n[:, None, None]))
+    variance = covariance.diagonal(dim1=1, dim2=2)
+    square = (sums.xx / n[:, None, None]).diagonal(dim1=1, dim2=2)
     scale = torch.where(variance > CONSTANT * square, variance.clamp(min=0).rsqrt(), 0.0)
     values, vectors = torch.linalg.eigh(covariance * scale[:, :, None] * scale[:, None])
-    values, along = (
-        values.clamp(min=0)[..., None],
-        vectors.mT @ (scale[..., None] * cross),
-    )  # [cell d 1], [cell d column]
+    values = values.clamp(min=0)[..., None]  # [cell d 1]
+    along = vectors.mT @ (scale[..., None] * cross)  # [cell d column]
     error = sums.yy / n[:, None] - y_mean.square()
     best = best_penalties(values, along, error, n, parts[:n_chosen])
     penalty = torch.empty_like(y_mean)

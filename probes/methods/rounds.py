@@ -21,13 +21,14 @@ from tqdm import tqdm
 
 from analyses import prune as analysis
 from models import checkpoint, loop, masks, origin, recipe, run_folder
-from models.data.held import Held
+from models.data.held import InMemory
 from models.device import accelerator
 from models.errors import InputError
 from models.vit import BViT
 from probes.methods import grafts, lottery
 from probes.methods.plan import Plan
-from probes.probe import as_pass, attributes, save
+from probes.probe import as_pass, attributes
+from probes.saving import save
 
 TRAIN, GRAFT = 0, 1  # what a data order is drawn for; replicate r of a graft has GRAFT + r
 ADVICE = "lower --lr or --graft-lr and start over with --force"
@@ -60,7 +61,7 @@ class Lottery:
         self.model, self.config = model, model.config
         self.init_sha256 = checkpoint.state_sha256(model.state_dict())
         self.groups = lottery.groups(model.config, plan.scope)
-        self.train_set, self.val_set = Held.of(data, place), Held.of(val, place, val_limit)
+        self.train_set, self.val_set = InMemory.of(data, place), InMemory.of(val, place, val_limit)
         if len(self.train_set) < plan.batch_size:
             n = len(self.train_set)
             raise InputError(f"{self.spec} has {n} training images, fewer than one batch of {plan.batch_size}")
@@ -355,19 +356,16 @@ class Lottery:
         return result.assign_attrs(self.attributes(metrics[0]["n_val"], metrics[0]["accuracy"]))
 
     def attributes(self, n_val: int, accuracy: float) -> dict[str, Any]:
-        of_model = self.model.origin
-        self.model.origin = replace(of_model, sha256=of_model.sha256 or self.init_sha256)
-        chance = 1 / self.config.n_classes
+        origin, chance = self.model.origin, 1 / self.config.n_classes
+        self.model.origin = replace(origin, sha256=origin.sha256 or self.init_sha256)
         plan = {name: value for name, value in asdict(self.plan).items() if value is not None}
-        weak = accuracy < 3 * chance
+        note = f"unpruned accuracy {accuracy:.3f} is below three times chance: the masks are noise"
         return attributes(self.model, self.images, started=self.started) | {
             "plan": json.dumps(plan),
             "init_sha256": self.init_sha256,
             "chance": chance,
             "n_val": n_val,
-            "note": f"unpruned accuracy {accuracy:.3f} is below three times chance: the masks are noise"
-            if weak
-            else "",
+            "note": note if accuracy < 3 * chance else "",
         }
 
     def write(self, result: xr.Dataset, name: str) -> None:
@@ -382,8 +380,8 @@ class Lottery:
     def warn_if_untrained(self, accuracy: float) -> None:
         chance = 1 / self.config.n_classes
         if self.accelerator.is_main_process:
-            of = f"(chance {100 * chance:.1f} %, {len(self.val_set)} images)"
-            print(f"unpruned accuracy {100 * accuracy:.1f} % {of}", file=sys.stderr)
+            beside = f"chance {100 * chance:.1f} %, {len(self.val_set)} images"
+            print(f"unpruned accuracy {100 * accuracy:.1f} % ({beside})", file=sys.stderr)
             if accuracy < 3 * chance:
                 print(
                     "warning: that is below three times chance; masks of an untrained model are noise, "

@@ -3,8 +3,8 @@
 CKA is HSIC(K, L) over the root of HSIC(K, K) HSIC(L, L) (Kornblith et al., arXiv 1905.00414). The plain estimator of
 HSIC is biased: of independent Gaussians of n rows in d dimensions its CKA is about d / (n + d). The U-statistic of Song
 et al. (2012) leaves the diagonals of K and L out and has the mean 0 there. Nguyen et al. (arXiv 2010.15327) average it
-over minibatches; for linear kernels it is made of sums over rows, so that the very number of the whole set is had
-without ever holding a kernel.
+over minibatches; for linear kernels it is made of sums over rows, so that the number of the whole set is
+computed exactly without ever holding a kernel.
 """
 
 from __future__ import annotations
@@ -97,14 +97,14 @@ class Grams:
 
     def participation_ratio(self) -> Tensor:
         """(sum of eigenvalues)^2 over the sum of their squares, of the covariance of every set: [set]."""
-        every = torch.arange(len(self.shift))
-        own = self.covariance()[every, :, every]
-        ratio = own.diagonal(dim1=1, dim2=2).sum(-1).square() / own.square().sum((1, 2))
+        sets = torch.arange(len(self.shift))
+        covariance = self.covariance()[sets, :, sets]
+        ratio = covariance.diagonal(dim1=1, dim2=2).sum(-1).square() / covariance.square().sum((1, 2))
         return ratio.where(self.varies(), torch.nan)
 
 
 def of_rows(rows: Tensor, shift: Tensor | None = None) -> Grams:
-    """The sums of rows [row set d] that are all at hand, about their mean or another point."""
+    """The sums of rows [row set d] that are all in memory, about their mean or another point."""
     grams = Grams.about(rows.double().mean(0) if shift is None else shift)
     grams.add(rows)
     return grams

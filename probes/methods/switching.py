@@ -17,6 +17,7 @@ from probes.methods import means, parts
 from probes.methods.activations import TOKENS, Scale, ffn_input, tokens
 from probes.methods.coding import Coded, Trained
 from probes.methods.dictionaries import Dictionary
+from probes.methods.reading import states_from
 from probes.walk import Pass, Reading
 
 AT_ONCE = 4  # features switched off in one batch
@@ -42,8 +43,8 @@ def without(coded: Coded, token: str, features: Tensor, seed: int) -> Change:
     draw = generator(seed, n)
     other = torch.randint(1, max(2, dictionary.n_features), (n,), generator=draw).to(features)
     random = torch.nn.functional.normalize(torch.randn(n, dictionary.decoder.shape[-1], generator=draw), dim=-1)
-    named = [dictionary.decoder[0][of % dictionary.n_features] for of in (features, features + other)]
-    direction = torch.stack([*named, random.to(named[0])])[:, :, None, None]
+    own, others = (dictionary.decoder[0][i % dictionary.n_features] for i in (features, features + other))
+    direction = torch.stack([own, others, random.to(own)])[:, :, None, None]
     encoder, bias = dictionary.encoder[0][:, features], dictionary.bias[0][features]
     place, scale = tokens(coded.model)[token], coded.scales[token]
 
@@ -62,9 +63,8 @@ def importance(coded: Coded, images: Tensor, labels: Tensor) -> dict[str, Tensor
     images: [feature] by kind of token. Only good for choosing: a state holds what the one before it held.
     """
     with torch.enable_grad():
-        states = [coded.model.embed(images.to(coded.model.pos_embed.device)).detach().requires_grad_()]
-        for t in range(coded.model.config.n_steps):
-            states.append(coded.model.run_steps(states[-1], t, t + 1))
+        start = coded.model.embed(images.to(coded.model.pos_embed.device)).detach().requires_grad_()
+        states = list(states_from(coded.model, start))
         gradients = torch.autograd.grad(margins(coded.model.read_out(states[-1]), labels).sum(), states)
     total: dict[str, Any] = dict.fromkeys(coded.dictionaries, 0)
     with torch.no_grad():
@@ -84,14 +84,15 @@ def margins(logits: Tensor, labels: Tensor) -> Tensor:
 
 def ffn_by(model: BViT, transcoder: Dictionary, scales: Mapping[str, Scale]) -> list[tuple[str, Callable[..., Any]]]:
     """Hooks that put the transcoder in the place of the FFN at every step."""
-    held: dict[int, Tensor] = {}
+    inputs: dict[int, Tensor] = {}  # of the FFN, by step
 
     def keep(x: Tensor, hook: Any) -> None:
-        held[hook.layer()] = ffn_input(model, hook.layer(), x)
+        inputs[hook.layer()] = ffn_input(model, hook.layer(), x)
 
     def put(x: Tensor, hook: Any) -> Tensor:
         step = hook.layer()
-        return scales["ffn_out"].outward(through(transcoder, scales["ffn_in"].inward(held.pop(step), step), step), step)
+        rows = scales["ffn_in"].inward(inputs.pop(step), step)
+        return scales["ffn_out"].outward(through(transcoder, rows, step), step)
 
     return [("blocks.*.hook_resid_mid", keep), ("blocks.*.hook_mlp_out", put)]
 
@@ -104,37 +105,37 @@ def through(dictionary: Dictionary, rows: Tensor, place: int) -> Tensor:
 # Over a pass of images
 
 
-def switched(trained: Trained, fitting: Pass, images: Pass, of_model: Tensor, n: int) -> dict[str, Any]:
+def switched(trained: Trained, fitting: Pass, images: Pass, class_of_label: Tensor, n: int) -> dict[str, Any]:
     """What is lost without the features that matter most to first order, beside as large a change elsewhere."""
     coded = trained.coded["dictionary"]
 
     def rank(batch: Batch) -> Reading:
-        every = importance(coded, batch.images, of_model[batch.labels].to(trained.scales["cls"].mean.device))
-        return {"importance": (("token", "feature"), torch.stack(list(every.values())))}
+        labels = class_of_label[batch.labels].to(trained.scales["cls"].mean.device)
+        by_token = importance(coded, batch.images, labels)
+        return {"importance": (("token", "feature"), torch.stack(list(by_token.values())))}
 
     ranked = fitting.sample(N_RANKED).over(rank)["importance"].values / min(N_RANKED, len(fitting))
     tested = torch.from_numpy(np.argsort(-ranked, 1, kind="stable")[:, :n].copy())
 
     def read(batch: Batch) -> Reading:
-        labels = of_model[batch.labels].to(trained.scales["cls"].mean.device)
+        labels = class_of_label[batch.labels].to(trained.scales["cls"].mean.device)
         changes = []
         with torch.inference_mode():
             z = trained.model.embed(batch.images.to(labels.device))
             before = scores(trained.model.read_out(trained.model.run_steps(z, 0, trained.model.config.n_steps)), labels)
-            for token, chosen in zip(TOKENS, tested.to(labels.device), strict=True):
-                of_token = []
+            for token, of_token in zip(TOKENS, tested.to(labels.device), strict=True):
+                after = []
                 for first in range(0, n, AT_ONCE):
-                    some = chosen[first : first + AT_ONCE]
-                    change = without(coded, token, some, images.seed + first)
-                    copies = z.expand(len(KINDS), len(some), *z.shape).flatten(0, 2)
+                    features = of_token[first : first + AT_ONCE]
+                    change = without(coded, token, features, images.seed + first)
+                    copies = z.expand(len(KINDS), len(features), *z.shape).flatten(0, 2)
                     logits = run(trained.model, copies, change)
-                    after = scores(logits.unflatten(0, (len(KINDS), len(some), -1)), labels)
-                    of_token.append(after - before[:, None, None])
-                changes.append(torch.cat(of_token, 2))
-        values = torch.stack(changes, 2)  # [metric how token rank image]
+                    after.append(scores(logits.unflatten(0, (len(KINDS), len(features), -1)), labels))
+                changes.append(torch.cat(after, 2) - before[:, None, None])
+        effect, effect_accuracy = torch.stack(changes, 2)  # [how token rank image] each
         dims = ("how", "token", "rank")
-        named = {name: (dims, of) for name, of in zip(("effect", "effect_accuracy"), values, strict=True)}
-        return means.sums(named, images.photographs(batch.index), images.seed)
+        values = {"effect": (dims, effect), "effect_accuracy": (dims, effect_accuracy)}
+        return means.sums(values, images.photographs(batch.index), images.seed)
 
     variables: dict[str, Any] = {"importance": (("token", "feature"), ranked.astype(np.float32))}
     if n:
@@ -152,7 +153,7 @@ def scores(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.stack([margins(logits, labels), (logits.argmax(-1) == labels).float()])
 
 
-def replaced(trained: Trained, fitting: Pass, images: Pass, of_model: Tensor) -> dict[str, Any]:
+def replaced(trained: Trained, fitting: Pass, images: Pass, class_of_label: Tensor) -> dict[str, Any]:
     """Answers that stay right, and the same, when all states or the FFN of all steps are replaced."""
     model, mean = trained.model, parts.substitute(trained.model, fitting.sample(N_MEAN), "mean")
     put_mean = [
@@ -167,15 +168,15 @@ def replaced(trained: Trained, fitting: Pass, images: Pass, of_model: Tensor) ->
     }
 
     def read(batch: Batch) -> Reading:
-        labels, answers = of_model[batch.labels].to(mean.values["hook_mlp_out"].device), []
+        labels, answers = class_of_label[batch.labels].to(mean.values["hook_mlp_out"].device), []
         with torch.inference_mode():
             for change, of_ffn in ways.values():
                 with model.hooks(of_ffn):
                     z = model.embed(batch.images.to(labels.device))
                     answers.append(run(model, z, change).argmax(-1))
-        every = torch.stack(answers)
-        named = {"accuracy": (("replaced",), every == labels), "agreement": (("replaced",), every == every[0])}
-        return means.sums(named, images.photographs(batch.index), images.seed)
+        by_way = torch.stack(answers)
+        values = {"accuracy": (("replaced",), by_way == labels), "agreement": (("replaced",), by_way == by_way[0])}
+        return means.sums(values, images.photographs(batch.index), images.seed)
 
     variables: dict[str, Any] = {"replaced": list(ways)}
     measured = images.over(read)

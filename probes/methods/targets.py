@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
-from torch.utils.data import Subset
 
 from models.data import shapes
 from probes.walk import Pass
@@ -44,12 +43,14 @@ class Factor:
         values = torch.from_numpy(self.values[images])
         return one_hot(values, self.n_classes).double() if self.n_classes else values
 
-    def error(self, said: Tensor, images: np.ndarray) -> Tensor:
-        """How wrong columns [... image column] are: 1 for another class, the squared distance of numbers."""
-        values = torch.from_numpy(self.values[images]).to(said.device)
+    def error(self, read: Tensor, images: np.ndarray) -> Tensor:
+        """How wrong the columns that were read [... image column] are: 1 for another class, the squared distance of
+        numbers.
+        """
+        values = torch.from_numpy(self.values[images]).to(read.device)
         if self.n_classes:
-            return (said.argmax(-1) != values).double()
-        return (said - values).square().sum(-1)
+            return (read.argmax(-1) != values).double()
+        return (read - values).square().sum(-1)
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,7 @@ class Group:
 
     def only(self, kept: Sequence[bool]) -> Group:
         """Some of its factors."""
-        factors, shuffled = (tuple(compress(of, kept)) for of in (self.factors, self.shuffled))
-        return replace(self, factors=factors, shuffled=shuffled)
+        return replace(self, factors=tuple(compress(self.factors, kept)), shuffled=tuple(compress(self.shuffled, kept)))
 
     @property
     def parts(self) -> list[slice]:
@@ -87,13 +87,13 @@ class Group:
 
 def of_parts(*parts: Pass) -> list[tuple[Group, ...]]:
     """`of_data` of several passes over parts of one data set, without the factors that do not vary in all of them."""
-    every = []
+    varying = []
     for groups in zip(*map(of_data, parts), strict=True):
-        factors = zip(*(group.factors for group in groups), strict=True)
-        kept = [all(factor.varies(group.has) for factor, group in zip(of, groups, strict=True)) for of in factors]
-        if any(kept):
-            every.append(tuple(group.only(kept) for group in groups))
-    return every
+        varies = [[factor.varies(group.has) for factor in group.factors] for group in groups]
+        in_all = [all(of_factor) for of_factor in zip(*varies, strict=True)]
+        if any(in_all):
+            varying.append(tuple(group.only(in_all) for group in groups))
+    return varying
 
 
 def of_data(images: Pass) -> list[Group]:
@@ -105,7 +105,7 @@ def of_data(images: Pass) -> list[Group]:
     about = images.about
     everywhere = np.ones(len(images), dtype=bool)
     of_class = Factor("class", about.labels, len(about.classes))
-    known = embedded(images)
+    known = images.factors()
     if known is None:
         return [Group.of(everywhere, (of_class,), images.seed)]
     numbers = {
@@ -135,11 +135,3 @@ def of_data(images: Pass) -> list[Group]:
 def circular(angle: np.ndarray) -> np.ndarray:
     """Angles in radians [image] as cosine and sine [image 2]."""
     return np.stack([np.cos(angle), np.sin(angle)], 1)
-
-
-def embedded(images: Pass) -> dict[str, np.ndarray] | None:
-    """What the images were made from, where the data knows it."""
-    whole = images.data
-    while isinstance(whole, Subset):
-        whole = whole.dataset
-    return whole.factors(images.about.indices) if hasattr(whole, "factors") else None

@@ -16,21 +16,18 @@ N_SAMPLED = 256  # images behind medians, spread evenly
 
 
 @dataclass(frozen=True)
-class Seen:
-    """mean: [step unit] float64; top, value: [step unit place], the images of the highest activations and those.
+class TopImages:
+    """What images activate every neuron, and how much. Ties are in order of position."""
 
-    median: [step unit], of a sample of `n_sampled` images; n: images read. Ties are in order of position.
-    """
-
-    n: int
-    n_sampled: int
-    mean: np.ndarray
-    top: np.ndarray
-    value: np.ndarray
-    median: np.ndarray
+    n: int  # images read
+    n_sampled: int  # images behind the median
+    mean: np.ndarray  # [step unit] float64
+    top: np.ndarray  # [step unit place] positions of the images with the highest activations
+    value: np.ndarray  # [step unit place] those activations
+    median: np.ndarray  # [step unit]
 
 
-def observe(model: BViT, images: Pass, n_top: int) -> Seen:
+def observe(model: BViT, images: Pass, n_top: int) -> TopImages:
     """One pass over the data, for the activation of every neuron (mean over patches) at every step."""
     stride = max(1, len(images) // N_SAMPLED)
     n, total, best, sample = 0, 0, None, []
@@ -52,7 +49,7 @@ def observe(model: BViT, images: Pass, n_top: int) -> Seen:
     value, top = np.take_along_axis(values, order, -1), np.take_along_axis(tops, order, -1)
     sampled = images.gathered(sample)
     median = np.median(np.stack(sampled), 0) if sampled else np.full(value.shape[:2], np.nan, np.float32)
-    return Seen(n, len(sampled), sum(totals) / n, top, value, median)
+    return TopImages(n, len(sampled), sum(totals) / n, top, value, median)
 
 
 def mean_activations(model: BViT, images: Tensor) -> Tensor:

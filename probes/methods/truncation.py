@@ -153,7 +153,7 @@ def accuracies(model: BViT, images: Pass, variants: Iterable[Weights], n: int) -
     """Top-1 of the model and of each of `n` variants of its weights [1 + variant], and the labels of the images
     [image].
     """
-    device, of_model = model.pos_embed.device, images.classes_of(model)
+    device, class_of_label = model.pos_embed.device, images.classes_of(model)
     batches = list(images.batches())
 
     def right(weights: Weights) -> int:
@@ -161,7 +161,7 @@ def accuracies(model: BViT, images: Pass, variants: Iterable[Weights], n: int) -
             answers = [
                 functional_call(model, weights, (batch.images.to(device),)).argmax(-1).cpu() for batch in batches
             ]
-        return sum(int((answer == of_model[b.labels]).sum()) for answer, b in zip(answers, batches, strict=True))
+        return sum(int((answer == class_of_label[b.labels]).sum()) for answer, b in zip(answers, batches, strict=True))
 
     bar = tqdm(variants, desc="truncated weights", total=n, unit=" models", disable=not images.is_main, mininterval=1)
     counts = np.array([right({}), *map(right, bar)])

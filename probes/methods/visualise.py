@@ -30,13 +30,11 @@ from models.vit import BViT
 Method = Literal["tv", "maco"]
 METHODS: tuple[Method, ...] = ("tv", "maco")
 Pair = tuple[int, int]  # (step, neuron)
-Objective = Callable[
-    [Tensor, slice, float], Tensor
-]  # (inputs [pair*copy 3 h w], which pairs, share of iterations left) -> [pair*copy]
+# (inputs [pair*copy 3 h w], which pairs, share of iterations left) -> [pair*copy]
+Objective = Callable[[Tensor, slice, float], Tensor]
 
-TOTAL_VARIATION = (
-    0.0005  # at 224 px; in proportion to 1 / side elsewhere, as the sum over pixels under its root is to side
-)
+# At 224 px; in proportion to 1 / side elsewhere, as the sum over pixels under its root is to side
+TOTAL_VARIATION = 0.0005
 JITTER = 1.0  # of colours of the normalised picture: moved by up to this, scaled by up to its exponential
 COLOUR_NOISE = 0.5  # standard deviation at the first iteration; it fades to 0
 ROLL = 32 / 224  # of the image's side, either way
@@ -88,7 +86,7 @@ def measured(model: BViT, images: Callable[[], Iterator[Tensor]]) -> Canvas:
     return Canvas(config.image_size, mean, std, *(value.float().to(device) for value in (colour, mixing, magnitude)))
 
 
-# ---------------------------------------------------------------- the two methods
+# The two methods
 
 
 def painted(method: Method, parameters: Tensor, canvas: Canvas) -> Tensor:
@@ -97,9 +95,8 @@ def painted(method: Method, parameters: Tensor, canvas: Canvas) -> Tensor:
     """
     if method == "tv":
         return parameters
-    waves = torch.fft.irfft2(
-        torch.polar(canvas.magnitude.expand_as(parameters), parameters), s=(canvas.size,) * 2, norm="ortho"
-    )
+    spectrum = torch.polar(canvas.magnitude.expand_as(parameters), parameters)
+    waves = torch.fft.irfft2(spectrum, s=(canvas.size, canvas.size), norm="ortho")
     waves = waves / waves.std((2, 3), keepdim=True).clamp(min=1e-6)
     mixed = canvas.colour.view(3, 1, 1) + torch.einsum("cd,pdyx->pcyx", canvas.mixing, waves)
     return torch.sigmoid(4 * (mixed - 0.5))  # has slope 1 at mid-grey
@@ -113,9 +110,8 @@ def augmented(method: Method, pictures: Tensor, draws: Tensor, canvas: Canvas, l
         return canvas.normalised(cropped(pictures.repeat_interleave(draws.shape[1], 0), draws.flatten(0, 1)))
     reach = ROLL * canvas.size
     shifts = ((2 * draws[:, 0, :2] - 1) * reach).round().int().tolist()
-    rolled = torch.stack(
-        [picture.roll(shift, (1, 2)) for picture, shift in zip(canvas.normalised(pictures), shifts, strict=True)]
-    )
+    pairs = zip(canvas.normalised(pictures), shifts, strict=True)
+    rolled = torch.stack([picture.roll(shift, (1, 2)) for picture, shift in pairs])
     moved, scaled, noise = draws[..., 2:, None, None].split(3, 2)
     jittered = (rolled[:, None] - JITTER * (2 * moved - 1)) / (JITTER * (2 * scaled - 1)).exp()
     gauss = torch.special.ndtri(noise.clamp(1e-6, 1 - 1e-6))
@@ -153,13 +149,12 @@ def start(
     name = hashlib.sha256(f"{seed} {method} {pair[0]} {pair[1]}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(name[:7], "big"))
     shape = (3, canvas.size, canvas.size) if method == "tv" else canvas.magnitude.shape
-    first = torch.rand(shape, generator=generator)
-    return first if method == "tv" else 2 * math.pi * first, torch.rand(
-        iterations, copies, N_DRAWS, generator=generator
-    )
+    uniform = torch.rand(shape, generator=generator)
+    first = uniform if method == "tv" else 2 * math.pi * uniform  # pixels, or phases
+    return first, torch.rand(iterations, copies, N_DRAWS, generator=generator)
 
 
-# ---------------------------------------------------------------- the optimisation
+# The optimisation
 
 
 def optimised(
@@ -214,7 +209,7 @@ OPTIMIZERS = {
 }
 
 
-# ---------------------------------------------------------------- neurons of a model
+# Neurons of a model
 
 
 def activations(model: BViT, inputs: Tensor, steps: Sequence[int], neurons: Tensor, leak: float = 0.0) -> Tensor:

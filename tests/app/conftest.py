@@ -31,9 +31,9 @@ from probes import (
     outliers,
     patching,
     pointing_game,
-    probe,
     rank,
     recurrence,
+    saving,
     trajectories,
     transfer,
 )
@@ -107,7 +107,7 @@ def measure_all(run: Path) -> None:
     for name in ("gradient", "chefer", "rollout"):
         measured[f"pointing_game.{name}"] = pointing_game.measure(model, images, map=name, **common)
     for name, result in measured.items():
-        probe.save(result, file_of(run, name))
+        saving.save(result, file_of(run, name))
 
 
 def prune_twice(run: Path, config: ViTConfig) -> None:

@@ -94,7 +94,7 @@ def test_explained_l0_and_dead_are_what_their_definitions_say(kind, result, trai
                 directions = trained.principal[token][state]
                 back, l0 = rows @ directions @ directions.T, 3
             else:
-                dictionary = trained.every[kind, token]
+                dictionary = trained.dictionaries[kind, token]
                 codes = codes_by_hand(dictionary, scale, states[state][:, place], state)
                 g = dictionary.group(state)
                 back, l0 = codes @ dictionary.decoder[g] + dictionary.offset[g], (codes > 0).sum(-1).float().mean()
@@ -114,7 +114,7 @@ def test_profiles_and_top_patches_are_those_of_the_codes(result, trained, model,
     with torch.no_grad():
         states = states_by_hooks(model, images)
         every = [
-            codes_by_hand(trained.every["shared", "patch"], trained.scales["patch"], z[:, 1:], t)
+            codes_by_hand(trained.dictionaries["shared", "patch"], trained.scales["patch"], z[:, 1:], t)
             for t, z in enumerate(states)
         ]
     every = torch.stack(every)  # [state image patch feature]
@@ -144,7 +144,7 @@ def test_f1_is_sklearn_s_for_the_feature_chosen_on_other_images(result, trained,
     def fired(these: torch.Tensor, state: int) -> torch.Tensor:
         with torch.no_grad():
             z = states_by_hooks(model, these)[state][:, 1:]
-            return codes_by_hand(trained.every["shared", "patch"], trained.scales["patch"], z, state) > 0
+            return codes_by_hand(trained.dictionaries["shared", "patch"], trained.scales["patch"], z, state) > 0
 
     on_others, here = fired(opened(fitting.data)[0], 1), fired(images, 1)
     held_by_others = others.held(np.arange(len(fitting)))
@@ -265,7 +265,7 @@ def test_answers_are_counted_when_states_and_ffn_are_replaced(result, trained, m
         z = model.embed(images)
         for t in range(4):
             for token, place in (("cls", slice(0, 1)), ("patch", slice(1, None))):
-                dictionary = trained.every["shared", token]
+                dictionary = trained.dictionaries["shared", token]
                 codes = codes_by_hand(dictionary, scales[token], z[:, place], t)
                 back = codes @ dictionary.decoder[0] + dictionary.offset[0]
                 z = z.clone()

@@ -14,7 +14,7 @@ from models.checkpoint import fresh
 from models.errors import InputError
 from models.origin import Origin
 from probes import pointing_game as game
-from probes import probe
+from probes import saving
 from probes.methods import pointing
 from tests.reference import slow_pointing_game as slow
 from tests.warm import python
@@ -288,7 +288,7 @@ runpy.run_module("probes.pointing_game", run_name="__main__", alter_sys=True)
 def test_a_full_disk_is_one_sentence_and_the_old_result_stays(model, result, tmp_path: Path) -> None:
     """A limit on the size of files stands for the full disk: writing fails in the middle of the file."""
     source, out = saved(model, tmp_path / "ckpt.pt"), tmp_path / "pointing_game.nc"
-    probe.save(result, out)
+    saving.save(result, out)
     old = out.read_bytes()
     done = python("-c", FULL_DISK, source, *shlex.split("--limit 8 --device cpu --no-control --out"), out)
     assert done.returncode == 2, done.stderr

@@ -284,9 +284,15 @@ def test_rounds_behind_a_lost_one_are_not_controlled(data, finished, tmp_path: P
 
 
 def test_bad_options_are_one_sentence(data, tmp_path: Path) -> None:
-    for plan in (dict(rounds=0), dict(rate=1.0), dict(replicates=0), dict(grafts_at_once=0), dict(epochs=0)):
-        with pytest.raises(InputError):
-            replace(PLAN, **plan)
+    for wrong, complaint in (
+        (dict(rounds=0), "--steps .pruning rounds. is 0"),
+        (dict(rate=1.0), "--rate is 1.0"),
+        (dict(replicates=0), "--replicates is 0"),
+        (dict(grafts_at_once=0), "--grafts-at-once is 0"),
+        (dict(epochs=0), "--epochs and --graft-epochs must be numbers above 0"),
+    ):
+        with pytest.raises(InputError, match=complaint):
+            replace(PLAN, **wrong)
     with pytest.raises(InputError, match="fewer than one batch"):
         new_game(data, tmp_path, replace(PLAN, batch_size=1000))
     with pytest.raises(InputError, match="no finished round 7"):
