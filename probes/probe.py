@@ -46,7 +46,7 @@ from tyro.conf import Positional
 from models import command
 from models.errors import InputError, require
 from probes import saving
-from probes.walk import Pass, Reading, as_pass, limited, split
+from probes.walk import Pass, Reading, answering, as_pass, limited, split
 
 with epy.lazy_imports():
     import torch
@@ -101,10 +101,13 @@ def measurement(
         started = time.time()
         images = as_pass(images, batch_size=batch_size, workers=workers, seed=seed)
         refuse_unmeasurable(model)
-        result = measure(model, replace(images, label=images.label or name_of(measure).replace("_", " ")), **options)
+        with answering(model):
+            label = images.label or name_of(measure).replace("_", " ")
+            result = measure(model, replace(images, label=label), **options)
         if control is not None:
             control, images = control.to(model.pos_embed.device), replace(images, label="untrained control")
-            result = result.assign(beside(measure(control, images, **options | dict(lighter or {}))))
+            with answering(control):
+                result = result.assign(beside(measure(control, images, **options | dict(lighter or {}))))
         return result.assign_attrs(attributes(model, images, started=started))
 
     measured.is_measurement = True  # type: ignore[attr-defined]
@@ -157,6 +160,8 @@ def note_on(n_images: int) -> str:
 
 def refuse_unmeasurable(model: models.BViT) -> None:
     """`InputError` for a model that is not in float32, or whose weights are not finite."""
+    complaint = f"what is measured is a model, not a {type(model).__name__}; open one with models.load"
+    require((isinstance(model, models.BViT), complaint))
     dtype = model.pos_embed.dtype
     require((dtype == torch.float32, f"the model holds {dtype}, a probe measures in float32; call model.float() first"))
     for name, value in model.named_parameters():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -134,6 +135,18 @@ class Pass:
     def indices(self, position: Any) -> np.ndarray:
         """Numbers in the whole data set of images by their position in this part of it: [image]."""
         return self.about.indices[np.asarray(position)]
+
+
+@contextmanager
+def answering(model: models.BViT) -> Iterator[None]:
+    """A model as it answers: one that is being trained draws which steps it leaves out, and goes on so afterwards."""
+    modes = [(part, part.training) for part in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for part, was_training in modes:
+            part.training = was_training
 
 
 def as_pass(images: Any, **fields: Any) -> Pass:

@@ -64,6 +64,10 @@ def open_data(spec: str, split: str = "val", *, like: Any = None) -> Any:
     """
     require((is_name(split), f"--split is {quoted(split)}, which names no split; choose val or train"))
     config: ViTConfig | None = getattr(like, "config", like)
+    require(
+        (isinstance(spec, str), f"a data set is named by a text such as folder:PATH, not by a {type(spec).__name__}"),
+        (config is None or isinstance(config, ViTConfig), f"like is a model or its config, not {quoted(like)}"),
+    )
     kind, colon, rest = spec.partition(":")
     if kind in ("shapes", "shapes-easy"):
         return _shapes(spec, kind, rest if colon else None, split, config)

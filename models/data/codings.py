@@ -76,16 +76,16 @@ class Coding:
         """The coding of a sample of masks; `InputError` where one of them is wrong by it."""
         sampled = list(sampled)
         coding = cls.of(sampled, n_classes)
-        coding.check_labels([(label, coding.ids(raw, name, label)) for name, label, raw in sampled], spec)
+        coding.check_labels(((label, coding.ids(raw, name, label)) for name, label, raw in sampled), spec)
         return coding
 
     def check_labels(self, masks: Iterable[tuple[int, np.ndarray]], spec: str) -> None:
         """Raise `InputError` where masks show no object, or hardly ever the class of their image."""
-        masks = list(masks)
-        shown = [bool((ids == label + 1).any()) for label, ids in masks if (ids > 0).any()]
-        if len(masks) >= FEW and not shown:
+        looked = [((ids > 0).any(), (ids == label + 1).any()) for label, ids in masks]
+        shown = [shows_its_class for has_objects, shows_its_class in looked if has_objects]
+        if len(looked) >= FEW and not shown:
             raise InputError(
-                f"{spec}: none of {len(masks)} masks looked at shows an object; store class numbers in their first "
+                f"{spec}: none of {len(looked)} masks looked at shows an object; store class numbers in their first "
                 "channel, not in transparency"
             )
         if len(shown) >= FEW and sum(shown) < OWN * len(shown):

@@ -147,6 +147,11 @@ def test_a_model_of_1000_classes_without_names_knows_imagenets():
     assert names_of_classes(named, ("n01440764",)) == ("a", "b")
 
 
+def test_like_is_a_model_or_its_config():
+    with pytest.raises(InputError, match="like is a model or its config, not 'runs/demo'"):
+        open_data("shapes", like="runs/demo")
+
+
 def test_a_data_set_that_does_not_say_what_it_is_is_one_sentence():
     bare = torch.utils.data.TensorDataset(torch.zeros(2, 3, 8, 8), torch.zeros(2))
     for data in (bare, Subset(bare, [0])):

@@ -140,6 +140,28 @@ class Numbered(torch.utils.data.Dataset):
         return torch.full((3, 4, 4), float(i)), 0, None
 
 
+def test_a_model_that_trains_is_measured_as_it_answers_and_trains_on() -> None:
+    model = fresh(ViTConfig.from_dict(CONFIG.to_dict() | {"drop_path": 0.5}), 0)
+    images = torch.utils.data.Subset(open_data("shapes-easy", like=CONFIG), range(8))
+    model.train()
+
+    @probe.measurement
+    def logits(model, images):
+        return images.over(lambda batch: {"logit": (("image", "class"), model(batch.images))})
+
+    measured = logits(model, images)["logit"].values
+    assert np.array_equal(measured, logits(model.eval(), images)["logit"].values)
+    modes = [part.training for part in model.train().modules()]
+    logits(model, images)
+    assert [part.training for part in model.modules()] == modes
+
+
+def test_what_is_no_model_is_not_measured() -> None:
+    measure = probe.measurement(lambda model, images: pytest.fail("it measured"))
+    with pytest.raises(InputError, match="what is measured is a model, not a str; open one with models.load"):
+        measure("runs/demo", Numbered(10))
+
+
 @pytest.mark.parametrize(("option", "said"), [("batch_size", "the batch size is -1"), ("workers", "--workers is -1")])
 def test_what_nothing_can_be_read_with_is_refused_before_any_work(option: str, said: str) -> None:
     measure = probe.measurement(lambda model, images: pytest.fail("it measured"))
