@@ -3,17 +3,26 @@
 `make docs` builds them (strictly). Run with: pytest tests/test_docs.py
 """
 
+import functools
 import re
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
+import xarray as xr
 import yaml
 
+from analyses import results
 from tests.test_house import PROBES, ROOT, tree
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-HEADINGS = ("Definition", "Chance level", "Reading the figure", "Running it", "What it found", "Options and result")
+HEADINGS = (
+    *("Definition", "Chance level", "Reading the figure", "Running it"),
+    *("What it found", "Variables", "Options and result"),
+)
+ROW = re.compile(r"^\| (`.+`) \| `\[(.*)\]` \| (\S.*) \| (\S.*) \|$", re.M)  # of a table of variables
 
 
 def pages_of(nav) -> set[str]:
@@ -62,3 +71,71 @@ def exists(name: str) -> bool:
 
 def test_a_name_that_does_not_exist_is_noticed() -> None:
     assert exists("models.source.load") and exists("models.hub") and not exists("models.source.lode")
+
+
+# The variables of a result
+
+
+@functools.cache
+def shipped(probe: str) -> dict[tuple[str, tuple[str, ...]], str]:
+    """Variables with their dimensions in the shipped results of a probe, and a file that has each."""
+    paths = [path for path in ROOT.glob("runs/*/*.nc") if re.fullmatch(rf"{probe}([._]\w+)?", path.stem)]
+    return {variable: f"{path.parent.name}/{path.name}" for path in paths for variable in dimensions(path).items()}
+
+
+def dimensions(path: Path) -> dict[str, tuple[str, ...]]:
+    """Dimensions by variable of a result, under today's names; no values are read."""
+    with h5py.File(path) as file:
+        labels = " ".join(str(part.attrs.get("coordinates", "")) for part in (file, *file.values())).split()
+        stored = {
+            name: tuple(dim[0].name.lstrip("/") for dim in variable.dims)
+            for name, variable in file.items()
+            if not variable.is_scale and name not in labels
+        }
+    empty = {name: (dims, np.empty([0] * len(dims))) for name, dims in stored.items()}
+    return {str(name): values.dims for name, values in results.updated(xr.Dataset(empty)).data_vars.items()}
+
+
+def rows_of(page: str) -> list[tuple[list[str], tuple[str, ...], str]]:
+    """The rows of a page's table: variables, dimensions, what they are."""
+    table = page.split("\n## Variables\n")[1].split("\n## ")[0]
+    rows = [(re.findall(r"`(\w+)`", row[1]), tuple(row[2].split()), row[4]) for row in ROW.finditer(table)]
+    assert len(rows) == len(re.findall(r"^\| `", table, re.M)), "a row is not: variables, dimensions, unit, what it is"
+    return rows
+
+
+@functools.cache
+def meant(name: str) -> tuple[str, ...]:
+    """What a variable's row may be called: by its name, without the untrained model's prefix, without an end of an
+    interval.
+    """
+    own = name.removeprefix("control_")
+    return name, own, re.sub("_(low|high)$", "", own)
+
+
+def disagreements(rows: list[tuple[list[str], tuple[str, ...], str]], probe: str) -> list[str]:
+    """Where a table and results differ; the ends of an interval and the untrained model's have the row of theirs."""
+    listed = {name: dims for names, dims, _ in rows for name in names}
+    wrong, met = [], set()
+    for (name, dims), file in shipped(probe).items():
+        row = next((each for each in meant(name) if each in listed), None)
+        met.add(row)
+        if row is None or listed[row] != dims:
+            wrong.append(f"{file}: {name} {[*dims]}, in the table {row and [*listed[row]]}")
+    for names, _, text in rows:
+        if "only with" not in text:
+            wrong += [f"no result has {name}" for name in names if name not in met]
+    return wrong
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_the_variables_of_a_result_are_explained(probe) -> None:
+    rows = rows_of((DOCS / "questions" / f"{probe}.md").read_text(encoding="utf-8"))
+    assert shipped(probe) and disagreements(rows, probe) == []
+    known = {name for name, _ in shipped(probe)}
+    for i, (names, dims, text) in enumerate(rows):
+        if known & {*names}:
+            assert disagreements(rows[:i] + rows[i + 1 :], probe), f"{names} could be left out unnoticed"
+            other = (names, (*dims, "more"), text)
+            assert disagreements([*rows[:i], other, *rows[i + 1 :]], probe), f"{names} could have any dimensions"
+    assert disagreements([*rows, (["no_such"], (), "")], probe) == ["no result has no_such"]
