@@ -81,8 +81,9 @@ class Pass:
             variables = {name: xr.Variable(dims, as_array(values)) for name, (dims, values) in reading.items()}
             per_image = {name: variable for name, variable in variables.items() if "image" in variable.dims}
             parts.append((int(batch.index[0]), per_image))
-            for name in variables.keys() - per_image.keys():
-                sums[name] = sums[name] + variables[name] if name in sums else variables[name]
+            for name, variable in variables.items():
+                if name not in per_image:
+                    sums[name] = sums[name] + variable if name in sums else variable
         joined = self.gathered(parts)
         if not sum(part["position"].size for part in joined):
             raise InputError(f"{self.about.spec}: no image is left to measure; choose other data or a larger --limit")

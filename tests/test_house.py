@@ -172,7 +172,7 @@ def test_imports_stand_at_the_top(path):
         assert not inner, f"{function.name} imports inside; import at the top, through epy.lazy_imports if it is slow"
 
 
-@pytest.mark.parametrize("path", ["README.md", "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")], ids=str)
+@pytest.mark.parametrize("path", ["README.md", "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")], ids=str)
 def test_lines_of_prose_are_short(path):
     lines = (ROOT / path).read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if len(line) > 120 and not line.startswith(("|", "![", "- ["))] == []

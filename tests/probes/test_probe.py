@@ -177,12 +177,13 @@ def test_over_joins_along_image_and_sums_the_rest(batch_size: int) -> None:
             "value": ("image", value),
             "pair": (("k", "image"), torch.stack([value, -value])),
             "n": ((), len(value)),
+            **{name: ((), 1.0) for name in "zyxabc"},
         }
 
     walked = Pass(Numbered(10), batch_size).over(read)
     assert walked["value"].values.tolist() == list(range(10)) == walked["position"].values.tolist()
     assert (walked["pair"].values[1] == -np.arange(10)).all() and int(walked["n"]) == 10
-    assert set(walked.mean("image")) == {"value", "pair", "n"}
+    assert list(walked.mean("image")) == ["value", "pair", "n", *"zyxabc"]  # in the same order every time
 
 
 def test_over_may_leave_images_out_and_unreadable_ones_are_counted(capsys) -> None:
