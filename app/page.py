@@ -38,6 +38,9 @@ def one_sentence() -> Iterator[None]:
         yield
     except InputError as error:
         st.error(text(error))
+    except OSError as error:  # taken away, or not to be read by this server
+        LOG.exception("a file could not be read")
+        st.error(f"{text(error.filename or 'A file')} cannot be read ({text(error.strerror or brief(error))}).")
     except Exception as error:  # whatever a result of somebody else's may lead to
         LOG.exception("a page could not be drawn")
         reason = f"{type(error).__name__}: {brief(error)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,20 @@ def unnamed() -> list[str]:
 
 
 def every_run() -> list[str]:
-    folders = [folder for folder in root().glob("*") if folder.is_dir()]
-    return sorted(folder.name for folder in folders if CHECKPOINT.is_here(folder) or any(folder.glob("*.nc")))
+    return sorted(folder.name for folder in inside() if CHECKPOINT.is_here(folder) or any(folder.glob("*.nc")))
+
+
+def inside() -> list[Path]:
+    return [folder for folder in root().glob("*") if os.path.isdir(folder)]
+
+
+def closed() -> list[str]:
+    """Folders beside the runs that this server may not look into."""
+    return sorted(folder.name for folder in inside() if is_closed(folder))
+
+
+def is_closed(folder: Path) -> bool:
+    return os.path.exists(folder) and not (os.path.isdir(folder) and os.access(folder, os.R_OK | os.X_OK))
 
 
 def chosen() -> Path:
@@ -90,7 +103,7 @@ def _read(path: str, changed: tuple[int, ...]) -> xr.Dataset | str:
     try:
         result = analyses.results.read(path)
         names = result.attrs.get("classes")
-        return result.assign_attrs(classes=list(map(words.of, names))) if isinstance(names, list) else result
+        return result.assign_attrs(classes=words.of_all(names)) if isinstance(names, list) else result
     except ValueError as error:
         return str(error)
 
@@ -163,6 +176,14 @@ def another_model(result: xr.Dataset, run: Path, kind: Result | None = None) -> 
     if not mismatch:
         return ""
     return f"**This result is of another model** than {text(run / CHECKPOINT.file)}: {text(mismatch)}. To measure:"
+
+
+def speaks_for(result: xr.Dataset, run: Path, weights: str) -> bool:
+    """Whether a result may stand for these weights of the run's checkpoint, at its own image size: a model at another
+    one has a hash of its own. What an old result does not say is taken to be so.
+    """
+    here, said = sha256(run), result.attrs
+    return said.get("checkpoint_sha256", here) in ("", here) and said.get("weights", weights) in ("", weights)
 
 
 def sha256(run: Path) -> str:

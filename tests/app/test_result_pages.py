@@ -1,6 +1,7 @@
 """The pages of results: without one, with a broken one, with others', and those that have no page of their own."""
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +138,40 @@ def test_a_result_says_which_weights_it_is_of_and_aloud_that_they_are_untrained(
     app = opened(runs, "rank")
     assert is_whole(app) and f"({weights} weights)" in words(app)
     assert ["**untrained**" in warning.value for warning in app.warning] == [True] * (weights == "init")
+
+
+@pytest.mark.parametrize("about", [dict(weights="init"), dict(source="tiny at 48 px", checkpoint_sha256="0" * 64)])
+def test_a_sweep_of_other_weights_or_of_another_size_does_not_stand_for_the_model(about, runs, opened):
+    path = runs / "tiny" / "recurrence.nc"
+    result = xr.load_dataset(path, engine="h5netcdf")
+    measured = curve(opened(runs, "overview"), "read out")
+    result["accuracy"] = 0 * result["accuracy"] + 0.77
+    result.to_netcdf(path, engine="h5netcdf")
+    assert curve(opened(runs, "overview"), "read out") == [77.0] * 4 != measured
+    changed(path, **about)
+    app = opened(runs, "overview")
+    assert is_whole(app) and 77.0 not in curve(app, "read out")
+
+
+@pytest.mark.parametrize(
+    "about, said", [(dict(checkpoint_sha256="0123456789"), "01234567"), (dict(weights="init"), "**untrained**")]
+)
+def test_results_side_by_side_say_whose_they_are(about, said, runs, opened):
+    shutil.copytree(runs / "tiny", runs / "two")
+    link = {"run": "tiny", "with": "two", "probe": "recurrence"}
+    assert not opened(runs, "compare", **link).warning
+    changed(runs / "two" / "recurrence.nc", **about)
+    app = opened(runs, "compare", **link)
+    assert is_whole(app) and len(app.warning) == 1 and said in app.warning[0].value
+
+
+def test_a_run_is_never_taken_for_another_one_untrained(runs, opened):
+    model = load(runs / "tiny")
+    model.head.bias.data[7] = 100
+    save(runs / "tiny untrained" / "ckpt.pt", model, data="shapes-easy", provenance={"seed": 0})
+    app = opened(runs, "compare", run="tiny", **{"with": "tiny untrained"})
+    assert app.selectbox(key="with").options == ["tiny untrained", "tiny untrained untrained"]
+    assert is_whole(app) and app.metric[1].value == model.config.classes[7]
 
 
 def test_a_control_of_another_pruning_is_not_drawn(runs, opened):
