@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 
 from analyses import looks, style, tiles
@@ -39,6 +40,16 @@ def attention(maps: Mapping[str, np.ndarray], *, columns: int = 6) -> go.Figure:
     bar = tiles.bar("attention (%)", 0, 1 + has_difference)
     shared = dict(colorscale=looks.GLOW, cmin=0, cmax=highest, colorbar=bar)
     return tiles.settled(drawn.update_layout(coloraxis=shared))
+
+
+def frame(maps: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """The same as a table, all heads by their model: a line a patch, in % of what CLS attends to."""
+    tables = []
+    for name, of in maps.items():
+        places = pd.MultiIndex.from_product([range(n) for n in of.shape], names=["head", "row", "column"])
+        table = pd.DataFrame({"attention (%)": as_percent(of).ravel()}, places).reset_index()
+        tables.append(table.assign(model=name))
+    return pd.concat(tables, ignore_index=True)[["model", "head", "row", "column", "attention (%)"]]
 
 
 def cells(values: np.ndarray, axis: str) -> go.Heatmap:

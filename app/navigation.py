@@ -34,6 +34,7 @@ runs = results.runs()
 if runs:
     with st.sidebar, page.one_sentence():
         choose_run(runs)
+    st.session_state[page.WHOSE] = ""
     with page.one_sentence():
         opened.run()
 elif results.is_closed(results.root()):

@@ -42,7 +42,7 @@ def root() -> Path:
 def stamp(path: Path) -> tuple[int, ...]:
     """What differs once a file was written anew, by which caches know it."""
     about = path.stat()
-    return about.st_ino, about.st_size, about.st_mtime_ns
+    return about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns
 
 
 def runs() -> list[str]:
@@ -130,6 +130,7 @@ def required(kind: Result, missing: str) -> xr.Dataset:
         st.code(kind.made_by(run), language=None)
         st.stop()
     introduce(result, run, kind)
+    st.session_state[page.WHOSE] = "; ".join(filter(None, (style.caption(result), mismatch(result, run, kind))))
     return result
 
 
@@ -170,12 +171,15 @@ def introduce(result: xr.Dataset, run: Path, kind: Result | None = None) -> None
 
 def another_model(result: xr.Dataset, run: Path, kind: Result | None = None) -> str:
     """A warning where a result is of another model than the run's checkpoint; empty where not, or nobody knows."""
+    said = mismatch(result, run, kind)
+    return said and f"**This result is of another model** than {text(run / CHECKPOINT.file)}: {text(said)}. To measure:"
+
+
+def mismatch(result: xr.Dataset, run: Path, kind: Result | None = None) -> str:
+    """The same in plain words, with both hashes."""
     identity = kind.identity if kind else CHECKPOINT.identity
     here = sha256(run) if identity == CHECKPOINT.identity else init_sha256(run)
-    mismatch = analyses.results.other_model(result, here, identity)
-    if not mismatch:
-        return ""
-    return f"**This result is of another model** than {text(run / CHECKPOINT.file)}: {text(mismatch)}. To measure:"
+    return analyses.results.other_model(result, here, identity)
 
 
 def speaks_for(result: xr.Dataset, run: Path, weights: str) -> bool:

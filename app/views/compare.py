@@ -43,8 +43,8 @@ def show_attention(traced: dict[str, dict[str, np.ndarray]]) -> None:
     st.markdown(
         f"{caption}; where one model has fewer steps, its last one. All maps on one scale, means over heads first."
     )
-    figure = analysis.attention({name: arrays["attention"][at[name]] for name, arrays in traced.items()})
-    page.show(figure, "compare attention", caption)
+    maps = {name: arrays["attention"][at[name]] for name, arrays in traced.items()}
+    page.show(analysis.attention(maps), "compare attention", caption, table=lambda: analysis.frame(maps))
 
 
 def show_answers(traced: dict[str, dict[str, np.ndarray]], classes: dict[str, list[str]]) -> None:

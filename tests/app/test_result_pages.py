@@ -1,5 +1,6 @@
 """The pages of results: without one, with a broken one, with others', and those that have no page of their own."""
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 import xarray as xr
 
-from app import results
+from app import page, results
 from models import load
 from models.checkpoint import save
 
@@ -27,11 +28,14 @@ def test_without_a_result_the_page_names_the_command(view, runs, opened):
 
 
 def test_a_result_that_was_measured_anew_is_drawn_anew(runs, opened):
+    """Also one of the same size that was copied with its time."""
     path = runs / "tiny" / "prune.nc"
+    about = path.stat()
     before = curve(opened(runs, "prune"), '"step 1"')
     result = xr.load_dataset(path, engine="h5netcdf")
     result["specialization"] = result["specialization"] / 2 + 0.1
     result.to_netcdf(path, engine="h5netcdf")
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
     assert np.allclose(curve(opened(runs, "prune"), '"step 1"'), np.array(before) / 2 + 10)
 
 
@@ -138,6 +142,17 @@ def test_a_result_says_which_weights_it_is_of_and_aloud_that_they_are_untrained(
     app = opened(runs, "rank")
     assert is_whole(app) and f"({weights} weights)" in words(app)
     assert ["**untrained**" in warning.value for warning in app.warning] == [True] * (weights == "init")
+
+
+def test_a_saved_page_says_whose_its_numbers_are(runs, opened, monkeypatch):
+    saved = {}
+    monkeypatch.setattr(page, "download", lambda label, content, file, kind: saved.update({file: content()}))
+    changed(runs / "tiny" / "rank.nc", weights="init", checkpoint_sha256="0123456789")
+    app = turned_to(turned_to(opened(runs, "rank"), "trajectories"), "steps")
+    assert is_whole(app) and "(init weights), shapes-easy val" in saved["rank.html"]
+    assert "it was measured on the checkpoint 01234567" in saved["rank.html"]
+    assert "<h1>Trajectories: tiny</h1>" in saved["trajectories.html"] and "(ema weights)" in saved["trajectories.html"]
+    assert "of the run tiny</p>" in saved["attention.html"]
 
 
 @pytest.mark.parametrize("about", [dict(weights="init"), dict(source="tiny at 48 px", checkpoint_sha256="0" * 64)])

@@ -1,0 +1,13 @@
+"""Run with: pytest tests/analyses/test_compare.py"""
+
+import numpy as np
+
+from analyses import compare
+
+
+def test_the_table_of_two_models_attention_tells_their_heads_apart() -> None:
+    maps = {"one": np.arange(8.0).reshape(2, 2, 2) / 10, "other": np.full((1, 3, 3), 0.5)}
+    found = compare.frame(maps)
+    assert found.columns.tolist() == ["model", "head", "row", "column", "attention (%)"] and len(found) == 8 + 9
+    of = found.set_index(["model", "head", "row", "column"])["attention (%)"]
+    assert of["one", 1, 0, 1] == 50 and of["one", 0, 1, 0] == 20 and of["other", 0, 2, 2] == 50
