@@ -57,11 +57,14 @@ def cells(values: np.ndarray, axis: str) -> go.Heatmap:
 
 
 def answers(
-    probability: Mapping[str, np.ndarray], classes: Mapping[str, Sequence[str]], names: Sequence[str], chance: float
+    probability: Mapping[str, np.ndarray], classes: Mapping[str, Sequence[str]], names: Sequence[str]
 ) -> looks.Curves:
     """The answer as it forms: probability [state class] of each of these classes, solid in the first model, dashed in
-    the second.
+    the second; chance of each where they have not as many classes.
     """
+    chance = {f"{model}: chance": 100 / of.shape[1] for model, of in probability.items()}
+    if len(set(chance.values())) == 1:
+        chance = {"chance": next(iter(chance.values()))}
     lines = []
     for (model, probabilities), dash in zip(probability.items(), ("solid", "dash"), strict=True):
         for name, colour in zip(names, style.SEQUENCE, strict=False):
@@ -81,7 +84,7 @@ def answers(
         lines,
         x="read out after step (0 is the embedding)",
         y="probability (%)",
-        levels={"chance": 100 * chance},
+        levels=chance,
         low=0,
         high=102,
     )

@@ -61,8 +61,7 @@ def show_answers(traced: dict[str, dict[str, np.ndarray]], classes: dict[str, li
     for name, probability in there.items():
         order = np.argsort(-probability.max(0), kind="stable")
         likely += [classes[name][k] for k in order[:SHOWN]]
-    chance = 1 / max(probability.shape[1] for probability in there.values())
-    page.show(analysis.answers(there, classes, list(dict.fromkeys(likely)), chance).interactive(), "compare answers")
+    page.show(analysis.answers(there, classes, list(dict.fromkeys(likely))).interactive(), "compare answers")
 
 
 @page.part
