@@ -18,4 +18,4 @@ def test_each_of_two_models_has_its_own_chance_level() -> None:
     probability = {name: np.full((3, len(of)), 1 / len(of)) for name, of in classes.items()}
     assert compare.answers(probability, classes, ["a"]).levels == {"one: chance": 50, "other: chance": 25}
     alike = {name: probability["one"] for name in classes}
-    assert compare.answers(alike, dict.fromkeys(classes, ["a", "b"]), ["a"]).levels == {"chance": 50}
+    assert compare.answers(alike, {name: ["a", "b"] for name in classes}, ["a"]).levels == {"chance": 50}
