@@ -23,6 +23,7 @@ from models.errors import InputError
 with epy.lazy_imports():
     from models import checkpoint, config
 
+SHOWN = "shown"  # in the session: the file of the page's result, and by what it was known when the page was drawn
 UNTRAINED = "These are numbers of the **untrained** model: the result was measured with its weights at initialisation."
 
 
@@ -124,6 +125,8 @@ def of(run: Path, kind: Result) -> xr.Dataset | None:
 def required(kind: Result, missing: str) -> xr.Dataset:
     """The chosen run's result, and whose it is; where there is none the page ends with a message and the command."""
     run = chosen()
+    path = run / kind.file
+    st.session_state[SHOWN] = (path, stamp(path)) if kind.is_here(run) else None
     result = of(run, kind)
     if result is None:
         st.info(missing)
@@ -136,10 +139,13 @@ def required(kind: Result, missing: str) -> xr.Dataset:
 
 def drawn(kind: Result, draw: Callable[..., Any], *choices: Any, **more: Any) -> Any:
     """What `draw`, a function of a module, makes of the chosen run's result of this kind: once for all visitors, who do
-    not change it.
+    not change it. A part of a page that is drawn by itself draws all of it anew where the file was exchanged since.
     """
     path = chosen() / kind.file
-    return _drawn(str(path), stamp(path), draw, *choices, **more)
+    changed, (shown, before) = stamp(path), st.session_state.get(SHOWN) or (None, None)
+    if shown == path and before != changed:
+        st.rerun()
+    return _drawn(str(path), changed, draw, *choices, **more)
 
 
 @st.cache_resource(max_entries=512, show_spinner=False, hash_funcs=page.BY_NAME)

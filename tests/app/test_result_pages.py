@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,34 @@ def test_a_result_that_was_measured_anew_is_drawn_anew(runs, opened):
     result.to_netcdf(path, engine="h5netcdf")
     os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
     assert np.allclose(curve(opened(runs, "prune"), '"step 1"'), np.array(before) / 2 + 10)
+
+
+class DrawnAnew(Exception):
+    """Stands for the end of a run that another follows."""
+
+
+def test_a_part_of_a_page_is_never_of_another_file_than_the_rest(runs, monkeypatch):
+    """A part is drawn by itself when its slider moves; the numbers around it are of the file before."""
+
+    def anew():
+        raise DrawnAnew
+
+    session = {"run": "tiny"}
+    monkeypatch.setattr(sys, "argv", ["main.py", "--runs", str(runs)])
+    for name, stands_in in (("session_state", session), ("rerun", anew), ("caption", print)):
+        monkeypatch.setattr(results.st, name, stands_in)
+    kind = OF_PROBE["dictionary"]
+    results.required(kind, "")
+    assert results.drawn(kind, size_of) == results.drawn(kind, size_of) > 1
+    changed(runs / "tiny" / kind.file, note="measured anew")
+    with pytest.raises(DrawnAnew):
+        results.drawn(kind, size_of)
+    results.required(kind, "")
+    assert results.drawn(kind, size_of) > 1
+
+
+def size_of(result: xr.Dataset) -> int:
+    return result.sizes["feature"]
 
 
 @pytest.mark.parametrize("view", OF_PROBE)
