@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 
 from analyses import looks, style, tiles
@@ -41,16 +42,29 @@ def attention(maps: Mapping[str, np.ndarray], *, columns: int = 6) -> go.Figure:
     return tiles.settled(drawn.update_layout(coloraxis=shared))
 
 
+def frame(maps: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """The same as a table, all heads by their model: a line a patch, in % of what CLS attends to."""
+    tables = []
+    for name, of in maps.items():
+        places = pd.MultiIndex.from_product([range(n) for n in of.shape], names=["head", "row", "column"])
+        table = pd.DataFrame({"attention (%)": as_percent(of).ravel()}, places).reset_index()
+        tables.append(table.assign(model=name))
+    return pd.concat(tables, ignore_index=True)[["model", "head", "row", "column", "attention (%)"]]
+
+
 def cells(values: np.ndarray, axis: str) -> go.Heatmap:
     return go.Heatmap(z=values, coloraxis=axis, hovertemplate="patch %{y}, %{x}: %{z:.2f}<extra></extra>")
 
 
 def answers(
-    probability: Mapping[str, np.ndarray], classes: Mapping[str, Sequence[str]], names: Sequence[str], chance: float
+    probability: Mapping[str, np.ndarray], classes: Mapping[str, Sequence[str]], names: Sequence[str]
 ) -> looks.Curves:
     """The answer as it forms: probability [state class] of each of these classes, solid in the first model, dashed in
-    the second.
+    the second; chance of each where they have not as many classes.
     """
+    chance = {f"{model}: chance": 100 / of.shape[1] for model, of in probability.items()}
+    if len(set(chance.values())) == 1:
+        chance = {"chance": next(iter(chance.values()))}
     lines = []
     for (model, probabilities), dash in zip(probability.items(), ("solid", "dash"), strict=True):
         for name, colour in zip(names, style.SEQUENCE, strict=False):
@@ -70,7 +84,7 @@ def answers(
         lines,
         x="read out after step (0 is the embedding)",
         y="probability (%)",
-        levels={"chance": 100 * chance},
+        levels=chance,
         low=0,
         high=102,
     )

@@ -33,7 +33,8 @@ def _points(figure: go.Figure, trace: Any) -> pd.DataFrame | None:
         down = range(len(values)) if trace.y is None else trace.y
         across = range(values.shape[1]) if trace.x is None else trace.x
         bar = (figure.layout.coloraxis if trace.coloraxis else trace).colorbar.title.text or "value"
-        place = {y or "row": np.asarray(down)[rows.ravel()], x or "column": np.asarray(across)[columns.ravel()]}
+        down_name, across_name = (f"{y} (row)", f"{x} (column)") if x and x == y else (y or "row", x or "column")
+        place = {down_name: np.asarray(down)[rows.ravel()], across_name: np.asarray(across)[columns.ravel()]}
         return pd.DataFrame(place | {bar: values.ravel()})
     if trace.type not in ("scatter", "scattergl", "bar") or trace.hoverinfo == "skip" or trace.marker.opacity == 0:
         return None

@@ -293,12 +293,19 @@ def pictures_script(pictures: Mapping[int, str]) -> str:
     return f"const pictures = {uris};\n"
 
 
-def page(drawn: go.Figure, pictures: Mapping[int, str] | str, library: bool | str = True, scheme: str = "light") -> str:
+def page(
+    drawn: go.Figure,
+    pictures: Mapping[int, str] | str,
+    library: bool | str = True,
+    scheme: str = "light",
+    titles: tuple[str, str] = ("", ""),
+) -> str:
     """The interactive figure as a page of its own that shows an image while the mouse is on one of its points.
 
     pictures: data URI of the image at each place, or the address of their `pictures_script`.
     library: the address of plotly's script, True for its text.
     scheme: light or dark, of the page around it: a dark figure has no ground, so that its frame has that page's.
+    titles: what stands above and below it, where no page around it says so.
     """
     if isinstance(pictures, str):
         script = f'<script src="{pictures}"></script>\n'
@@ -306,7 +313,7 @@ def page(drawn: go.Figure, pictures: Mapping[int, str] | str, library: bool | st
         script = f"<script>{pictures_script(pictures)}</script>\n"
     drawn = looks.on_dark(drawn) if scheme == "dark" else drawn
     options = dict(include_plotlyjs=library, post_script=SHOW_PICTURE, auto_play=False)
-    return looks.as_html(drawn, **options).replace("<body>", f"<body>{script}", 1)
+    return looks.as_html(drawn, *titles, **options).replace("<body>", f"<body>{script}", 1)
 
 
 def curves(result: xr.Dataset) -> go.Figure:

@@ -3,6 +3,7 @@
 It feeds the menu, the sidebar's "here" and "missing", the word on a page without its result, and the tests.
 """
 
+import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +24,10 @@ class Result:
         return self.command.format(run=shlex.quote(str(run)))
 
     def is_here(self, run: Path) -> bool:
-        return (run / self.file).is_file()
+        return os.path.isfile(run / self.file)  # false, too, in a folder that cannot be looked into
 
     def can_be_made(self, run: Path) -> bool:
-        return not self.makes_run and (run / self.start).exists()
+        return not self.makes_run and os.path.exists(run / self.start)
 
 
 @dataclass(frozen=True)

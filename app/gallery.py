@@ -23,7 +23,7 @@ def of(run: Path, model: live.Model) -> list[dict[str, Any]]:
         images = model.images()
     except InputError:
         return []
-    there = [kind for kind in SOURCES if kind.is_here(run) and is_of(run, kind, images)]
+    there = [kind for kind in SOURCES if kind.is_here(run) and is_of(run, kind, model, images)]
     stamps = tuple((kind.file, *results.stamp(run / kind.file)) for kind in there)
     try:
         return _of(str(run), stamps, model, tuple(there))
@@ -32,13 +32,13 @@ def of(run: Path, model: live.Model) -> list[dict[str, Any]]:
         return []
 
 
-def is_of(run: Path, kind: Result, images: Any) -> bool:
-    """Whether a result can be read, and is of this checkpoint and of these images."""
+def is_of(run: Path, kind: Result, model: live.Model, images: Any) -> bool:
+    """Whether a result can be read, and is of this very model and of these images."""
     try:
         result = results.of(run, kind)
     except InputError:
         return False
-    return not results.another_model(result, run, kind) and live.is_of_data(images, result.attrs)
+    return results.speaks_for(result, run, model.origin.weights) and live.is_of_data(images, result.attrs)
 
 
 @st.cache_data(max_entries=8, show_spinner=False, hash_funcs=live.BY_WEIGHTS | {Result: lambda kind: kind.file})

@@ -67,7 +67,7 @@ def of_data(model: live.Model, images: Any, index: int) -> Shown:
     """An image of the validation split."""
     image, label, mask = images[index]
     outline = None if mask is None else (mask.numpy() == label + 1).astype(np.uint8)
-    name = f"image {index}: {words.of(images.classes[label])}"
+    name = f"image {index}: {words.of_all(images.classes)[label]}"
     return Shown(model, image.numpy(), name, model.label_of(images, int(label)), outline, model.factors())
 
 

@@ -60,7 +60,7 @@ class Model:
         self.origin: Origin = model.origin
         self.about: dict[str, Any] = checkpoint.describe(model)
         self.names = list(model.config.classes or map(str, range(model.config.n_classes)))
-        self.classes = list(map(words.of, self.names))
+        self.classes = words.of_all(self.names)
 
     @contextmanager
     def alone(self) -> Iterator[BViT]:
@@ -153,9 +153,11 @@ class Model:
         return flops.of_forward(self.config)
 
     def label_of(self, images: Any, label: int) -> int | None:
-        """The model's class of a label of the data, None where it has none."""
+        """The model's class of a label of the data, None where it has none or nothing tells which."""
+        if list(images.classes) == self.names:
+            return label  # several classes may have one name
         name = images.classes[label]
-        return self.names.index(name) if name in self.names else None
+        return self.names.index(name) if self.names.count(name) == 1 else None
 
     def factors(self) -> dict[str, list[str]]:
         """What each class is made of, by the name of the factor; empty but for the embedded data's classes."""
@@ -273,7 +275,8 @@ def accuracy_of(run: Path, model: Model) -> tuple[np.ndarray, int] | None:
     """
     stored = results.of(run, RECURRENCE)
     own = origin.relative(model.spec()), "val"
-    if stored is None or data_of(stored.attrs) != own or results.another_model(stored, run, RECURRENCE):
+    speaks = stored is not None and results.speaks_for(stored, run, model.origin.weights)
+    if not speaks or data_of(stored.attrs) != own:
         return None if model.images_at_hand() is None else model.accuracy()
     return stored["accuracy"].values[: model.config.n_steps + 1], stored.sizes["image"]
 

@@ -18,6 +18,8 @@ def choose_run(runs: list[str]) -> None:
     here = [result.file for result in RESULTS if result.is_here(run)] + [path.name for path in results.others(run)]
     if unnamed := results.unnamed():
         st.caption(f"not shown, as no link can name it; rename the folder: {text(', '.join(unnamed))}")
+    if closed := results.closed():
+        st.caption(f"not shown, as this server may not read it: {text(', '.join(closed))}")
     st.caption("here: " + (text(", ".join(here)) or "nothing"))
     missing = [result for result in RESULTS if not result.is_here(run) and result.can_be_made(run)]
     if missing:
@@ -32,8 +34,11 @@ runs = results.runs()
 if runs:
     with st.sidebar, page.one_sentence():
         choose_run(runs)
+    st.session_state[page.WHOSE] = ""
     with page.one_sentence():
         opened.run()
+elif results.is_closed(results.root()):
+    st.error(f"{text(results.root())} is no folder that this server may look into; name another with --runs.")
 else:
     root = results.root()
     st.title("No run here yet")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 LINKED = {"bind": "query-params"}
 BY_NAME = {FunctionType: lambda function: f"{function.__module__}.{function.__qualname__}"}  # what caches know it by
+WHOSE = "whose"  # in the session: of which model and data the page's result is, for the files that are saved
 NUMBER = re.compile("[0-9]{1,9}")
 
 
@@ -38,6 +39,9 @@ def one_sentence() -> Iterator[None]:
         yield
     except InputError as error:
         st.error(text(error))
+    except OSError as error:  # taken away, or not to be read by this server
+        LOG.exception("a file could not be read")
+        st.error(f"{text(error.filename or 'A file')} cannot be read ({text(error.strerror or brief(error))}).")
     except Exception as error:  # whatever a result of somebody else's may lead to
         LOG.exception("a page could not be drawn")
         reason = f"{type(error).__name__}: {brief(error)}"
@@ -89,14 +93,15 @@ def show(
 
 def save(figure: go.Figure, name: str, caption: str = "") -> None:
     """A button that saves a figure as a page that needs nothing from outside."""
-    caption = f"{caption}; " if caption else ""
-    title, run = name.capitalize(), st.session_state.get("run", "")
-    download(
-        "Save as HTML",
-        lambda: looks.as_html(figure, f"{title}: {run}", f"{caption}of the run {run}"),
-        f"{name}.html",
-        "text/html",
-    )
+    words = titles(name, caption)
+    download("Save as HTML", lambda: looks.as_html(figure, *words), f"{name}.html", "text/html")
+
+
+def titles(name: str, caption: str = "") -> tuple[str, str]:
+    """What a saved page is called, and what it says of itself: the run and whose its result is."""
+    run, whose = (st.session_state.get(key, "") for key in ("run", WHOSE))
+    said = (caption, f"of the run {run}", whose)
+    return f"{name.capitalize()}: {run}", "; ".join(part for part in said if part)
 
 
 def save_table(table: Callable[[], pd.DataFrame], name: str, label: str = "Table as CSV") -> None:

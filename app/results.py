@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from models.errors import InputError
 with epy.lazy_imports():
     from models import checkpoint, config
 
+SHOWN = "shown"  # in the session: the file of the page's result, and by what it was known when the page was drawn
 UNTRAINED = "These are numbers of the **untrained** model: the result was measured with its weights at initialisation."
 
 
@@ -41,7 +43,7 @@ def root() -> Path:
 def stamp(path: Path) -> tuple[int, ...]:
     """What differs once a file was written anew, by which caches know it."""
     about = path.stat()
-    return about.st_ino, about.st_size, about.st_mtime_ns
+    return about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns
 
 
 def runs() -> list[str]:
@@ -55,8 +57,20 @@ def unnamed() -> list[str]:
 
 
 def every_run() -> list[str]:
-    folders = [folder for folder in root().glob("*") if folder.is_dir()]
-    return sorted(folder.name for folder in folders if CHECKPOINT.is_here(folder) or any(folder.glob("*.nc")))
+    return sorted(folder.name for folder in inside() if CHECKPOINT.is_here(folder) or any(folder.glob("*.nc")))
+
+
+def inside() -> list[Path]:
+    return [folder for folder in root().glob("*") if os.path.isdir(folder)]
+
+
+def closed() -> list[str]:
+    """Folders beside the runs that this server may not look into."""
+    return sorted(folder.name for folder in inside() if is_closed(folder))
+
+
+def is_closed(folder: Path) -> bool:
+    return os.path.exists(folder) and not (os.path.isdir(folder) and os.access(folder, os.R_OK | os.X_OK))
 
 
 def chosen() -> Path:
@@ -90,7 +104,7 @@ def _read(path: str, changed: tuple[int, ...]) -> xr.Dataset | str:
     try:
         result = analyses.results.read(path)
         names = result.attrs.get("classes")
-        return result.assign_attrs(classes=list(map(words.of, names))) if isinstance(names, list) else result
+        return result.assign_attrs(classes=words.of_all(names)) if isinstance(names, list) else result
     except ValueError as error:
         return str(error)
 
@@ -111,21 +125,27 @@ def of(run: Path, kind: Result) -> xr.Dataset | None:
 def required(kind: Result, missing: str) -> xr.Dataset:
     """The chosen run's result, and whose it is; where there is none the page ends with a message and the command."""
     run = chosen()
+    path = run / kind.file
+    st.session_state[SHOWN] = (path, stamp(path)) if kind.is_here(run) else None
     result = of(run, kind)
     if result is None:
         st.info(missing)
         st.code(kind.made_by(run), language=None)
         st.stop()
     introduce(result, run, kind)
+    st.session_state[page.WHOSE] = "; ".join(filter(None, (style.caption(result), mismatch(result, run, kind))))
     return result
 
 
 def drawn(kind: Result, draw: Callable[..., Any], *choices: Any, **more: Any) -> Any:
     """What `draw`, a function of a module, makes of the chosen run's result of this kind: once for all visitors, who do
-    not change it.
+    not change it. A part of a page that is drawn by itself draws all of it anew where the file was exchanged since.
     """
     path = chosen() / kind.file
-    return _drawn(str(path), stamp(path), draw, *choices, **more)
+    changed, (shown, before) = stamp(path), st.session_state.get(SHOWN) or (None, None)
+    if shown == path and before != changed:
+        st.rerun()
+    return _drawn(str(path), changed, draw, *choices, **more)
 
 
 @st.cache_resource(max_entries=512, show_spinner=False, hash_funcs=page.BY_NAME)
@@ -157,12 +177,23 @@ def introduce(result: xr.Dataset, run: Path, kind: Result | None = None) -> None
 
 def another_model(result: xr.Dataset, run: Path, kind: Result | None = None) -> str:
     """A warning where a result is of another model than the run's checkpoint; empty where not, or nobody knows."""
+    said = mismatch(result, run, kind)
+    return said and f"**This result is of another model** than {text(run / CHECKPOINT.file)}: {text(said)}. To measure:"
+
+
+def mismatch(result: xr.Dataset, run: Path, kind: Result | None = None) -> str:
+    """The same in plain words, with both hashes."""
     identity = kind.identity if kind else CHECKPOINT.identity
     here = sha256(run) if identity == CHECKPOINT.identity else init_sha256(run)
-    mismatch = analyses.results.other_model(result, here, identity)
-    if not mismatch:
-        return ""
-    return f"**This result is of another model** than {text(run / CHECKPOINT.file)}: {text(mismatch)}. To measure:"
+    return analyses.results.other_model(result, here, identity)
+
+
+def speaks_for(result: xr.Dataset, run: Path, weights: str) -> bool:
+    """Whether a result may stand for these weights of the run's checkpoint, at its own image size: a model at another
+    one has a hash of its own. What an old result does not say is taken to be so.
+    """
+    here, said = sha256(run), result.attrs
+    return said.get("checkpoint_sha256", here) in ("", here) and said.get("weights", weights) in ("", weights)
 
 
 def sha256(run: Path) -> str:

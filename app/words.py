@@ -1,7 +1,10 @@
 """Class names as words: ``parachute``, not ``n03888257``."""
 
 import re
+from collections import Counter
+from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 from etils import epy
 
@@ -19,6 +22,18 @@ def of(name: str) -> str:
         return imagenet().label_name_to_description(name).split(",")[0]
     except LookupError:
         return name
+
+
+def of_all(names: Sequence[Any]) -> list[Any]:
+    """The same of all classes, each to be told from the others: where two have one word, as ImageNet's two kinds of
+    cranes, it is followed by the class's own name, or by its number where that is the same as well.
+    """
+    shown = list(map(of, names))
+    words, own = Counter(map(str, shown)), Counter(map(str, names))
+    return [
+        word if words[str(word)] == 1 else f"{word} ({name if own[str(name)] == 1 else i})"
+        for i, (name, word) in enumerate(zip(names, shown, strict=True))
+    ]
 
 
 @cache

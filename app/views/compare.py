@@ -20,17 +20,17 @@ SHOWN = 3  # classes of each model
 READABLE = "width: 100%; min-width: 640px; border-radius: 8px"  # a narrow window scrolls over the picture
 
 
-def others(run: str) -> list[str]:
-    """What the run can be put beside: the other ones, and every one untrained."""
+def others(run: str) -> dict[str, tuple[str, str]]:
+    """What the run can be put beside, its run and weights by its name here: the other ones, and every one untrained. A
+    run's own name goes before what another would be called untrained.
+    """
     runs = [name for name in results.runs() if CHECKPOINT.is_here(results.root() / name)]
-    return [*[name for name in runs if name != run], *[f"{name}{UNTRAINED}" for name in runs]]
-
-
-def opened(name: str) -> live.Model:
-    """A model by its name here."""
-    is_untrained = name.endswith(UNTRAINED)
-    run = results.root() / name.removesuffix(UNTRAINED)
-    return live.load(run, "init" if is_untrained else "ema")
+    trained, untrained = (
+        {name: (name, "ema") for name in runs},
+        {f"{name}{UNTRAINED}": (name, "init") for name in runs},
+    )
+    every = trained | {name: model for name, model in untrained.items() if name not in trained}
+    return {name: model for name, model in every.items() if name != run}
 
 
 @page.part
@@ -43,8 +43,8 @@ def show_attention(traced: dict[str, dict[str, np.ndarray]]) -> None:
     st.markdown(
         f"{caption}; where one model has fewer steps, its last one. All maps on one scale, means over heads first."
     )
-    figure = analysis.attention({name: arrays["attention"][at[name]] for name, arrays in traced.items()})
-    page.show(figure, "compare attention", caption)
+    maps = {name: arrays["attention"][at[name]] for name, arrays in traced.items()}
+    page.show(analysis.attention(maps), "compare attention", caption, table=lambda: analysis.frame(maps))
 
 
 def show_answers(traced: dict[str, dict[str, np.ndarray]], classes: dict[str, list[str]]) -> None:
@@ -61,21 +61,22 @@ def show_answers(traced: dict[str, dict[str, np.ndarray]], classes: dict[str, li
     for name, probability in there.items():
         order = np.argsort(-probability.max(0), kind="stable")
         likely += [classes[name][k] for k in order[:SHOWN]]
-    chance = 1 / max(probability.shape[1] for probability in there.values())
-    page.show(analysis.answers(there, classes, list(dict.fromkeys(likely)), chance).interactive(), "compare answers")
+    page.show(analysis.answers(there, classes, list(dict.fromkeys(likely))).interactive(), "compare answers")
 
 
 @page.part
-def show_probes(run: str, beside: str) -> None:
+def show_probes(run: str, beside: str, weights: str) -> None:
     """Curves of a probe that both runs have a result of, over each other."""
     st.header("What was measured of both")
-    both = [run, beside.removesuffix(UNTRAINED)]
+    both = [run, beside]
     common = [kind for kind in NEEDED if kind.holds and all(kind.is_here(results.root() / name) for name in both)]
-    if beside.endswith(UNTRAINED) or not common:
+    if weights == "init" or not common:
         st.info("Results lie beside trained models; those hold their untrained control as dashed lines.")
         return
     kind = st.selectbox("Probe", common, format_func=title_of, key="probe", **page.LINKED)
     runs = tuple(results.root() / name for name in both)
+    for one in runs:
+        results.introduce(results.of(one, kind), one, kind)
     stamps, is_dark = tuple(results.stamp(run / kind.file) for run in runs), st.context.theme.type == "dark"
     content = picture(runs, kind, stamps, is_dark)
     caption = f"{title_of(kind)} of {both[0]} and {both[1]}"
@@ -104,11 +105,13 @@ def title_of(kind: Result) -> str:
 
 st.title("Two models, one image")
 run = results.chosen().name
-beside = st.selectbox(f"Beside {text(run)}", others(run), key="with", format_func=text, **page.LINKED)
+known = others(run)
+beside = st.selectbox(f"Beside {text(run)}", list(known), key="with", format_func=text, **page.LINKED)
 first = live.load(results.chosen())
 shown = image.chosen(first)
+beside_run, weights = known[beside]
 try:
-    second = opened(beside)
+    second = live.load(results.root() / beside_run, weights)
 except InputError as error:
     st.info(f"{text(beside)} cannot be put beside it: {text(error)}.")
     st.stop()
@@ -124,4 +127,4 @@ for name, model in models.items():
 traced = {name: model.trace(seen[name].image) for name, model in models.items()}
 show_attention(traced)
 show_answers(traced, {name: model.classes for name, model in models.items()})
-show_probes(run, beside)
+show_probes(run, beside, weights)

@@ -62,7 +62,7 @@ if about["blocks"] < about["steps"]:
     times = about["parameters_stacked"] / about["parameters"]
     page.metric(columns[4], "stacked ViT", f"{about['parameters_stacked'] / 1e6:.3f} M", f"{times:.1f}× as many")
 left, right = st.columns(2)
-with right:
+with right, page.one_sentence():
     show_training()
 with left, page.one_sentence():  # last: where no sweep is stored, it is measured
     show_accuracy()

@@ -28,6 +28,7 @@ picture = left.selectbox("Picture", analysis.PICTURES, **look, **page.LINKED)
 colour = middle.selectbox("Colour by", ["class", "step"], key="colour", **page.LINKED)
 look = dict(key="follow", placeholder="none", format_func=names.get)
 follow = right.selectbox("Follow one image", indices, None, **look, **page.LINKED)
+titles = page.titles("trajectories", f"{analysis.PICTURES[picture]}, by {colour}")
 place = None if follow is None else indices.index(follow)
 
 
@@ -44,7 +45,7 @@ def framed(file: str, changed: tuple[int, ...], look: tuple[str, str, int | None
 
 def saved(pictures: dict[int, str]) -> str:
     """The same as a page that needs nothing from outside."""
-    return analysis.page(analysis.interactive(result, picture, colour, place), pictures)
+    return analysis.page(analysis.interactive(result, picture, colour, place), pictures, titles=titles)
 
 
 def show_paths() -> None:

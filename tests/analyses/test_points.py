@@ -28,6 +28,12 @@ def test_every_cell_of_a_map_is_a_line(clickable: bool) -> None:
     assert found["hit (%)"].tolist()[:3] == [1, 2, 3] and np.isnan(found["hit (%)"].iloc[-1])
 
 
+def test_rows_and_columns_of_one_name_are_both_there() -> None:
+    found = points.table(looks.step_map(np.eye(2), [0, 1], x="step", bar="overlap").interactive())
+    assert found.values.tolist() == [[1, 1, 1], [1, 2, 0], [2, 1, 0], [2, 2, 1]]
+    assert found.columns.tolist() == ["step (row)", "step (column)", "overlap"]
+
+
 def test_panels_go_by_their_titles() -> None:
     figure = make_subplots(1, 2, subplot_titles=["head 0", "head 1"])
     for column in (1, 2):

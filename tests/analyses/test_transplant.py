@@ -42,6 +42,6 @@ def test_both_models_attention_is_on_one_scale_and_the_difference_is_of_the_mean
 
 def test_answers_are_drawn_of_the_classes_that_a_model_has():
     probability = {"a": np.eye(3)[[0, 1, 2]], "b": np.eye(2)[[0, 1]]}
-    drawn = compare.answers(probability, {"a": ["x", "y", "z"], "b": ["y", "w"]}, ["y", "z"], 1 / 3)
+    drawn = compare.answers(probability, {"a": ["x", "y", "z"], "b": ["y", "w"]}, ["y", "z"])
     assert [line.label for line in drawn.lines] == ["a: y", "a: z", "b: y"]
-    assert drawn.lines[2].y.tolist() == [100, 0] and drawn.levels == {"chance": pytest.approx(100 / 3)}
+    assert drawn.lines[2].y.tolist() == [100, 0] and drawn.levels["a: chance"] == pytest.approx(100 / 3)

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from PIL import Image
 from streamlit.runtime import Runtime
 from streamlit.testing.v1 import app_test
 
-from app import live
+from app import live, words
 from models import load, open_data
 from models.errors import InputError
 from models.vit import BViT
@@ -78,6 +79,28 @@ def test_without_head_equals_the_plain_forward_with_that_head_s_columns_zeroed(m
         weight.copy_(kept)
         answer = plain.read_out(plain.run_steps(z, 2, 3))[0].softmax(-1)
     assert model.without_head(images[3], 1, 0) == pytest.approx(answer.numpy(), abs=1e-6)
+
+
+# Classes
+
+
+def test_classes_of_one_word_are_told_apart():
+    assert words.of_all(["n02012849", "n03126707", "a", "b", "b"]) == [
+        "crane (n02012849)",
+        "crane (n03126707)",
+        "a",
+        "b (3)",
+        "b (4)",
+    ]
+
+
+def test_an_image_of_the_second_of_two_classes_of_one_name_is_of_that_class(tiny_runs):
+    two = load(tiny_runs / "tiny")
+    two.config = dataclasses.replace(two.config, classes=(*two.config.classes[:-1], two.config.classes[0]))
+    model, last = live.Model(two), two.config.n_classes - 1
+    alike, other = ([*names] for names in (two.config.classes, two.config.classes[::-1]))
+    labels = [model.label_of(SimpleNamespace(classes=names), last) for names in (alike, other)]
+    assert labels == [last, None] and model.label_of(SimpleNamespace(classes=other), 1) == last - 1
 
 
 # One at a time

@@ -1,6 +1,9 @@
 """The pages of results: without one, with a broken one, with others', and those that have no page of their own."""
 
+import os
 import re
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +11,7 @@ import pytest
 import torch
 import xarray as xr
 
-from app import results
+from app import page, results
 from models import load
 from models.checkpoint import save
 
@@ -26,12 +29,43 @@ def test_without_a_result_the_page_names_the_command(view, runs, opened):
 
 
 def test_a_result_that_was_measured_anew_is_drawn_anew(runs, opened):
+    """Also one of the same size that was copied with its time."""
     path = runs / "tiny" / "prune.nc"
+    about = path.stat()
     before = curve(opened(runs, "prune"), '"step 1"')
     result = xr.load_dataset(path, engine="h5netcdf")
     result["specialization"] = result["specialization"] / 2 + 0.1
     result.to_netcdf(path, engine="h5netcdf")
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
     assert np.allclose(curve(opened(runs, "prune"), '"step 1"'), np.array(before) / 2 + 10)
+
+
+class DrawnAnew(Exception):
+    """Stands for the end of a run that another follows."""
+
+
+def test_a_part_of_a_page_is_never_of_another_file_than_the_rest(runs, monkeypatch):
+    """A part is drawn by itself when its slider moves; the numbers around it are of the file before."""
+
+    def anew():
+        raise DrawnAnew
+
+    session = {"run": "tiny"}
+    monkeypatch.setattr(sys, "argv", ["main.py", "--runs", str(runs)])
+    for name, stands_in in (("session_state", session), ("rerun", anew), ("caption", print)):
+        monkeypatch.setattr(results.st, name, stands_in)
+    kind = OF_PROBE["dictionary"]
+    results.required(kind, "")
+    assert results.drawn(kind, size_of) == results.drawn(kind, size_of) > 1
+    changed(runs / "tiny" / kind.file, note="measured anew")
+    with pytest.raises(DrawnAnew):
+        results.drawn(kind, size_of)
+    results.required(kind, "")
+    assert results.drawn(kind, size_of) > 1
+
+
+def size_of(result: xr.Dataset) -> int:
+    return result.sizes["feature"]
 
 
 @pytest.mark.parametrize("view", OF_PROBE)
@@ -137,6 +171,51 @@ def test_a_result_says_which_weights_it_is_of_and_aloud_that_they_are_untrained(
     app = opened(runs, "rank")
     assert is_whole(app) and f"({weights} weights)" in words(app)
     assert ["**untrained**" in warning.value for warning in app.warning] == [True] * (weights == "init")
+
+
+def test_a_saved_page_says_whose_its_numbers_are(runs, opened, monkeypatch):
+    saved = {}
+    monkeypatch.setattr(page, "download", lambda label, content, file, kind: saved.update({file: content()}))
+    changed(runs / "tiny" / "rank.nc", weights="init", checkpoint_sha256="0123456789")
+    app = turned_to(turned_to(opened(runs, "rank"), "trajectories"), "steps")
+    assert is_whole(app) and "(init weights), shapes-easy val" in saved["rank.html"]
+    assert "it was measured on the checkpoint 01234567" in saved["rank.html"]
+    assert "<h1>Trajectories: tiny</h1>" in saved["trajectories.html"] and "(ema weights)" in saved["trajectories.html"]
+    assert "of the run tiny</p>" in saved["attention.html"]
+
+
+@pytest.mark.parametrize("about", [dict(weights="init"), dict(source="tiny at 48 px", checkpoint_sha256="0" * 64)])
+def test_a_sweep_of_other_weights_or_of_another_size_does_not_stand_for_the_model(about, runs, opened):
+    path = runs / "tiny" / "recurrence.nc"
+    result = xr.load_dataset(path, engine="h5netcdf")
+    measured = curve(opened(runs, "overview"), "read out")
+    result["accuracy"] = 0 * result["accuracy"] + 0.77
+    result.to_netcdf(path, engine="h5netcdf")
+    assert curve(opened(runs, "overview"), "read out") == [77.0] * 4 != measured
+    changed(path, **about)
+    app = opened(runs, "overview")
+    assert is_whole(app) and 77.0 not in curve(app, "read out")
+
+
+@pytest.mark.parametrize(
+    "about, said", [(dict(checkpoint_sha256="0123456789"), "01234567"), (dict(weights="init"), "**untrained**")]
+)
+def test_results_side_by_side_say_whose_they_are(about, said, runs, opened):
+    shutil.copytree(runs / "tiny", runs / "two")
+    link = {"run": "tiny", "with": "two", "probe": "recurrence"}
+    assert not opened(runs, "compare", **link).warning
+    changed(runs / "two" / "recurrence.nc", **about)
+    app = opened(runs, "compare", **link)
+    assert is_whole(app) and len(app.warning) == 1 and said in app.warning[0].value
+
+
+def test_a_run_is_never_taken_for_another_one_untrained(runs, opened):
+    model = load(runs / "tiny")
+    model.head.bias.data[7] = 100
+    save(runs / "tiny untrained" / "ckpt.pt", model, data="shapes-easy", provenance={"seed": 0})
+    app = opened(runs, "compare", run="tiny", **{"with": "tiny untrained"})
+    assert app.selectbox(key="with").options == ["tiny untrained", "tiny untrained untrained"]
+    assert is_whole(app) and app.metric[1].value == model.config.classes[7]
 
 
 def test_a_control_of_another_pruning_is_not_drawn(runs, opened):

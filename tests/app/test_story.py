@@ -62,9 +62,10 @@ def test_moments_are_of_this_run_s_images_and_open_their_story(tiny_runs, opened
     assert drawn(opened(tiny_runs, image=one["index"]))["title"].startswith(f"image {one['index']}: ")
 
 
-def test_results_of_another_model_have_no_moments(runs, opened):
+@pytest.mark.parametrize("about", [dict(checkpoint_sha256="0123456789abcdef"), dict(weights="init")])
+def test_results_of_another_model_have_no_moments(about, runs, opened):
     for kind in gallery.SOURCES:
-        changed(runs / "tiny" / kind.file, checkpoint_sha256="0123456789abcdef")
+        changed(runs / "tiny" / kind.file, **about)
     app = opened(runs)
     assert is_whole(app) and [one.proto.component_name for one in app.get("bidi_component")] == ["story"]
 

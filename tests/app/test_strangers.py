@@ -1,5 +1,6 @@
 """Pages of what strangers wrote: text that means something to Markdown, and results that are no results."""
 
+import errno
 import os
 import random
 import re
@@ -51,6 +52,35 @@ def test_names_that_are_no_text_hide_nothing_else(runs, opened):
     app = opened(runs, "overview")
     assert is_whole(app) and app.selectbox(key="run").options == ["tiny"]
     assert "rename the folder: of?bytes" in words(app)
+
+
+def test_a_folder_that_may_not_be_read_hides_nothing_else(runs, opened, monkeypatch):
+    (runs / "locked").mkdir()
+    stat, access = os.stat, os.access
+
+    def refused(path, *words, **options):
+        if "locked/" in str(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return stat(path, *words, **options)
+
+    monkeypatch.setattr(os, "stat", refused)
+    monkeypatch.setattr(os, "access", lambda path, *words: "locked" not in str(path) and access(path, *words))
+    app = opened(runs, "rank")
+    assert is_whole(app) and app.selectbox(key="run").options == ["tiny"] and "may not read it: locked" in words(app)
+    assert "is no folder that this server may look into" in complaint(opened(runs / "locked"))
+    (runs / "file").write_text("")
+    assert "is no folder that this server may look into" in complaint(opened(runs / "file"))
+
+
+def test_a_file_that_may_not_be_read_is_named_with_the_reason(tiny_runs, opened, monkeypatch):
+    app = opened(tiny_runs, "overview")
+
+    def refused(run: Path) -> list[dict]:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "train.jsonl")
+
+    monkeypatch.setattr(results, "log", refused)
+    app.run()
+    assert complaint(app) == "train.jsonl cannot be read (Permission denied)." and len(app.get("plotly_chart")) == 1
 
 
 def test_text_of_a_message_is_shown_word_for_word(runs, opened):
