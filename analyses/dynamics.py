@@ -1,4 +1,4 @@
-"""Statistics, tables and figures of how states move: steps, CKA and phases, Jacobians, recovery, what lies beyond."""
+"""Statistics, tables and figures of how states move: updates, CKA, phases, Jacobians, recovery, extra steps."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,14 +18,14 @@ MAPS = {"cka": "CKA of states", "increment_cka": "CKA of increments"}
 
 @dataclass(frozen=True)
 class Part:
-    """One line of a quantity: a variable at a place, and what its null is called."""
+    """One line of a quantity: a variable at some coordinates, its label and the label of its null."""
 
-    what: str
+    what: str  # the line's label
     variable: str
-    at: Mapping[str, Any] = field(default_factory=dict)
+    at: Mapping[str, Any] = field(default_factory=dict)  # coordinates; "middle" and "last" select by position
     null: str = ""
-    per: tuple[str, ...] = ()  # attributes by whose product it is divided
-    beside: tuple[tuple[str, str], ...] = ()  # what the table says below it: title, variable
+    per: tuple[str, ...] = ()  # the variable is divided by the product of these attributes
+    beside: tuple[tuple[str, str], ...] = ()  # further rows of the table: title, variable
 
 
 CLS, PATCHES = dict(token="cls"), dict(token="patches")
@@ -95,42 +95,42 @@ def random_stable_rank(rows: int, columns: int) -> float:
 
 
 def random_log_det(size: np.ndarray, dimensions: int) -> np.ndarray:
-    """log|det| of 1 + R for a random matrix R of this many dimensions whose eigenvalues fill a circle of radius `size`.
+    """log|det| of 1 + R for a random d x d matrix R whose eigenvalues fill a disc of radius `size`; d = `dimensions`.
 
-    0 up to a radius of 1: the mean of log|x| over a circle about 1 that leaves 0 out is that of its centre.
+    It is 0 up to a radius of 1: log|x| is harmonic away from 0, so its mean over a circle about 1 is log 1.
     """
     size = np.maximum(size, 1)
     return dimensions * (np.log(size) + (size**-2 - 1) / 2)
 
 
 def placed(values: xr.DataArray, at: Mapping[str, Any]) -> xr.DataArray:
-    """A variable at a place, which may be the middle or the last along a dimension; others are passed by."""
-    for dim, place in at.items():
+    """A variable at coordinates, or at the "middle" or "last" of a dimension; dimensions it lacks are ignored."""
+    for dim, coordinate in at.items():
         if dim in values.dims:
-            where = {"middle": values.sizes[dim] // 2, "last": -1}.get(place)
-            values = values.sel({dim: place}) if where is None else values.isel({dim: where})
+            index = {"middle": values.sizes[dim] // 2, "last": -1}.get(coordinate)
+            values = values.sel({dim: coordinate}) if index is None else values.isel({dim: index})
     return values
 
 
 def numbers_of(result: xr.Dataset, numbers: xr.Dataset, part: Part, variable: str) -> xr.DataArray:
-    """A variable of one line of a quantity (the number, an end of its interval, its null) along its axis."""
+    """A variable that belongs to `part` (its value, an end of its interval, or its null) along its axis."""
     return placed(numbers[variable], part.at) / np.prod([result.attrs[name] for name in part.per])
 
 
 def phase_names(result: xr.Dataset, kind: str, n: int) -> str:
-    """Phases as they are printed: steps from 1, as in 1-4, 5-12; empty where there are none."""
+    """Phases as they are printed, with steps counted from 1: "1-4, 5-12"; empty if there are none."""
     phases = result[f"{kind}_phase"].sel(phases=n).values
     if (phases < 0).any():
         return ""
-    steps = [np.flatnonzero(phases == phase) + 1 for phase in range(n)]
-    return ", ".join(f"{of[0]}-{of[-1]}" if len(of) > 1 else str(of[0]) for of in steps)
+    members = [np.flatnonzero(phases == phase) + 1 for phase in range(n)]
+    return ", ".join(f"{steps[0]}-{steps[-1]}" if len(steps) > 1 else str(steps[0]) for steps in members)
 
 
 # Tables
 
 
 def table(result: xr.Dataset) -> str:
-    """What the command prints: a line per quantity, its null and the untrained model below; phases; beyond T."""
+    """The text that the command prints: quantities with nulls and untrained model, phases, CKA, extra steps."""
     attrs, steps = result.attrs, style.some(result["step"].values.tolist())
     lines = [
         f"dynamics: {attrs['n_measured']} images ({attrs['n_sample']} of them for stable rank and recovery), trained "
@@ -145,11 +145,10 @@ def table(result: xr.Dataset) -> str:
 
 
 def quantity_lines(result: xr.Dataset, title: str, part: Part, steps: Sequence[int]) -> Iterator[str]:
-    """One quantity over the steps, its null, and the untrained model's."""
-    named = f"{title}, {part.what}" if part.what else title
+    """One quantity over the steps, its null, and the same quantity of the untrained model."""
     models = style.models(result)
-    rows = [(named, models["trained"], part.variable)]
-    rows += [(f"  {said}", models["trained"], variable) for said, variable in part.beside]
+    rows = [(f"{title}, {part.what}" if part.what else title, models["trained"], part.variable)]
+    rows += [(f"  {label}", models["trained"], variable) for label, variable in part.beside]
     if part.null:
         rows.append((f"  {part.null}", models["trained"], f"null_{part.variable}"))
     if "untrained" in models:
@@ -163,12 +162,12 @@ def quantity_lines(result: xr.Dataset, title: str, part: Part, steps: Sequence[i
 
 
 def short(value: float) -> str:
-    """A number in at most seven places."""
+    """A number in at most seven characters."""
     return f"{value:.3f}" if abs(value) < 1 else f"{value:.3g}"
 
 
 def phase_lines(result: xr.Dataset) -> Iterator[str]:
-    """Phases by max-cut, how clear they are beside a steady path's, and how sure."""
+    """Phases by max-cut: their contrast, the contrast of a steady path (null), and their stability."""
     yield "phases of steps by max-cut (contrast: CKA within less between; steady: if only the distance counted;"
     yield "stable: the same cut without a twentieth of the images)"
     yield style.row("", ["contrast", "steady", "stable", "untrained"], 11, 44)
@@ -177,15 +176,15 @@ def phase_lines(result: xr.Dataset) -> Iterator[str]:
         for n in result["phases"].values:
             names = phase_names(result, kind, int(n))
             if names:
-                of = [result[name].sel(phases=n) for name in (f"{kind}_contrast", f"null_{kind}_contrast")]
-                cells = [f"{float(value):.3f}" for value in of]
+                contrasts = [result[f"{kind}_contrast"], result[f"null_{kind}_contrast"]]
+                cells = [f"{float(contrast.sel(phases=n)):.3f}" for contrast in contrasts]
                 cells.append(f"{100 * float(result[f'{kind}_stable'].sel(phases=n)):.0f} %")
-                contrast = None if untrained is None else float(untrained[f"{kind}_contrast"].sel(phases=n))
-                yield style.row(f"{kind}s: {names}", [*cells, "-" if contrast is None else f"{contrast:.3f}"], 11, 44)
+                cells.append("-" if untrained is None else f"{float(untrained[f'{kind}_contrast'].sel(phases=n)):.3f}")
+                yield style.row(f"{kind}s: {names}", cells, 11, 44)
 
 
 def beside_lines(result: xr.Dataset) -> Iterator[str]:
-    """CKA between steps, and with the other model's steps, with what shuffled images give."""
+    """CKA between steps, and with the other model's steps, compared with shuffled images."""
     yield ""
     for name, title in MAPS.items():
         null = float(np.nanmax(np.abs(result[f"null_{name}"].values)))
@@ -193,8 +192,8 @@ def beside_lines(result: xr.Dataset) -> Iterator[str]:
             f"{title} of two steps, mean {off_diagonal(result, name)}; shuffled images {null:.3f} at most"
             + untrained_mean(result, name)
         )
-    of_next = [f"{value:.3f}" for value in style.some(result["increment_cka"].values.diagonal(1))]
-    yield f"CKA of an increment and the next, from step 1 on: {' '.join(of_next)}"
+    consecutive = [f"{value:.3f}" for value in style.some(result["increment_cka"].values.diagonal(1))]
+    yield f"CKA of an increment and the next, from step 1 on: {' '.join(consecutive)}"
     for name, title in MAPS.items():
         if f"cross_{name}" in result:
             cross = result[f"cross_{name}"]
@@ -206,13 +205,13 @@ def beside_lines(result: xr.Dataset) -> Iterator[str]:
 
 
 def off_diagonal(result: xr.Dataset, name: str) -> str:
-    """Mean CKA of different steps: of states, those after a step."""
+    """Mean CKA over pairs of different steps; the initial state z_0 is left out."""
     values = result[name].values[-result.sizes["step"] :, -result.sizes["step"] :]
     return f"{values[~np.eye(len(values), dtype=bool)].mean():.3f}" if len(values) > 1 else "-"
 
 
 def untrained_mean(result: xr.Dataset, name: str) -> str:
-    """The same of the untrained model, where it was measured."""
+    """The mean CKA of the untrained model; empty if it was not measured."""
     untrained = style.models(result).get("untrained")
     if untrained is None or name not in untrained:
         return ""
@@ -222,7 +221,7 @@ def untrained_mean(result: xr.Dataset, name: str) -> str:
 
 
 def beyond_lines(result: xr.Dataset) -> Iterator[str]:
-    """Where states are after the last step that was run, far beyond those trained for."""
+    """Where states end up when the model runs for many more steps than it was trained with."""
     if "returned" not in result:
         return
     attrs, n = result.attrs, result.sizes["image"]
@@ -233,10 +232,10 @@ def beyond_lines(result: xr.Dataset) -> Iterator[str]:
     )
     for model, numbers in style.models(result).items():
         for form in result["form"].values:
-            ends = [(name, float(numbers[of].sel(form=form))) for name, of in ENDS.items()]
+            ends = [(name, float(numbers[variable].sel(form=form))) for name, variable in ENDS.items()]
             shares = [f"{name} {with_wilson(share, n)}" for name, share in ends]
-            step, far = (float(numbers["returned"].sel(form=form).isel(lag=lag)) for lag in (0, -1))
-            lag = int(result["lag"][-1])
+            distance = numbers["returned"].sel(form=form)
+            step, far, lag = float(distance[0]), float(distance[-1]), int(result["lag"][-1])
             yield f"  {model}, {form}: {', '.join(shares)}; moves {step:.2g} a step, {far:.2g} in {lag} steps"
         grown, turn = float(numbers["growth"]), float(numbers["turn"])
         yield f"  {model}: {grown:.2f} times as long as after {attrs['trained_steps']}; cosine of updates {turn:.4f}"
@@ -251,19 +250,19 @@ def with_wilson(share: float, n: int) -> str:
 
 
 def frame(result: xr.Dataset) -> pd.DataFrame:
-    """Every quantity over the steps with its interval and null, one line per cell and model."""
-    parts = []
-    for name, (_, of) in QUANTITIES.items():
-        for part in of:
+    """Every quantity over the steps with its interval and null, one row per position and model."""
+    tables = []
+    for name, (_, parts) in QUANTITIES.items():
+        for part in parts:
             for model, numbers in style.models(result).items():
                 if part.variable in numbers:
-                    parts.append(tidy(result, numbers, part).assign(quantity=name, what=part.what, model=model))
-    every = pd.concat(parts, ignore_index=True)
-    return every[["quantity", "what", "model", "along", "place", "value", "low", "high", "null"]]
+                    tables.append(tidy(result, numbers, part).assign(quantity=name, what=part.what, model=model))
+    joined = pd.concat(tables, ignore_index=True)
+    return joined[["quantity", "what", "model", "along", "place", "value", "low", "high", "null"]]
 
 
 def tidy(result: xr.Dataset, numbers: xr.Dataset, part: Part) -> pd.DataFrame:
-    """One line of a quantity as a table."""
+    """One line of a quantity as a data frame."""
     value, low, high, null = (
         numbers_of(result, numbers, part, name) if name in numbers else xr.DataArray(np.nan)
         for name in (part.variable, f"{part.variable}_low", f"{part.variable}_high", f"null_{part.variable}")
@@ -274,14 +273,12 @@ def tidy(result: xr.Dataset, numbers: xr.Dataset, part: Part) -> pd.DataFrame:
 
 
 def cka_frame(result: xr.Dataset) -> pd.DataFrame:
-    """Every CKA with its interval, one line per cell and model."""
-    frames = [
-        style.tidy(result, *(f"{name}{end}" for end in ("", "_low", "_high")))
-        .assign(of=name)
-        .rename(columns=lambda column, name=name: str(column).replace(name, "value"))
-        for name in (*MAPS, *(f"cross_{name}" for name in MAPS))
-        if name in result
-    ]
+    """Every CKA with its interval, one row per pair of steps and model."""
+    frames = []
+    for name in (*MAPS, *(f"cross_{name}" for name in MAPS)):
+        if name in result:
+            columns = {f"{name}{end}": f"value{end}" for end in ("", "_low", "_high")}
+            frames.append(style.tidy(result, *columns).assign(of=name).rename(columns=columns))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -289,7 +286,7 @@ def cka_frame(result: xr.Dataset) -> pd.DataFrame:
 
 
 def curve(result: xr.Dataset, name: str) -> looks.Curves | None:
-    """One quantity: a colour per part, dotted its null, dashed the untrained model; None where it was not measured."""
+    """One quantity: a colour per part, its null dotted, the untrained model dashed; None if it was not measured."""
     title, parts = QUANTITIES[name]
     lines, along = [], "step"
     for part, colour in zip(parts, style.SEQUENCE, strict=False):
@@ -309,11 +306,11 @@ def curve(result: xr.Dataset, name: str) -> looks.Curves | None:
 
 
 def cka_map(result: xr.Dataset, name: str, title: str) -> looks.Map:
-    """CKA of states or increments, of one model or (`cross_`) of two, to hover over with its interval."""
-    values, interval = result[name], {f"{name}{end}" for end in ("_low", "_high")}
-    rows, columns = ([int(place) + ("step" in dim) for place in values[dim].values] for dim in values.dims)
+    """CKA of states or increments of one model, or (`cross_`) of two, with its interval in the hover text."""
+    values = result[name]
+    rows, columns = ([int(index) + ("step" in dim) for index in values[dim].values] for dim in values.dims)
     beside = {}
-    if interval <= set(result):
+    if f"{name}_low" in result and f"{name}_high" in result:
         beside = {"95 % from": result[f"{name}_low"].values, "to": result[f"{name}_high"].values}
     axis = "step" if "step" in values.dims[0] else "after step"
     other = f"{axis}, {result.attrs['beside']}" if name.startswith("cross_") else axis
@@ -333,13 +330,13 @@ def cka_map(result: xr.Dataset, name: str, title: str) -> looks.Map:
 
 
 def maps(result: xr.Dataset) -> dict[str, looks.Map]:
-    """CKA of states and of increments by title: trained, untrained, and with another model's."""
-    drawn = {}
+    """Maps of CKA by title: of the trained and the untrained model's states and increments, and with another model."""
+    variables = {}
     for model, numbers in style.models(result).items():
         for name, title in MAPS.items():
-            drawn[f"{title}{'' if model == 'trained' else ', untrained'}"] = numbers, name
-    drawn |= {f"{MAPS[name]}, beside": (result, f"cross_{name}") for name in MAPS if f"cross_{name}" in result}
-    return {title: cka_map(of, name, title) for title, (of, name) in drawn.items()}
+            variables[f"{title}{'' if model == 'trained' else ', untrained'}"] = numbers, name
+    variables |= {f"{MAPS[name]}, beside": (result, f"cross_{name}") for name in MAPS if f"cross_{name}" in result}
+    return {title: cka_map(numbers, name, title) for title, (numbers, name) in variables.items()}
 
 
 def figure(results: Results) -> Figure:
@@ -347,9 +344,8 @@ def figure(results: Results) -> Figure:
     pictures = []
     for name, result in style.named(results).items():
         curves = [curve(result, quantity) for quantity in QUANTITIES if quantity not in NOT_IN_FIGURE]
-        of_result = [picture for picture in curves if picture is not None] + [*maps(result).values()]
-        pictures += of_result
-        of_result[0] = pictures[-len(of_result)] = replace(of_result[0], title=name)
+        first, *others = [picture for picture in curves if picture is not None] + [*maps(result).values()]
+        pictures += [replace(first, title=name), *others]
     drawn, axes = looks.panels(-(-len(pictures) // 4), 4, width=3.9, height=3.5)
     for ax, picture in zip(axes, pictures, strict=False):
         picture.draw(ax)
@@ -362,23 +358,23 @@ FIGURES = {"dynamics": figure}
 
 
 def eigenvalues(result: xr.Dataset, step: int) -> go.Figure | None:
-    """Eigenvalues of the CLS row's Jacobian of a step on a few images, and the unit circle; None without them."""
+    """A step's Jacobian eigenvalues at CLS on a few images, and the unit circle; None if they were not measured."""
     if "eigenvalue" not in result:
         return None
-    of_step = result["eigenvalue"].sel(step=step)
-    around = np.linspace(0, 2 * np.pi, 200)
+    eigenvalue = result["eigenvalue"].sel(step=step)
+    angle = np.linspace(0, 2 * np.pi, 200)
     traces = [
         go.Scatter(
-            x=np.cos(around),
-            y=np.sin(around),
+            x=np.cos(angle),
+            y=np.sin(angle),
             mode="lines",
             line=dict(color=style.CHANCE, dash="dot"),
             name="unit circle",
             hoverinfo="skip",
         )
     ]
-    for place, colour in zip(range(of_step.sizes["place"]), style.SEQUENCE, strict=False):
-        real, imaginary = of_step.isel(place=place).transpose("part", "rank").values
+    for place, colour in zip(range(eigenvalue.sizes["place"]), style.SEQUENCE, strict=False):
+        real, imaginary = eigenvalue.isel(place=place).transpose("part", "rank").values
         traces.append(
             go.Scatter(
                 x=real,
@@ -394,5 +390,5 @@ def eigenvalues(result: xr.Dataset, step: int) -> go.Figure | None:
 
 
 def interactive(result: xr.Dataset, name: str = "update") -> go.Figure:
-    """One quantity to hover over."""
+    """One quantity for the dashboard."""
     return curve(result, name).interactive(height=420)

@@ -22,11 +22,11 @@ from plotly import colors
 from analyses import hover, style
 
 DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "longdash": (0, (8, 3))}  # plotly's, matplotlib's
-LEVELS = ("dot", "dashdot", "longdash", "dash")  # of several chance levels
+LEVELS = ("dot", "dashdot", "longdash", "dash")  # dashes of several chance levels, in order
 MARKS = {"o": "circle", "s": "square", "^": "triangle-up"}
 SMALL = dict(fontsize=7, frameon=False, handlelength=3)
-LEGEND_ROW, FEW = 19, 4  # pixels of a row of a legend, and rows that a figure has room for
-MOST_GAPS = 24  # rows or columns between which a map has gaps; they would cover more of them
+LEGEND_ROW, FEW = 19, 4  # height of a legend row in pixels; rows that a figure has room for
+MOST_GAPS = 24  # a map with more rows (or columns) has no gaps between them
 BELOW = dict(orientation="h", yanchor="top", y=-0.22)
 MARGIN = dict(l=50, r=10, t=25, b=45)
 WHITE = dict(template="plotly_white", margin=MARGIN, hoverlabel=hover.LIGHT)
@@ -37,7 +37,7 @@ GLOW = [[place, f"rgb{colors.hex_to_rgb(colour)}"] for place, colour in colors.g
 def panels(
     rows: int = 1, columns: int = 1, *, width: float = 4.2, height: float = 3.3, **options: Any
 ) -> tuple[Figure, list[Axes]]:
-    """A figure outside pyplot's state, and its axes row by row."""
+    """A figure that pyplot does not keep track of, and its axes row by row."""
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained", dpi=120)
     axes = figure.subplots(rows, columns, squeeze=False, **options).ravel().tolist()
     for ax in axes:
@@ -47,7 +47,7 @@ def panels(
 
 
 def legend_under(ax: Axes) -> None:
-    """A panel's legend under it, where it covers nothing."""
+    """Places a panel's legend below the panel, where it covers no line."""
     lines, labels = ax.get_legend_handles_labels()
     columns = 3 if max(map(len, labels), default=0) < 18 else 2
     below = ax.transAxes + transforms.ScaledTranslation(0, -0.42, ax.figure.dpi_scale_trans)
@@ -55,7 +55,7 @@ def legend_under(ax: Axes) -> None:
 
 
 def legend_below(figure: Figure, ax: Axes, columns: int = 4) -> None:
-    """The legend that several panels share, below them all."""
+    """Places a legend that several panels share below all of them."""
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=columns, **SMALL)
 
 
@@ -64,8 +64,8 @@ def grid(
 ) -> Figure:
     """Images in rows and columns: `draw(ax, row, column)` draws one and returns what is written below it."""
     figure, axes = panels(len(labels), len(titles), width=1.05, height=1.25)
-    for place, ax in enumerate(axes):
-        row, column = divmod(place, len(titles))
+    for cell, ax in enumerate(axes):
+        row, column = divmod(cell, len(titles))
         ax.set_xlabel(draw(ax, row, column), fontsize=6, labelpad=3)
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
@@ -79,14 +79,14 @@ def grid(
 
 # A page of its own
 
-CONFIG = {  # nothing of a figure leaves the machine by a click: plotly would offer to upload it
+CONFIG = {  # removes plotly's button that uploads a figure to its cloud
     "displaylogo": False,
     "responsive": True,
     "showSendToCloud": False,
     "modeBarButtonsToRemove": ["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "autoScale2d"],  # few cover little
     "plotlyServerURL": "",
 }
-POLICY = (  # of a saved page: its browser loads nothing and sends nothing
+POLICY = (  # of a saved page: the browser loads nothing from the network and sends nothing to it
     "default-src 'none'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; "
     "img-src 'self' data: blob:; worker-src blob:; base-uri 'none'; form-action 'none'"
 )
@@ -103,7 +103,7 @@ PAGE = """<!doctype html>
 
 
 def as_html(figure: go.Figure, title: str = "", caption: str = "", **options: Any) -> str:
-    """A plotly figure as a page that needs nothing from outside and sends nothing there."""
+    """A plotly figure as a self-contained page, which loads nothing from the network and sends nothing to it."""
     options = dict(div_id="figure", include_plotlyjs=True) | options
     drawn = without_links(figure).to_html(full_html=False, config=CONFIG, **options)
     words = dict(title=html.escape(title), caption=html.escape(caption))
@@ -111,14 +111,14 @@ def as_html(figure: go.Figure, title: str = "", caption: str = "", **options: An
 
 
 def on_dark(figure: go.Figure) -> go.Figure:
-    """The same figure with light ink and no ground of its own, for a dark page."""
+    """The same figure with light ink and a transparent background, for a dark page."""
     clear, content = "rgba(0, 0, 0, 0)", _changed(figure.to_plotly_json(), lambda word: style.ON_DARK.get(word, word))
     look = dict(template="plotly_dark", paper_bgcolor=clear, plot_bgcolor=clear, hoverlabel=hover.DARK)
     return go.Figure(content).update_layout(look)
 
 
 def without_links(figure: go.Figure) -> go.Figure:
-    """The figure with what plotly would make links of as plain text: names come from files, no figure here has any."""
+    """The figure with links escaped to plain text: its labels may come from untrusted file names."""
     content = figure.to_plotly_json()
     return go.Figure(_changed(content, lambda word: LINK.sub("&lt;", word))) if _has_link(content) else figure
 
@@ -151,7 +151,7 @@ def _changed(value: Any, change: Callable[[str], str]) -> Any:
 
 @dataclass(frozen=True)
 class Line:
-    """One line: its points, an interval about them, how it looks, and what is said of each point under the mouse."""
+    """One line: its points, their interval, its appearance, and the hover text of each point."""
 
     x: Any
     y: Any
@@ -171,23 +171,23 @@ class Line:
             ax.fill_between(self.x, self.low, self.high, color=self.colour, alpha=0.15, lw=0)
 
     def trace(self, x: str = "", y: str = "") -> go.Scatter:
-        """The line for plotly; under the mouse it says its name, the place on the axis `x`, steps in full, and `y`."""
+        """The line for plotly; its hover text gives its label, the position on the axis `x`, and the value `y`."""
         mode = "lines+markers" if self.mark else "lines"
-        said, place = self.hover, f"{hover.placed(x, '%{x}')}: " if x else ""
-        if said is None and x == "step":
-            said, place = [style.step_label(int(step) - 1) for step in self.x], "%{text}: "
-        words = "%{text}" if self.hover is not None else place + hover.number(y, "y")
-        words = f"{self.label}<br>{words}" if self.label else words
+        texts, position = self.hover, f"{hover.placed(x, '%{x}')}: " if x else ""
+        if texts is None and x == "step":
+            texts, position = [style.step_label(int(step) - 1) for step in self.x], "%{text}: "
+        template = "%{text}" if self.hover is not None else position + hover.number(y, "y")
+        template = f"{self.label}<br>{template}" if self.label else template
         line = dict(color=self.colour, dash=self.dash, width=self.width + 0.5)
-        trace = go.Scatter(x=self.x, y=self.y, name=self.label, mode=mode, line=line, text=said)
-        return trace.update(hovertemplate=f"{words}<extra></extra>", marker_symbol=MARKS.get(self.mark))
+        trace = go.Scatter(x=self.x, y=self.y, name=self.label, mode=mode, line=line, text=texts)
+        return trace.update(hovertemplate=f"{template}<extra></extra>", marker_symbol=MARKS.get(self.mark))
 
     def band(self) -> go.Scatter | None:
         """The interval as a filled outline."""
         if self.low is None:
             return None
-        there = ~np.isnan(np.asarray(self.low, np.float64))
-        x, low, high = (np.asarray(values)[there] for values in (self.x, self.low, self.high))
+        is_finite = ~np.isnan(np.asarray(self.low, np.float64))
+        x, low, high = (np.asarray(values)[is_finite] for values in (self.x, self.low, self.high))
         outline = dict(x=np.concatenate([x, x[::-1]]), y=np.concatenate([high, low[::-1]]))
         look = dict(fill="toself", fillcolor=self.colour, opacity=0.15, line=dict(width=0), mode="lines")
         return go.Scatter(**outline, **look, name=self.label, showlegend=False, hoverinfo="skip")
@@ -195,7 +195,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Curves:
-    """Lines over one axis of whole numbers; chance levels lie across it, marks stand on it."""
+    """Lines over one axis of whole numbers, with horizontal chance levels and vertical marks."""
 
     lines: Sequence[Line]
     x: str = "step"
@@ -243,10 +243,10 @@ class Curves:
         return [band for band in bands if band] + [line.trace(self.x, self.y) for line in self.lines] + levels
 
     def interactive(self, height: int = 380) -> go.Figure:
-        """For plotly; rows that the legend of many lines may need make the figure higher, not the plot lower."""
-        traces = self.traces()
-        figure, named = go.Figure(traces), sum(trace.showlegend is not False and bool(trace.name) for trace in traces)
-        height += LEGEND_ROW * max(0, named - FEW)
+        """For plotly; a legend of many lines increases the figure's height, so that the plot keeps its own."""
+        figure = go.Figure(self.traces())
+        n_named = sum(trace.showlegend is not False and bool(trace.name) for trace in figure.data)
+        height += LEGEND_ROW * max(0, n_named - FEW)
         for name, place in self.marks.items():
             figure.add_vline(place, line=dict(color=style.CHANCE, width=1), annotation_text=name)
         figure.update_annotations(yanchor="bottom", xanchor="center", y=1)
@@ -289,22 +289,22 @@ class Map:
     high: float | None = None
     colours: str = style.MAP
     is_square: bool = False
-    hover: np.ndarray | None = None  # [row column] of text; by default the place and the value
-    beside: Mapping[str, np.ndarray] = field(default_factory=dict)  # further values to hover over, by name
+    hover: np.ndarray | None = None  # hover text [row column]; by default the position and the value
+    beside: Mapping[str, np.ndarray] = field(default_factory=dict)  # further values in the hover text, by name
 
     def limits(self) -> tuple[float, float]:
-        there = self.values[np.isfinite(self.values)]
-        low, high = (there.min(), there.max()) if there.size else (0.0, 1.0)
+        finite = self.values[np.isfinite(self.values)]
+        low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
         return float(low if self.low is None else self.low), float(high if self.high is None else self.high)
 
     def draw(self, ax: Axes, limits: tuple[float, float] | None = None, *, bar: Sequence[Axes] | None = None) -> None:
-        """The map, and beside `bar`, by default its own axes, the colour bar; an empty `bar` for none."""
+        """Draws the map and its colour bar, which stands beside the axes `bar` (default: `ax`); empty `bar`: none."""
         low, high = limits or self.limits()
         look = dict(cmap=self.colours, vmin=low, vmax=high, aspect="equal" if self.is_square else "auto")
         drawn = ax.imshow(self.values, interpolation="none", **look)
         for axis, names in (("x", self.columns), ("y", self.rows)):
-            places = style.some(range(len(names)), 7 if self.is_square else 13)
-            getattr(ax, f"set_{axis}ticks")(places, [str(names[place]) for place in places])
+            ticks = style.some(range(len(names)), 7 if self.is_square else 13)
+            getattr(ax, f"set_{axis}ticks")(ticks, [str(names[tick]) for tick in ticks])
         ax.set(xlabel=self.x, ylabel=self.y)
         ax.tick_params(labelsize=7)
         ax.set_title(self.title, fontsize=9)
@@ -312,7 +312,7 @@ class Map:
             self._draw_bar(drawn, ax.figure.colorbar(drawn, ax=[ax] if bar is None else bar, shrink=0.9))
 
     def _draw_bar(self, drawn: AxesImage, bar: Colorbar) -> None:
-        """Names levels among the ticks of the colour bar and marks them across it."""
+        """Labels the colour bar, adds the levels to its ticks and marks each with a line across the bar."""
         bar.set_label(self.bar, fontsize=8)
         bar.ax.tick_params(labelsize=7)
         if self.levels:
@@ -321,14 +321,14 @@ class Map:
             bar.ax.hlines(list(self.levels.values()), *bar.ax.get_xlim(), color="white", lw=1.5)
 
     def interactive(self, *, clickable: bool = False, height: int = 430) -> go.Figure:
-        """The map to hover over. Where it is clickable, a transparent scatter gives the x and y of a click."""
+        """The map for plotly. If it is clickable, a transparent scatter on top reports the x and y of a click."""
         low, high = self.limits()
         bar = dict(title=dict(text=self.bar, side="top" if self.levels else "right"))
         if self.levels:
             bar |= dict(zip(("tickvals", "ticktext"), bar_ticks(low, high, self.levels), strict=True))
         look = dict(colorscale=self.colours, zmin=low, zmax=high, colorbar=bar)
         look |= dict(xgap=int(len(self.columns) <= MOST_GAPS), ygap=int(len(self.rows) <= MOST_GAPS))
-        figure = go.Figure(go.Heatmap(z=self.values, x=list(self.columns), y=list(self.rows), **look, **self._said()))
+        figure = go.Figure(go.Heatmap(z=self.values, x=list(self.columns), y=list(self.rows), **look, **self._hover()))
         figure.update_xaxes(title=self.x, type="category", showgrid=False, tickangle=0)
         figure.update_yaxes(title=self.y, type="category", showgrid=False, autorange="reversed")
         if self.is_square:
@@ -342,49 +342,49 @@ class Map:
             figure.update_yaxes(type="linear", dtick=1, range=ends[1], autorange=False)
         return figure.update_layout(height=height, **WHITE)
 
-    def _said(self) -> dict[str, Any]:
-        """What is said of a cell under the mouse."""
+    def _hover(self) -> dict[str, Any]:
+        """Plotly's options for the hover text of a cell."""
         if self.hover is not None:
             return dict(text=self.hover, hovertemplate="%{text}<extra></extra>")
-        said = [f"{hover.placed(self.y, '%{y}')}, {hover.placed(self.x, '%{x}')}: {hover.number(self.bar, 'z')}"]
-        said += [f"{name}: %{{customdata[{i}]:.4~g}}" for i, name in enumerate(self.beside)]
+        lines = [f"{hover.placed(self.y, '%{y}')}, {hover.placed(self.x, '%{x}')}: {hover.number(self.bar, 'z')}"]
+        lines += [f"{name}: %{{customdata[{i}]:.4~g}}" for i, name in enumerate(self.beside)]
         data = np.stack(list(self.beside.values()), -1) if self.beside else None
-        return dict(customdata=data, hovertemplate="<br>".join(said) + "<extra></extra>", hoverongaps=False)
+        return dict(customdata=data, hovertemplate="<br>".join(lines) + "<extra></extra>", hoverongaps=False)
 
     def _overlay(self, size: int) -> go.Scatter:
         rows, columns = np.indices(self.values.shape)
-        place = dict(x=np.asarray(self.columns)[columns.ravel()], y=np.asarray(self.rows)[rows.ravel()])
+        position = dict(x=np.asarray(self.columns)[columns.ravel()], y=np.asarray(self.rows)[rows.ravel()])
         mark = dict(symbol="square", size=size, opacity=0)
         text = None if self.hover is None else self.hover.ravel()
         look = dict(mode="markers", marker=mark, showlegend=False, hovertemplate="%{text}<extra></extra>")
-        return go.Scatter(**place, **look, text=text)
+        return go.Scatter(**position, **look, text=text)
 
 
 def bar_ticks(low: float, high: float, levels: Mapping[str, float]) -> tuple[list[float], list[str]]:
-    """Ticks of a colour bar with the levels named among them; what would touch a level gives way to it."""
+    """Ticks of a colour bar and their labels, levels included; a tick too close to a level is left out."""
     near = 0.05 * (high - low)
-    places: dict[float, str] = {}
+    labels: dict[float, str] = {}  # by position
     for name, level in sorted(levels.items(), key=lambda item: item[1]):
-        touched = next((place for place in places if abs(place - level) < near), level)
-        places[touched] = f"{places[touched]}, {name}" if touched in places else f"{level:.3g} {name}"
+        neighbour = next((position for position in labels if abs(position - level) < near), level)
+        labels[neighbour] = f"{labels[neighbour]}, {name}" if neighbour in labels else f"{level:.3g} {name}"
     for tick in ticker.MaxNLocator(5).tick_values(low, high):
-        if low <= tick <= high and all(abs(tick - place) >= near for place in levels.values()):
-            places[float(tick)] = f"{tick:.3g}"
-    return list(places), list(places.values())
+        if low <= tick <= high and all(abs(tick - level) >= near for level in levels.values()):
+            labels[float(tick)] = f"{tick:.3g}"
+    return list(labels), list(labels.values())
 
 
 def draw_maps(maps: Sequence[Map], *, width: float | None = None, height: float | None = None) -> Figure:
     """Maps of one quantity side by side under one colour bar."""
     rows, columns = maps[0].values.shape
     figure, axes = panels(1, len(maps), width=width or 1.2 + 0.32 * columns, height=height or 1.3 + 0.28 * rows)
-    lows, highs = zip(*(one.limits() for one in maps), strict=True)
-    for one, ax in zip(maps, axes, strict=True):
-        one.draw(ax, (min(lows), max(highs)), bar=axes if ax is axes[-1] else ())
+    lows, highs = zip(*(drawn.limits() for drawn in maps), strict=True)
+    for drawn, ax in zip(maps, axes, strict=True):
+        drawn.draw(ax, (min(lows), max(highs)), bar=axes if ax is axes[-1] else ())
     return figure
 
 
 def step_map(values: np.ndarray, steps: Sequence[int], *, diagonal: bool = True, **look: Any) -> Map:
-    """A map of steps by steps, printed from 1; its diagonal is left out where it says nothing."""
+    """A map of steps by steps, counted from 1; without its diagonal if `diagonal` is false."""
     values = np.array(values, np.float64)
     if not diagonal:
         np.fill_diagonal(values, np.nan)

@@ -1,8 +1,9 @@
-"""Statistics, tables and figures of step-specific pruning (figures 5 and 14 of the paper), beside both nulls.
+"""Statistics, tables and figures of step-specific pruning (figures 5 and 14 of the paper), compared with two nulls.
 
-Random masks of the same densities say what sparsity alone gives. Replicates of one step say what a shared
-initialisation gives: a step is specific where it overlaps with the others less than replicates of one step overlap with
-each other, never merely because it differs from random.
+Random masks of the same densities give the overlap expected from sparsity alone. Replicates of one step (the same graft
+trained with other data orders) give the overlap expected from a shared initialisation. A step is specific only if its
+mask overlaps with other steps' masks less than replicates of one step overlap with each other; a difference from random
+masks does not suffice.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,21 +30,19 @@ CATEGORY_COLOURS = ("#dee2e6", style.SECOND, style.SEQUENCE[2], style.MAIN)  # o
 def statistics(
     masks: np.ndarray, replicates: np.ndarray, sizes: Mapping[str, int], replicated: Sequence[int]
 ) -> xr.Dataset:
-    """What masks [round step byte] share, per matrix and over all; bits as `numpy.packbits` of qkv, proj, fc1, fc2.
+    """How masks overlap, per weight matrix and over all of them.
 
-    replicates: [round replicated replicate byte], grafts of the steps `replicated` with other data orders; a step's own
-    mask is one more.
+    masks: [round step byte], packed by `numpy.packbits` in the order qkv, proj, fc1, fc2; replicates: [round replicated
+    replicate byte], masks of the steps `replicated` trained with other data orders, besides the steps' own masks;
+    sizes: number of weights of each matrix.
     """
-    n, (n_rounds, n_steps, _) = sum(sizes.values()), masks.shape
-    rounds = [
-        of_round(
-            np.unpackbits(packed_masks, axis=-1, count=n),
-            np.unpackbits(packed_replicates, axis=-1, count=n),
-            sizes,
-            replicated,
-        )
-        for packed_masks, packed_replicates in zip(masks, replicates, strict=True)
-    ]
+    n_rounds, n_steps, _ = masks.shape
+    n = sum(sizes.values())
+    rounds = []
+    for packed_masks, packed_replicates in zip(masks, replicates, strict=True):
+        own_masks = np.unpackbits(packed_masks, axis=-1, count=n)
+        replicate_masks = np.unpackbits(packed_replicates, axis=-1, count=n)
+        rounds.append(of_round(own_masks, replicate_masks, sizes, replicated))
     statistics = {
         name: (("round", *dims), np.stack([variables[name][1] for variables in rounds]))
         for name, (dims, _) in rounds[0].items()
@@ -74,7 +73,7 @@ def of_round(
     """The statistics of one round; masks [step weight], replicates [replicated replicate weight]."""
     ends = np.cumsum([0, *sizes.values()])
     parts = [slice(0, ends[-1]), *(slice(a, b) for a, b in pairwise(ends))]
-    same = np.concatenate([masks[list(replicated), None], replicates], axis=1)
+    same_step = np.concatenate([masks[list(replicated), None], replicates], axis=1)
 
     def per_part(statistic: Callable[[np.ndarray], np.ndarray], masks: np.ndarray = masks) -> np.ndarray:
         return np.stack([statistic(masks[..., part]) for part in parts])
@@ -92,13 +91,13 @@ def of_round(
         "union_density": (("weight",), per_part(lambda m: np.array(overlap.union_density(m)))),
         "replicate_jaccard": (
             ("weight", "replicated", "pair"),
-            per_part(lambda each: np.stack([_between(overlap.jaccard(m)) for m in each]), same),
+            per_part(lambda stack: np.stack([_between(overlap.jaccard(m)) for m in stack]), same_step),
         ),
     } | _random(np.stack([masks[:, part].mean(1) for part in parts[1:]]), np.array(list(sizes.values())))
 
 
 def _random(density: np.ndarray, sizes: np.ndarray) -> Variables:
-    """What random masks of these densities [matrix step] share, over all matrices and per matrix."""
+    """The expected overlap of random masks with these densities [matrix step], over all matrices and per matrix."""
     cases = [(sizes, density), *((sizes[i : i + 1], density[i : i + 1]) for i in range(len(sizes)))]
     pairs = ("weight", "step", "other_step")
     nulls = {
@@ -116,7 +115,7 @@ def _between(matrix: np.ndarray) -> np.ndarray:
 
 
 def _mean_between(matrix: np.ndarray) -> float:
-    """Mean over all pairs; NaN where there is none, as of one step alone."""
+    """Mean over all pairs; NaN if there is none, as with a single step."""
     return float(_between(matrix).mean()) if len(matrix) > 1 else np.nan
 
 
@@ -126,10 +125,11 @@ def mean_jaccard(result: xr.Dataset, name: str = "jaccard", weight: str = "all")
 
 
 def replicate_jaccard(result: xr.Dataset, weight: str = "all") -> np.ndarray:
-    """Mean over the pairs of replicates of one step: [round]; NaN where there are none."""
+    """Mean over the pairs of replicates of one step: [round]; NaN if there are none."""
+    if not result.sizes.get("pair"):
+        return np.full(result.sizes["round"], np.nan)
     pairs = result["replicate_jaccard"].sel(weight=weight)
-    others = [dim for dim in pairs.dims if dim != "round"]  # results of before had one replicated step
-    return pairs.mean(others).values if result.sizes.get("pair") else np.full(result.sizes["round"], np.nan)
+    return pairs.mean([dim for dim in pairs.dims if dim != "round"]).values  # older results lack `replicated`
 
 
 def replicated(result: xr.Dataset) -> list[int]:
@@ -138,21 +138,21 @@ def replicated(result: xr.Dataset) -> list[int]:
 
 
 def over_rounds(result: xr.Dataset) -> xr.Dataset:
-    """The numbers of the table (round): density, accuracy before and after cutting, overlap beside both nulls, use."""
-    every, shares = result.sel(weight="all"), result["categories"].sel(weight="all")
+    """The table's numbers per round: density, accuracy before and after cutting, overlap with both nulls, usage."""
+    all_weights = result.sel(weight="all")
     return xr.Dataset(
         {
-            "density": every["density"].mean("step"),
-            "accuracy": every["accuracy"],
-            "accuracy_uncut": every["accuracy"].shift(round=1),
-            "accuracy_cut": every["accuracy_cut"],
+            "density": all_weights["density"].mean("step"),
+            "accuracy": all_weights["accuracy"],
+            "accuracy_uncut": all_weights["accuracy"].shift(round=1),
+            "accuracy_cut": all_weights["accuracy_cut"],
             "jaccard": ("round", mean_jaccard(result)),
             "jaccard_random": ("round", mean_jaccard(result, "jaccard_random")),
             "jaccard_replicates": ("round", replicate_jaccard(result)),
-            "specialization": every["specialization"].mean("step"),
-            "specialization_random": every["specialization_random"].mean("step"),
-            "dead": shares.isel(category=0, drop=True),
-            "universal": shares.isel(category=-1, drop=True),
+            "specialization": all_weights["specialization"].mean("step"),
+            "specialization_random": all_weights["specialization_random"].mean("step"),
+            "dead": all_weights["categories"].isel(category=0, drop=True),
+            "universal": all_weights["categories"].isel(category=-1, drop=True),
         }
     ).drop_vars("weight")
 
@@ -161,7 +161,7 @@ def over_rounds(result: xr.Dataset) -> xr.Dataset:
 
 
 def table(result: xr.Dataset) -> str:
-    """What the command prints: a line per round, every overlap beside both nulls."""
+    """The text that the command prints: one line per round, each overlap next to both nulls."""
     n, chance = result.attrs["n_weights"], 100 * result.attrs["chance"]
     lines = [
         f"step-specific pruning: {result.sizes['step']} steps, {n} weights, chance {chance:.1f} %",
@@ -182,25 +182,26 @@ def table(result: xr.Dataset) -> str:
 
 
 def compared(control: xr.Dataset, result: xr.Dataset) -> str:
-    """A control's accuracy beside that of the steps' own masks, as its command prints it."""
-    own = result["accuracy"].sel(round=control["round"].values).values
+    """The text that a control's command prints: its accuracy next to that of the steps' own masks."""
+    rounds = control["round"].values
+    own = 100 * result["accuracy"].sel(round=rounds).values
     if "swap" in control:
         lines = ["accuracy (%) when step t (row) runs under the mask of step s (column)"]
-        for number, matrix, base in zip(control["round"].values, 100 * control["swap"].values, 100 * own, strict=True):
-            off = matrix[~np.eye(len(matrix), dtype=bool)]
-            swapped = "with one step there is none to swap with"
-            if off.size:
-                swapped = f"swapped {off.mean():.1f} on average, {off.min():.1f} at worst"
-            lines.append(f"round {number}: own masks {base:.1f}, {swapped}")
+        for number, matrix, own_accuracy in zip(rounds, 100 * control["swap"].values, own, strict=True):
+            swapped = matrix[~np.eye(len(matrix), dtype=bool)]
+            comparison = "with one step there is none to swap with"
+            if swapped.size:
+                comparison = f"swapped {swapped.mean():.1f} on average, {swapped.min():.1f} at worst"
+            lines.append(f"round {number}: own masks {own_accuracy:.1f}, {comparison}")
         return "\n".join(lines)
     lines = [f"accuracy (%), {control.attrs['control']} masks against step-specific ones"]
-    for number, mine, theirs in zip(control["round"].values, control["accuracy"].values, own, strict=True):
-        lines.append(f"round {number:3d}: {100 * mine:5.1f} against {100 * theirs:5.1f}")
+    for number, accuracy, own_accuracy in zip(rounds, 100 * control["accuracy"].values, own, strict=True):
+        lines.append(f"round {number:3d}: {accuracy:5.1f} against {own_accuracy:5.1f}")
     return "\n".join(lines)
 
 
 def frame(result: xr.Dataset) -> pd.DataFrame:
-    """The numbers of the table, one line per round, the accuracy with its interval."""
+    """The table's numbers as a data frame with one row per round, the accuracy with its interval."""
     low, high = intervals.of_ratio(result["accuracy"].values, result.attrs["n_val"])
     bounds = {"accuracy_low": ("round", low), "accuracy_high": ("round", high)}
     return over_rounds(result).assign(bounds).to_dataframe().reset_index()
@@ -213,7 +214,8 @@ def figure(results: Results, controls: Mapping[str, xr.Dataset] | None = None, *
     """Figure 5: weights by the number of steps that keep them, Jaccard between steps, accuracy against sparsity."""
     named = style.named(results)
     fig, axes = looks.panels(len(named), 3, width=4.0, height=3.5)
-    for (left, middle, right), (name, result) in zip(zip(*[iter(axes)] * 3, strict=True), named.items(), strict=True):
+    for row, (name, result) in enumerate(named.items()):
+        left, middle, right = axes[3 * row : 3 * row + 3]
         draw_categories(left, result)
         pair_map(result, round=round).draw(middle)
         draw_accuracy(right, result, controls or {})
@@ -235,7 +237,7 @@ def draw_categories(ax: Axes, result: xr.Dataset) -> None:
 
 
 def pair_map(result: xr.Dataset, *, round: int = -1, weight: str = "all", name: str = "jaccard") -> looks.Map:
-    """Jaccard or overlap of every two steps at one round, the diagonal left out; random masks and replicates named."""
+    """Jaccard or overlap of every pair of steps at one round; the title gives the means of both nulls."""
     at_round = result.isel(round=round).sel(weight=weight)
     null = f"random {_mean_between(at_round[f'{name}_random'].values):.2f}"
     if result.sizes.get("pair") and name == "jaccard":
@@ -246,48 +248,43 @@ def pair_map(result: xr.Dataset, *, round: int = -1, weight: str = "all", name: 
 
 
 def accuracy_curves(result: xr.Dataset, controls: Mapping[str, xr.Dataset], x: Mapping[int, float]) -> looks.Curves:
-    """Accuracy of step-specific masks with its interval, just after cutting, and of the controls that are there.
+    """Accuracy of step-specific masks (with its interval, and right after cutting) and of the available controls.
 
-    x: where each round stands on the horizontal axis.
+    x: the horizontal position of each round.
     """
-    places, bounds = list(x.values()), intervals.of_ratio(result["accuracy"].values, result.attrs["n_val"], 100)
+    positions = list(x.values())
+    bounds = intervals.of_ratio(result["accuracy"].values, result.attrs["n_val"], 100)
+    uncut, cut = as_percent(result["accuracy"]), as_percent(result["accuracy_cut"])
     lines = [
-        looks.Line(places, as_percent(result["accuracy"]), *bounds, label="step-specific", mark="o"),
-        looks.Line(places, as_percent(result["accuracy_cut"]), label="just cut, not retrained", dash="dot", width=1.0),
+        looks.Line(positions, uncut, *bounds, label="step-specific", mark="o"),
+        looks.Line(positions, cut, label="just cut, not retrained", dash="dot", width=1.0),
     ]
     for colour, (name, control) in zip(style.SEQUENCE[1:], controls.items(), strict=False):
         if "accuracy" in control:
-            at = [x[int(number)] for number in control["round"].values]
-            lines.append(
-                looks.Line(
-                    at, as_percent(control["accuracy"]), label=name, colour=colour, dash="dash", mark="s", width=1.0
-                )
-            )
+            own_positions = [x[int(number)] for number in control["round"].values]
+            look = dict(label=name, colour=colour, dash="dash", mark="s", width=1.0)
+            lines.append(looks.Line(own_positions, as_percent(control["accuracy"]), **look))
     levels = {"chance": 100 * result.attrs["chance"]}
     return looks.Curves(lines, x="pruning round", y="top-1 (%)", levels=levels)
 
 
 def draw_accuracy(ax: Axes, result: xr.Dataset, controls: Mapping[str, xr.Dataset]) -> None:
-    """Accuracy against the density that a step keeps, falling."""
+    """Accuracy against the density of a step's mask, on a falling logarithmic axis."""
     density = as_percent(result["density"].mean("step"))
     x = dict(zip(result["round"].values.tolist(), density, strict=True))
-    replace(
-        accuracy_curves(result, controls, x),
-        x="weights kept by a step (%)",
-        title="accuracy against sparsity",
-        log="x",
-        ticks=style.some(density, 9),
-    ).draw(ax)
+    axis = dict(x="weights kept by a step (%)", log="x", ticks=style.some(density, 9))
+    replace(accuracy_curves(result, controls, x), title="accuracy against sparsity", **axis).draw(ax)
     ax.invert_xaxis()
 
 
 def specialization_of(result: xr.Dataset, weight: str) -> looks.Curves:
-    """Specialisation of every step over the rounds, beside random masks of the same densities."""
-    rounds, shades = result["round"].values, colormaps[style.MAP](np.linspace(0, 0.95, result.sizes["step"]))
-    each = as_percent(result["specialization"].sel(weight=weight).transpose("step", "round"))
+    """Specialisation of every step over the rounds, with the mean of random masks of the same densities."""
+    rounds = result["round"].values
+    shades = colormaps[style.MAP](np.linspace(0, 0.95, result.sizes["step"]))
+    by_step = as_percent(result["specialization"].sel(weight=weight).transpose("step", "round"))
     lines = [
         looks.Line(rounds, values, label=f"step {t + 1}", colour=colors.to_hex(shade), width=1.0)
-        for t, (values, shade) in enumerate(zip(each, shades, strict=True))
+        for t, (values, shade) in enumerate(zip(by_step, shades, strict=True))
     ]
     null = as_percent(result["specialization_random"].sel(weight=weight).mean("step"))
     lines.append(looks.Line(rounds, null, label="random masks", colour=style.INK, dash="dash", width=1.2))
@@ -295,7 +292,7 @@ def specialization_of(result: xr.Dataset, weight: str) -> looks.Curves:
 
 
 def specialization_figure(result: xr.Dataset) -> Figure:
-    """Figure 14: specialisation of every step against the round, by matrix; and the mean Jaccard beside both nulls."""
+    """Figure 14: specialisation of every step over the rounds, per matrix; and the mean Jaccard with both nulls."""
     fig, axes = looks.panels(2, 3, width=3.6, height=2.8)
     for ax, weight in zip(axes, result["weight"].values, strict=False):
         specialization_of(result, str(weight)).draw(ax, legend=False)
@@ -340,19 +337,19 @@ FIGURES = {"overlap": figure, "specialization": specialization_figure}
 
 
 def interactive(result: xr.Dataset, *, round: int = -1, weight: str = "all", name: str = "jaccard") -> go.Figure:
-    """Step x step map of Jaccard or overlap at one round, the random null in the hover text."""
+    """Step x step map of Jaccard or overlap at one round, with the random null in the hover text."""
     return pair_map(result, round=round, weight=weight, name=name).interactive()
 
 
 def curves(result: xr.Dataset, controls: Mapping[str, xr.Dataset] | None = None, *, round: int = -1) -> go.Figure:
-    """Accuracy over the rounds, of the steps' own masks and of the controls; the chosen round marked."""
+    """Accuracy of the steps' own masks and of the controls over the rounds, with a line at the chosen round."""
     rounds = result["round"].values.tolist()
     drawn = accuracy_curves(result, controls or {}, dict(zip(rounds, rounds, strict=True))).interactive()
     return drawn.add_vline(rounds[round], line=dict(color=style.CHANCE, width=1))
 
 
 def shares(result: xr.Dataset, *, weight: str = "all") -> go.Figure:
-    """Usage categories per round, random masks of the same densities beside."""
+    """Usage categories per round, each next to those of random masks of the same densities."""
     fig, rounds = go.Figure(), result["round"].values
     for pattern, name, kind in (("", "categories", "own"), ("/", "categories_random", "random")):
         for colour, category in zip(CATEGORY_COLOURS, overlap.CATEGORIES, strict=True):

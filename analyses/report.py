@@ -1,11 +1,11 @@
-"""Every figure and table of the paper that the results of some runs allow, in one page that can be sent.
+"""A self-contained report with every figure and table of the paper that can be made from the results of some runs.
 
     python -m analyses.report runs/demo runs/demo-vit --out report
 
-Writes ``report.html`` (self-contained: no network, no script), ``figures/`` (PDF and PNG) and ``tables/`` (CSV). Runs
-stand side by side; the paper's statement stands beside what was measured; where a result is missing, damaged or of
-another checkpoint than the run's, the command that makes it stands in its place. A folder with a ``study.csv`` is a
-study, one with a ``prune.nc`` a pruning; both belong to figures of their own.
+Writes ``report.html`` (no network, no script), ``figures/`` (PDF and PNG) and ``tables/`` (CSV). The page shows all
+runs side by side, and the paper's statement next to the measurement. If a result is missing, damaged, or belongs to
+another checkpoint than the run's, the page shows the command that makes it instead. A folder with a ``study.csv`` is a
+study, one with a ``prune.nc`` a pruning; both have figures of their own.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ DIFFER = (
 )
 NOT_AT_HAND = "Its text on this figure was not at hand; the figure follows its caption, and nothing is claimed of it."
 PAGE = "report.html"
-LONGEST = 60  # signs of a run's name
-RESERVED = "study", "capacity"  # what a study's lines are called among results
+LONGEST = 60  # characters of a run's name
+RESERVED = "study", "capacity"  # names of a study's tables among a run's results
 
 
 @dataclass
 class Run:
-    """A folder with what could be read of it; `refused` says of a result's name why it is not shown."""
+    """A run's folder and its results by name; `refused` gives the reason why a result is not shown, by its name."""
 
     folder: Path
     name: str
@@ -58,16 +58,18 @@ class Run:
 
     @property
     def is_pruning(self) -> bool:
-        """Whether it holds a pruning and nothing else."""
+        """Whether the folder contains a pruning and nothing else."""
         return all(name.split("_")[0] == "prune" for name in self.results | self.refused) and "prune" in self.results
 
     def lacks(self, item: paper.Item) -> bool:
-        """Whether a result is missing that one would look for here."""
-        is_here = item.needs in self.results
-        return not is_here and (item.needs in self.refused or not (item.makes_run or self.is_study or self.is_pruning))
+        """Whether the item's result is missing although a run of this kind should have it."""
+        if item.needs in self.results:
+            return False
+        is_expected = not (item.makes_run or self.is_study or self.is_pruning)
+        return item.needs in self.refused or is_expected
 
     def made_by(self, command: str) -> str:
-        """A command with the folder in it, as a shell takes it."""
+        """A command with this folder filled in, quoted for a shell."""
         return command.format(run=shlex.quote(str(self.folder)))
 
 
@@ -75,7 +77,7 @@ class Run:
 
 
 def read(folder: Path, name: str) -> Run:
-    """Every result of a run's folder that is its own. Raises ValueError for what is no folder."""
+    """Reads a run's folder, with every result that belongs to its checkpoint. Raises ValueError if it is no folder."""
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}; name the folder of a run or a study")
     run, identities = Run(folder, name), {}
@@ -86,9 +88,9 @@ def read(folder: Path, name: str) -> Run:
         try:
             result = results.read(path)
             identity = "init_sha256" if path.stem.split("_")[0] == "prune" else "checkpoint_sha256"
-            other = results.other_model(result, identities.get(identity, ""), identity)
-            if other:
-                raise ValueError(f"{path} is of another model: {other}")
+            difference = results.other_model(result, identities.get(identity, ""), identity)
+            if difference:
+                raise ValueError(f"{path} is of another model: {difference}")
             run.results[path.stem] = result
         except ValueError as error:
             run.refused[path.stem] = str(error)
@@ -101,35 +103,36 @@ def read_study(run: Run) -> None:
     try:
         frame = study.read(run.folder)
         run.results |= dict(zip(RESERVED, (frame, study.capacities(run.folder, frame)), strict=True))
-    except Exception as error:  # a table of anybody's may hold anything
+    except Exception as error:  # the table comes from outside and may contain anything
         run.refused["study"] = f"{run.folder / 'study.csv'} cannot be read ({type(error).__name__}: {error})"
 
 
 def named(folders: tuple[Path, ...]) -> list[Run]:
-    """The runs under names of their own: their folder's, with all before it where two are alike."""
+    """Reads runs under unique names: the folder's name or, if two runs share it, a number and the whole path."""
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise ValueError("a run is named twice; name each once")
-    short = [shown(folder.resolve().name) for folder in folders]
-    names = [
-        name if list(map(plain, short)).count(plain(name)) == 1 else shown(f"{number}: {folder}")
-        for number, (name, folder) in enumerate(zip(short, folders, strict=True), start=1)
-    ]
+    short_names = [shown(folder.resolve().name) for folder in folders]
+    file_names = [plain(name) for name in short_names]
+    names = []
+    for number, (name, folder) in enumerate(zip(short_names, folders, strict=True), start=1):
+        is_unique = file_names.count(plain(name)) == 1
+        names.append(name if is_unique else shown(f"{number}: {folder}"))
     return [read(folder, name) for folder, name in zip(folders, names, strict=True)]
 
 
 def shown(name: str) -> str:
-    """A folder's name as a page and a figure can hold it: no bytes that are no text, and not endless."""
-    name = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in name)
+    """A folder's name as shown on the page and in figures: unprintable characters replaced, and shortened if long."""
+    name = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)
     return name if len(name) <= LONGEST else f"{name[: LONGEST // 2]}…{name[-LONGEST // 2 :]}"
 
 
 def about(run: Run) -> dict[str, str]:
-    """A line of the table of runs, as far as its results say."""
+    """A run's line in the table of runs, as far as its results give the details."""
     measured = [result for name, result in run.results.items() if name not in RESERVED]
     attrs: Mapping[str, Any] = next((result.attrs for result in measured if result.attrs.get("n_images")), {})
     try:
         config = json.loads(attrs.get("config", "{}"))
-        shape = "".join(f"{sign} {config[name]}, " for sign, name in SHAPE.items() if name in config).strip(", ")
+        shape = ", ".join(f"{label} {config[name]}" for label, name in SHAPE.items() if name in config)
     except (ValueError, TypeError, RecursionError):
         shape = ""
     data = f"{attrs.get('data', '')} {attrs.get('split', '')}, {attrs['n_images']} images" if attrs else ""
@@ -150,15 +153,15 @@ SHAPE = {"steps": "n_steps", "blocks": "n_blocks", "width": "d_model", "heads": 
 
 @dataclass
 class Folder:
-    """Where a report is written: every file whole or not at all, nothing else touched."""
+    """The folder that a report is written to, each file atomically."""
 
     out: Path
 
     def make(self) -> None:
-        """What would fail when everything is drawn fails before. Raises ValueError."""
+        """Makes the folders, so that writing cannot fail after all the drawing. Raises ValueError if it would."""
         page = self.out / PAGE
         if page.exists() and not (page.is_file() and page.read_bytes().startswith(webpage.START.encode())):
-            raise ValueError(f"--out: {page} is no report of this command's; name another folder")
+            raise ValueError(f"--out: {page} was not written by this command; name another folder")
         for folder in (self.out, self.out / "figures", self.out / "tables"):
             if folder != self.out and folder.is_symlink():
                 raise ValueError(f"--out: {folder} is a link, which is not followed; name another folder")
@@ -181,14 +184,14 @@ class Folder:
         return name
 
     def picture(self, figure: Any, name: str, alt: str) -> tuple[webpage.Picture, list[str]]:
-        """A figure as PDF and PNG, and for the page, where `alt` stands for it; the files' names."""
+        """Writes a figure as PDF and PNG; returns it as embedded in the page, with `alt` text, and the files' names."""
         content = {}
         for kind in ("png", "pdf"):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, dpi=DPI)
-            figure.set_layout_engine("none")  # everything has its place, which it keeps
+            figure.set_layout_engine("none")  # the first save has computed the layout, which the second one keeps
             content[kind] = buffer.getvalue()
-        files = [self.write(f"figures/{name}.{kind}", made) for kind, made in content.items()]
+        files = [self.write(f"figures/{name}.{kind}", data) for kind, data in content.items()]
         return webpage.embedded(content["png"], DPI, alt), files
 
     def table(self, frame: pd.DataFrame, name: str) -> list[str]:
@@ -196,7 +199,7 @@ class Folder:
 
 
 def plain(name: str) -> str:
-    """A name that any file system takes."""
+    """A name reduced to characters that any file system accepts."""
     return re.sub(r"[^\w.-]+", "_", name).strip("._") or "run"
 
 
@@ -204,15 +207,15 @@ def plain(name: str) -> str:
 
 
 def section_of(item: paper.Item, runs: list[Run], folder: Folder) -> webpage.Section:
-    """One figure or table of the paper, of all runs."""
+    """The section of one figure or table of the paper, with all runs."""
     section = webpage.Section(plain(item.name), item.number, item.title, item.states or NOT_AT_HAND)
-    there = [run for run in runs if item.needs in run.results]
-    if there:
-        by_run = {run.name: run.results[item.needs] for run in there}
+    measured = [run for run in runs if item.needs in run.results]
+    if measured:
+        by_run = {run.name: run.results[item.needs] for run in measured}
         for name, figure in item.together.items():
             draw_part(section, folder, "", name, lambda figure=figure: figure(by_run))
     frames = []
-    for run in there:
+    for run in measured:
         part = webpage.Part(run.name if len(runs) > 1 else "", data_of(run.results[item.needs]))
         section.parts.append(part)
         with_care(part, lambda part=part, run=run: add_words(part, item, run, frames))
@@ -220,12 +223,12 @@ def section_of(item: paper.Item, runs: list[Run], folder: Folder) -> webpage.Sec
             draw_part(section, folder, run.name, name, lambda figure=figure, run=run: figure(run.results))
     if frames:
         section.files += folder.table(pd.concat(frames, ignore_index=True), item.name)
-    section.parts += missing(item, runs, there)
+    section.parts += missing(item, runs, measured)
     return section
 
 
 def add_words(part: webpage.Part, item: paper.Item, run: Run, frames: list[pd.DataFrame]) -> None:
-    """The sentence, the table and the lines for the CSV of one run."""
+    """Adds one run's sentence and table to a part, and its rows to the CSV's frames."""
     part.text = f"{item.says(run.results)}\n{part.text}".strip()
     if item.table is not None:
         part.table = item.table(run.results)
@@ -234,15 +237,15 @@ def add_words(part: webpage.Part, item: paper.Item, run: Run, frames: list[pd.Da
 
 
 def data_of(result: Any) -> str:
-    """Which weights and images a result is of, in a sentence; empty for a study."""
+    """A sentence that names the weights and images of a result; empty for a study."""
     return "" if isinstance(result, pd.DataFrame) else f"Measured: {style.caption(result)}."
 
 
 def draw_part(section: webpage.Section, folder: Folder, run: str, name: str, figure: Callable[[], Any]) -> None:
-    """Draws one figure into a section; of one run, or of all of them where `run` is empty."""
+    """Draws one figure into a section: of one run, or of all runs if `run` is empty."""
     part = webpage.Part(is_of_all=not run)
-    which = ", ".join(word for word in (name, run) if word)
-    alt = f"{section.number}: {section.title}" + (f" ({which})" if which else "")
+    details = ", ".join(word for word in (name, run) if word)
+    alt = f"{section.number}: {section.title}" + (f" ({details})" if details else "")
 
     def add() -> None:
         drawn = figure()
@@ -257,7 +260,7 @@ def draw_part(section: webpage.Section, folder: Folder, run: str, name: str, fig
 
 
 def with_care(part: webpage.Part, add: Callable[[], None]) -> None:
-    """What a result of anybody's may lead to is a sentence in the report, not its end; a full disk is."""
+    """Runs `add`; an error caused by a result becomes a sentence in the report, a failed write is raised."""
     try:
         add()
     except OSError:
@@ -266,36 +269,36 @@ def with_care(part: webpage.Part, add: Callable[[], None]) -> None:
         part.missing = f"This could not be made of the result ({type(error).__name__}: {str(error)[:200]})."
 
 
-def missing(item: paper.Item, runs: list[Run], there: list[Run]) -> Iterator[webpage.Part]:
-    """What is not there, with the command that makes it."""
+def missing(item: paper.Item, runs: list[Run], measured: list[Run]) -> Iterator[webpage.Part]:
+    """The runs that lack the item's result, each with the command that makes it."""
     lacking = [run for run in runs if run.lacks(item)]
     for run in lacking:
         reason = run.refused.get(item.needs, f"{run.name} has no {item.needs}.nc")
         yield webpage.Part(missing=f"{reason}. To measure:", command=run.made_by(item.command))
-    if not there and not lacking:
+    if not measured and not lacking:
         yield webpage.Part(missing="None of these runs holds it. To make it:", command=item.command)
 
 
 def further(runs: list[Run], folder: Folder) -> Iterator[webpage.Section]:
-    """Results of questions that the paper does not ask, each through its own analysis."""
+    """Sections for results that the paper does not have, each drawn by its own analysis."""
     of_paper = {item.needs for item in paper.ITEMS} | {*RESERVED}
     names = {name for run in runs for name in run.results if not name.startswith("prune_")}
     for name in sorted(names - of_paper):
-        there = {run.name: run.results[name] for run in runs if name in run.results}
-        yield beyond(name, there, folder)
+        by_run = {run.name: run.results[name] for run in runs if name in run.results}
+        yield beyond(name, by_run, folder)
 
 
-def beyond(name: str, there: Mapping[str, Any], folder: Folder) -> webpage.Section:
-    """One kind of result of all runs: its figure of them together, the others and its table of each."""
+def beyond(name: str, by_run: Mapping[str, Any], folder: Folder) -> webpage.Section:
+    """One kind of result: its main figure with all runs together, its other figures and its table for each run."""
     analysis = draw.of(name)
     section = webpage.Section(f"beyond-{plain(name)}", "Beyond the paper", name.replace("_", " "))
     for title, figure in analysis.FIGURES.items():
         if figure is analysis.figure:
-            draw_part(section, folder, "", title, lambda figure=figure: figure(there))
+            draw_part(section, folder, "", title, lambda figure=figure: figure(by_run))
             continue
-        for run, result in there.items():
+        for run, result in by_run.items():
             draw_part(section, folder, run, title, lambda figure=figure, result=result: figure(result))
-    for run, result in there.items():
+    for run, result in by_run.items():
         part = webpage.Part(run, data_of(result))
         with_care(part, lambda part=part, result=result: setattr(part, "table", analysis.table(result)))
         section.parts.append(part)
@@ -306,7 +309,7 @@ def beyond(name: str, there: Mapping[str, Any], folder: Folder) -> webpage.Secti
 
 
 def write(folders: tuple[Path, ...], out: Path) -> Path:
-    """Writes the report of some runs into `out` and gives the page's path. Raises ValueError in one sentence."""
+    """Writes the report of some runs into `out` and returns the page's path. Raises ValueError for bad input."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out is {out}, a file; name a folder")
     runs, folder, sections = named(folders), Folder(out), []
@@ -332,19 +335,19 @@ INTRODUCTION = (
 
 
 def notes_of(run: Run) -> Iterator[str]:
-    """What a reader must know of a run's results before believing them."""
+    """Warnings about a run's results."""
     for name, reason in run.refused.items():
-        names_it = name in reason or str(run.folder) in reason
-        yield f"Not shown: {reason}." if names_it else f"Not shown: {name}: {reason}."
+        is_named = name in reason or str(run.folder) in reason
+        yield f"Not shown: {reason}." if is_named else f"Not shown: {name}: {reason}."
     if run.results and not (run.is_study or (run.folder / "ckpt.pt").is_file()):
-        yield f"{run.name} holds no ckpt.pt: whose its results are is what they say themselves."
+        yield f"{run.name} has no ckpt.pt, so its results could not be checked against a checkpoint."
     for name, result in run.results.items():
         if name not in RESERVED and result.attrs.get("weights") == "init" and not name.startswith("prune"):
             yield f"{run.name}: {name} was measured with the untrained weights."
 
 
 def report(runs: Positional[tuple[Path, ...]], *, out: Path | None = None) -> None:
-    """One page with every figure and table of the paper that the results of these runs allow.
+    """One page with every figure and table of the paper that can be made from the results of these runs.
 
     Args:
         runs: folders of runs (of probes' results), of a pruning, of a study.

@@ -1,6 +1,6 @@
-"""The story of one image: what its numbers say in sentences, and a page of it that plays without a server.
+"""The story of one image: sentences generated from its numbers, and a standalone page that needs no server.
 
-`payload` is everything that the drawing needs, as plain JSON; ``story.js`` draws it, in the dashboard and in the page.
+`payload` holds everything the drawing needs, as plain JSON; ``story.js`` draws it in the dashboard and on the page.
 """
 
 import base64
@@ -20,9 +20,10 @@ from PIL import Image
 from analyses import style
 
 SCRIPT = Path(__file__).with_name("story.js")
-LIKELY, TOP = 5, 5  # classes drawn over the steps, and named at each
-DECISIVE = 0.5  # of what is lost without a head: where a random change loses as much, the head is not said to decide
-STOPS = 17  # of a colour map
+LIKELY = 5  # classes whose probability is drawn over the steps
+TOP = 5  # classes named at each step
+DECISIVE = 0.5  # a head is not called decisive if a random change causes more than this share of its loss
+STOPS = 17  # colours sampled from a colour map
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -36,19 +37,19 @@ padding: 0 1rem; overflow-wrap: anywhere }}</style></head>
 <script type="application/json" id="data">{data}</script>
 <script type="module">
 {script}
-const of = (name) => document.getElementById(name);
-story({{ data: JSON.parse(of("data").textContent), parentElement: of("story") }});
+const element = (name) => document.getElementById(name);
+story({{ data: JSON.parse(element("data").textContent), parentElement: element("story") }});
 </script></body></html>
 """
 
 
 @dataclass(frozen=True)
 class Story:
-    """One image's run, with some heads off or none, beside the run with all of them on.
+    """One image's run, possibly with some heads switched off, compared with the run that keeps all heads on.
 
-    picture: [y x channel] uint8; mask: [y x], what is 1 is the object; traced: as `probes.methods.one_image.trace`
-    gives it; untouched: class probabilities [class] of the run with all heads on; flips: [2 step head class] as
-    `one_image.flipped` gives it, once it is known; factors: the value that each class has of a factor, by its name.
+    picture: [y x channel] uint8; mask: [y x], 1 on the object; traced: the result of `probes.methods.one_image.trace`;
+    untouched: class probabilities [class] with all heads on; flips: [2 step head class], the result of
+    `one_image.flipped`, None until it is computed; factors: by factor name, the value of the factor for each class.
     """
 
     name: str
@@ -61,7 +62,7 @@ class Story:
     truth: int | None = None
     mask: np.ndarray | None = None
     factors: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    about: str = ""  # which model
+    about: str = ""  # describes the model
 
     @property
     def has_answer(self) -> bool:
@@ -69,12 +70,12 @@ class Story:
 
     @cached_property
     def answer(self) -> int:
-        """The class that the story is about: what the model answers with all heads on."""
+        """The class that the story is about: the model's prediction with all heads on."""
         return int(self.traced["probability"][-1].argmax() if self.untouched is None else self.untouched.argmax())
 
     @cached_property
     def lost(self) -> np.ndarray:
-        """Probability of the answer that each head is worth: with it less without it [step head]."""
+        """The drop in the answer's probability when each head is switched off [step head]."""
         now = self.traced["probability"][-1, self.answer]
         lost = now - self.flips[0, :, :, self.answer].astype(np.float64)
         for step, head in self.off:
@@ -82,21 +83,25 @@ class Story:
         return lost
 
 
-# What the numbers say
+# Sentences
 
 
-def known_from(values: Sequence[int]) -> int:
-    """The first place from which on the last value holds."""
+def settled_at(values: Sequence[int]) -> int:
+    """The first index from which the sequence stays at its last value."""
     values = np.asarray(values)
-    others = np.flatnonzero(values != values[-1])
-    return int(others[-1]) + 1 if len(others) else 0
+    differing = np.flatnonzero(values != values[-1])
+    return int(differing[-1]) + 1 if len(differing) else 0
 
 
 def factor_path(probability: np.ndarray, of_class: Sequence[str]) -> list[str]:
-    """The likeliest value of a factor in every state, from class probabilities [state class]."""
+    """The most probable value of a factor at every state, from class probabilities [state class].
+
+    `of_class` gives the factor's value for each class.
+    """
     values = list(dict.fromkeys(of_class))
-    sums = np.stack([probability[:, [one == value for one in of_class]].sum(1) for value in values], 1)
-    return [values[i] for i in sums.argmax(1)]
+    class_values = np.array(of_class)
+    value_probability = np.stack([probability[:, class_values == value].sum(1) for value in values], 1)
+    return [values[i] for i in value_probability.argmax(1)]
 
 
 def when(state: int) -> str:
@@ -108,81 +113,88 @@ def percent(probability: float) -> str:
 
 
 def sentences(story: Story) -> list[str]:
-    """The story in words, from the numbers alone."""
+    """The story in words, generated from the numbers alone."""
     if not story.has_answer:
         return ["This model has no classifier, so there is no answer to read out."]
-    told = [said_of_answer(story), said_of_path(story)]
+    lines = [answer_sentence(story), path_sentence(story)]
     if story.off:
-        told.append(said_of_off(story))
+        lines.append(switched_off_sentence(story))
     if story.flips is not None:
-        told.append(said_of_heads(story))
+        lines.append(heads_sentence(story))
     if story.mask is not None and story.mask.any() and not story.mask.all():
-        told.append(said_of_attention(story))
-    return told
+        lines.append(attention_sentence(story))
+    return lines
 
 
-def said_of_answer(story: Story) -> str:
-    last, classes = story.traced["probability"][-1], story.classes
-    now = int(last.argmax())
-    said = f"The model answers {classes[now]} ({percent(last[now])}; chance {percent(1 / len(last))})"
+def answer_sentence(story: Story) -> str:
+    """The prediction, its probability beside chance, and whether it is right."""
+    probability = story.traced["probability"][-1]
+    prediction = int(probability.argmax())
+    chance = percent(1 / len(probability))
+    text = f"The model answers {story.classes[prediction]} ({percent(probability[prediction])}; chance {chance})"
     if story.truth is None:
-        return f"{said}."
-    return f"{said}, which is right." if now == story.truth else f"{said}; it is {classes[story.truth]}."
+        return f"{text}."
+    return f"{text}, which is right." if prediction == story.truth else f"{text}; it is {story.classes[story.truth]}."
 
 
-def said_of_path(story: Story) -> str:
-    """From which step on the answer, and what it is made of, no longer changes."""
+def path_sentence(story: Story) -> str:
+    """The step from which the answer no longer changes, and the same for each factor of the answer."""
     probability = story.traced["probability"]
-    path = probability.argmax(1)
-    first = known_from(path)
-    said = f"Read out after each step, that is the answer {when(first)}"
+    predictions = probability.argmax(1)
+    first = settled_at(predictions)
+    text = f"Read out after each step, that is the answer {when(first)}"
     if first > 0:
-        said += f"; before, it was {story.classes[path[first - 1]]}"
+        text += f"; before, it was {story.classes[predictions[first - 1]]}"
     paths = {name: factor_path(probability, of_class) for name, of_class in story.factors.items()}
-    since = sorted((known_from(values), f"the {name} ({values[-1]})") for name, values in paths.items())
-    parts = [f"{name} stands {when(state)}" for state, name in since]
-    return f"{said}. Of it, {' and '.join(parts)}." if parts else f"{said}."
+    settled = sorted((settled_at(values), f"the {name} ({values[-1]})") for name, values in paths.items())
+    parts = [f"{name} stands {when(state)}" for state, name in settled]
+    return f"{text}. Of it, {' and '.join(parts)}." if parts else f"{text}."
 
 
-def said_of_off(story: Story) -> str:
+def switched_off_sentence(story: Story) -> str:
+    """Which heads are off, and how the answer's probability changes without them."""
     names = [f"head {head} at step {step + 1}" for step, head in story.off]
     shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     if story.untouched is None:
         return f"Off: {shown}."
-    was, now = (float(of[story.answer]) for of in (story.untouched, story.traced["probability"][-1]))
-    kept = int(story.traced["probability"][-1].argmax()) == story.answer
+    final = story.traced["probability"][-1]
+    before, after = float(story.untouched[story.answer]), float(final[story.answer])
+    is_same_answer = int(final.argmax()) == story.answer
     return (
-        f"With {shown} off, {story.classes[story.answer]} goes from {percent(was)} to {percent(now)}"
-        f"{'' if kept else ', and the answer is another one'}."
+        f"With {shown} off, {story.classes[story.answer]} goes from {percent(before)} to {percent(after)}"
+        f"{'' if is_same_answer else ', and the answer is another one'}."
     )
 
 
-def said_of_heads(story: Story) -> str:
-    """Which head decides, beside a change as large in a random direction at the same place."""
-    lost, now = story.lost, float(story.traced["probability"][-1, story.answer])
-    on = np.ones_like(lost, bool)
+def heads_sentence(story: Story) -> str:
+    """The head that matters most, compared with a random change of the same size at the same head and step."""
+    final = story.traced["probability"][-1]
+    prediction, current = int(final.argmax()), float(final[story.answer])
+    is_on = np.ones_like(story.lost, bool)
     for step, head in story.off:
-        on[step, head] = False
-    if not on.any():
+        is_on[step, head] = False
+    if not is_on.any():
         return "Every head is off."
-    step, head = np.unravel_index(np.where(on, lost, -np.inf).argmax(), lost.shape)
-    without, random = (float(of) for of in story.flips[:, step, head, story.answer])
-    others = story.flips[0].argmax(-1) != int(story.traced["probability"][-1].argmax())
-    changed = int((others & on).sum())
+    step, head = np.unravel_index(np.where(is_on, story.lost, -np.inf).argmax(), story.lost.shape)
+    without_head, after_random = map(float, story.flips[:, step, head, story.answer])
+    changes_answer = story.flips[0].argmax(-1) != prediction
+    n_changing = int((changes_answer & is_on).sum())
     cell = f"head {head} at step {step + 1}"
-    left = f"without it {percent(without)} are left of {percent(now)}; a random change as large there leaves "
-    left += percent(random)
-    is_held = int(story.traced["probability"][-1].argmax()) == story.answer
-    if not is_held or int(story.flips[0, step, head].argmax()) == story.answer:
-        said = f"No single head decides; {cell} matters most: {left}."
-    elif now - random > DECISIVE * lost[step, head]:
-        said = f"Most is lost without {cell}: {left}, so disturbing alone does much of it."
+    comparison = (
+        f"without it {percent(without_head)} are left of {percent(current)}; a random change as large there leaves "
+        f"{percent(after_random)}"
+    )
+    keeps_answer = int(story.flips[0, step, head].argmax()) == story.answer
+    if prediction != story.answer or keeps_answer:
+        text = f"No single head decides; {cell} matters most: {comparison}."
+    elif current - after_random > DECISIVE * story.lost[step, head]:
+        text = f"Most is lost without {cell}: {comparison}, so disturbing alone does much of it."
     else:
-        said = f"{cell.capitalize()} decides: {left}."
-    return f"{said} Alone, {changed} of {int(on.sum())} heads change the answer."
+        text = f"{cell.capitalize()} decides: {comparison}."
+    return f"{text} Alone, {n_changing} of {int(is_on.sum())} heads change the answer."
 
 
-def said_of_attention(story: Story) -> str:
+def attention_sentence(story: Story) -> str:
     """The head and step with the largest share of its attention on the object, and the share of the image it covers."""
     rows, columns = story.traced["attention"].shape[-2:]
     inside = on_object(story.mask, rows, columns)
@@ -202,11 +214,11 @@ def on_object(mask: np.ndarray, rows: int, columns: int) -> np.ndarray:
     return mask.reshape(rows, mask.shape[0] // rows, columns, mask.shape[1] // columns).mean((1, 3))
 
 
-# What is drawn
+# The drawing's data
 
 
 def payload(story: Story) -> dict[str, Any]:
-    """All of the story as JSON; arrays are packed as little-endian float32 or uint32."""
+    """The whole story as JSON; arrays are packed as little-endian float32 or uint32."""
     traced = story.traced
     drawn = {
         "title": story.name,
@@ -227,7 +239,7 @@ def payload(story: Story) -> dict[str, Any]:
         "lossColours": [style.MAIN, style.SECOND],
     }
     if story.has_answer:
-        drawn |= said_by_states(story)
+        drawn |= readout_payload(story)
         if story.flips is not None:
             drawn["heads"] = {
                 "lost": packed(story.lost),
@@ -238,13 +250,13 @@ def payload(story: Story) -> dict[str, Any]:
     return drawn
 
 
-def said_by_states(story: Story) -> dict[str, Any]:
-    """What is read out of every state, and of every patch in it."""
+def readout_payload(story: Story) -> dict[str, Any]:
+    """The class probabilities read out at every state, and the prediction at each of its patches."""
     traced, probability = story.traced, story.traced["probability"]
     top = np.argsort(-probability, axis=1, kind="stable")[:, :TOP]
-    ever = np.argsort(-probability[1:].max(0), kind="stable")[:LIKELY].tolist()
-    must = [k for k in (story.answer, story.truth) if k is not None and k not in ever]
-    likely = ever[: LIKELY - len(must)] + must
+    most_likely = np.argsort(-probability[1:].max(0), kind="stable")[:LIKELY].tolist()
+    required = [k for k in (story.answer, story.truth) if k is not None and k not in most_likely]
+    likely = most_likely[: LIKELY - len(required)] + required
     return {
         "classes": list(story.classes),
         "answer": story.answer,
@@ -265,45 +277,47 @@ def packed(values: np.ndarray, kind: type = np.float32) -> dict[str, Any]:
     return {"shape": list(values.shape), "type": np.dtype(kind).name, "bytes": base64.b64encode(values).decode()}
 
 
-def unpacked(one: Mapping[str, Any]) -> np.ndarray:
+def unpacked(array: Mapping[str, Any]) -> np.ndarray:
     """The array that `packed` packed."""
-    kind = np.dtype(one["type"]).newbyteorder("<")
-    return np.frombuffer(base64.b64decode(one["bytes"]), kind).reshape(one["shape"])
+    kind = np.dtype(array["type"]).newbyteorder("<")
+    return np.frombuffer(base64.b64decode(array["bytes"]), kind).reshape(array["shape"])
 
 
 def png(picture: np.ndarray) -> str:
-    """A picture [y x channel] as an address that holds it."""
+    """A picture [y x channel] as a data URL."""
     buffer = BytesIO()
     Image.fromarray(picture).save(buffer, "PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def outline(mask: np.ndarray) -> str:
-    """The edges between an object's pixels and others, as an SVG path in pixels."""
+    """The boundary of the object's pixels, as an SVG path in pixels."""
     inside = np.pad(np.asarray(mask) == 1, 1)
-    across = np.argwhere(inside[1:-1, 1:] != inside[1:-1, :-1])  # an upright edge left of column x
-    down = np.argwhere(inside[1:, 1:-1] != inside[:-1, 1:-1])
-    return "".join([f"M{x} {y}v1" for y, x in across.tolist()] + [f"M{x} {y}h1" for y, x in down.tolist()])
+    vertical = np.argwhere(inside[1:-1, 1:] != inside[1:-1, :-1])  # an edge at the left of pixel (y, x)
+    horizontal = np.argwhere(inside[1:, 1:-1] != inside[:-1, 1:-1])  # an edge at the top of pixel (y, x)
+    segments = [f"M{x} {y}v1" for y, x in vertical.tolist()]
+    segments += [f"M{x} {y}h1" for y, x in horizontal.tolist()]
+    return "".join(segments)
 
 
 def stops(name: str) -> list[list[int]]:
-    """A colour map at even places, as 8-bit red, green, blue."""
+    """A colour map sampled at equal distances, as 8-bit red, green, blue."""
     return (255 * colormaps[name](np.linspace(0, 1, STOPS))[:, :3]).round().astype(int).tolist()
 
 
 def page(drawn: Mapping[str, Any]) -> str:
-    """A payload as one page that needs nothing from outside and sends nothing there."""
+    """A payload as one self-contained page, which loads nothing from the network and sends nothing to it."""
     parts = {"title": drawn["title"], "caption": drawn["about"]}
     safe = {name: html.escape(text) for name, text in parts.items()}
     return PAGE.format(policy=POLICY, data=as_json(drawn), script=script(), **safe)
 
 
 def as_json(value: Any) -> str:
-    """JSON that may stand inside a script element, whatever its texts hold."""
+    """JSON that is safe inside a script element, whatever text it contains."""
     text = json.dumps(value, allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def script() -> str:
-    """The drawing, as a module that exports it."""
+    """The JavaScript module that exports the drawing."""
     return SCRIPT.read_text(encoding="utf-8")

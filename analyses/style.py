@@ -1,4 +1,4 @@
-"""How every figure and table names and colours things, and which models a result holds beside each other."""
+"""Names and colours that all figures and tables share, and access to the models that one result holds."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ import xarray as xr
 
 MAIN, SECOND, UNTRAINED, CHANCE, INK = "#2a6f97", "#d55e00", "#8d99ae", "#6c757d", "#1b1f24"
 SEQUENCE = (MAIN, SECOND, "#f0b73a", "#009e73", "#802060", "#7cc4ee")
-ON_DARK = {  # what is too dark there
+ON_DARK = {  # replacements on a dark page for the colours that are too dark there
     MAIN: "#6fb1d6",
     "#802060": "#d183b5",
     CHANCE: "#a9b1b8",
@@ -22,7 +22,7 @@ ON_DARK = {  # what is too dark there
 }
 MAP, CHANGE, ATTENTION = "viridis", "RdBu", "inferno"
 
-PREFIX = "control_"  # of the untrained model's variables in a result; `models` alone reads them
+PREFIX = "control_"  # of the untrained model's variables in a result; only `models` reads this prefix
 
 # Steps
 
@@ -38,7 +38,7 @@ def state_label(state: int) -> str:
 
 
 def some(values: Sequence[Any], most: int = 13) -> Sequence[Any]:
-    """At most `most` of the values, evenly spaced from the first on, for ticks that do not touch."""
+    """At most `most` of the values, at equal distances from the first on, so that ticks do not overlap."""
     return values[:: -(-len(values) // most)] if len(values) else values
 
 
@@ -48,7 +48,7 @@ Results = xr.Dataset | Mapping[str, xr.Dataset]  # one result, or several by nam
 
 
 def models(result: xr.Dataset) -> dict[str, xr.Dataset]:
-    """The models that a result holds: "trained", and "untrained" where it was measured too, under the same names."""
+    """A result split by model: "trained" and, if it was measured, "untrained", both with the same variable names."""
     untrained = [name for name in result.data_vars if str(name).startswith(PREFIX)]
     parts = {"trained": result.drop_vars(untrained)}
     if untrained:
@@ -57,18 +57,18 @@ def models(result: xr.Dataset) -> dict[str, xr.Dataset]:
 
 
 def named(results: Results) -> dict[str, xr.Dataset]:
-    """Results by name; one alone has none."""
+    """Results by name; a single result has the empty name."""
     return {"": results} if isinstance(results, xr.Dataset) else dict(results)
 
 
 def untrained(result: xr.Dataset, name: str) -> xr.DataArray | None:
-    """A variable of the untrained model, where it was measured."""
+    """A variable of the untrained model; None if it was not measured."""
     return models(result).get("untrained", {}).get(name)
 
 
 @dataclass(frozen=True)
 class Model:
-    """One model of a figure: the result it is from, its own numbers, and how its lines look."""
+    """One model of a figure: the result it comes from, its own numbers, and the appearance of its lines."""
 
     name: str
     is_trained: bool
@@ -77,49 +77,49 @@ class Model:
     numbers: xr.Dataset
 
     def label(self, what: str = "") -> str:
-        """How a quantity of it is named in a legend."""
+        """The legend's label for a quantity of this model."""
         if self.is_trained:
             return f"{self.name} {what}".strip() or "trained"
         title = f"{self.name} untrained".strip()
         return f"{title}, {what}" if what else title
 
     def look(self, what: str = "", **other: Any) -> dict[str, Any]:
-        """Label, colour and dash of its line for a quantity: dashed for the untrained model."""
+        """Label, colour, dash and mark of this model's line for a quantity; an untrained model's line is dashed."""
         dash, mark = ("solid", "o") if self.is_trained else ("dash", "")
         return dict(label=self.label(what), colour=self.colour, dash=dash, mark=mark) | other
 
 
 def series(results: Results, *needed: str) -> Iterator[Model]:
-    """Every model of the results that holds the variables needed; an untrained one is grey if it is alone."""
+    """Every model of the results that has the needed variables; with one result alone, its untrained model is grey."""
     by_name = named(results)
     for (name, result), colour in zip(by_name.items(), itertools.cycle(SEQUENCE), strict=False):
         for kind, numbers in models(result).items():
             if all(variable in numbers for variable in needed):
-                grey = kind == "untrained" and len(by_name) == 1
-                yield Model(name, kind == "trained", UNTRAINED if grey else colour, result, numbers)
+                is_grey = kind == "untrained" and len(by_name) == 1
+                yield Model(name, kind == "trained", UNTRAINED if is_grey else colour, result, numbers)
 
 
 def levels(results: Results, levels_of: Callable[[xr.Dataset], Mapping[str, float]]) -> dict[str, float]:
-    """Levels of all results by name: once where they are the same, else each under the name of its result."""
-    each = {name: dict(levels_of(result)) for name, result in named(results).items()}
-    first = next(iter(each.values()))
-    if all(other == first for other in each.values()):
+    """Chance levels of all results by label: given once if all results agree, else with each result's name."""
+    by_result = {name: dict(levels_of(result)) for name, result in named(results).items()}
+    first = next(iter(by_result.values()))
+    if all(other == first for other in by_result.values()):
         return first
-    return {f"{name} {what}": level for name, own in each.items() for what, level in own.items()}
+    return {f"{name} {label}": level for name, own in by_result.items() for label, level in own.items()}
 
 
 # Tables
 
 
 def row(title: str, cells: Iterable[Any], width: int = 9, first: int = 22) -> str:
-    """One line of a printed table: its title, then the cells flush right."""
+    """One line of a printed table: its title, then the cells aligned on the right."""
     return f"{title:{first}}" + "".join(f"{cell:>{width}}" for cell in cells)
 
 
 def with_interval(
     numbers: xr.Dataset, name: str, at: dict[str, Any], *, scale: float = 100, digits: int = 1, unit: str = ""
 ) -> str:
-    """A variable and its interval (`_low`, `_high`) at a place, in per cent if not said otherwise."""
+    """A variable and its interval (`_low`, `_high`) at the coordinates `at`, in per cent by default."""
     value, low, high = (scale * float(numbers[f"{name}{end}"].sel(at)) for end in ("", "_low", "_high"))
     return "-" if np.isnan(value) else f"{value:.{digits}f}{unit} ({low:.{digits}f} to {high:.{digits}f})"
 
@@ -128,22 +128,23 @@ def tidy(result: xr.Dataset, *names: str) -> pd.DataFrame:
     """Variables as a table, one line per cell and model."""
     frames = []
     for kind, numbers in models(result).items():
-        there = [name for name in names if name in numbers]
-        if there:
-            frames.append(numbers[there].to_dataframe().reset_index().assign(model=kind))
+        available = [name for name in names if name in numbers]
+        if available:
+            frames.append(numbers[available].to_dataframe().reset_index().assign(model=kind))
     return pd.concat(frames, ignore_index=True)
 
 
 def caption(result: xr.Dataset) -> str:
-    """Which model a result is of, and which data: as much as it says."""
-    attrs, n = result.attrs, result.attrs.get("n_images")
+    """The model and the data of a result, as far as its attributes name them."""
+    attrs = result.attrs
     model = f"{attrs['source']} ({attrs.get('weights', '')} weights)" if "source" in attrs else ""
     data = f"{attrs['data']} {attrs.get('split', '')}".strip() if "data" in attrs else ""
-    return ", ".join(part for part in (model, data, "" if n is None else f"{n} images") if part)
+    images = f"{attrs['n_images']} images" if attrs.get("n_images") is not None else ""
+    return ", ".join(part for part in (model, data, images) if part)
 
 
 def aligned(frame: pd.DataFrame) -> str:
-    """A table as a command prints it: numbers short, columns flush right."""
+    """A table as a command prints it: numbers to four digits, columns aligned on the right."""
     return frame.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="-")
 
 

@@ -1,4 +1,4 @@
-"""Figures of a transplant: what one image's run answers when a part of another's state is put in at a step."""
+"""Figures of a transplant: predictions of one image's run after a part of another image's state replaces its own."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ from analyses.style import as_percent
 
 
 def flips_at(flips: np.ndarray) -> str:
-    """At which of the steps [step] it flips, in words."""
+    """The steps at which the answer flips, in words; `flips` is boolean [step]."""
     steps = (np.flatnonzero(flips) + 1).tolist()
     runs = [[step, step] for step in steps[:1]]
     for step in steps[1:]:
@@ -20,16 +20,15 @@ def flips_at(flips: np.ndarray) -> str:
             runs.append([step, step])
     if not runs:
         return "at no step"
-    return ("at step " if len(steps) == 1 else "at steps ") + ", ".join(
-        str(a) if a == b else f"{a} to {b}" for a, b in runs
-    )
+    ranges = ", ".join(str(first) if first == last else f"{first} to {last}" for first, last in runs)
+    return f"at step {ranges}" if len(steps) == 1 else f"at steps {ranges}"
 
 
 def curves(
     moved: Mapping[str, np.ndarray], unrelated: Mapping[str, np.ndarray], answer: str, n_classes: int
 ) -> looks.Curves:
-    """Probability of an answer, that of the donor, when a part [step] is put in at each step; dashed, the same part of
-    an unrelated image.
+    """Probability of the donor's answer after a transplant at each step, by part [step]; dashed, transplants of the
+    same part from an unrelated image.
     """
     lines, steps = [], np.arange(len(next(iter(moved.values())))) + 1
     for (part, values), colour in zip(moved.items(), style.SEQUENCE, strict=False):
@@ -42,16 +41,19 @@ def curves(
 
 
 def effect(found: np.ndarray, before: np.ndarray, donor: np.ndarray) -> np.ndarray:
-    """How far the difference of the two answers' logits moves towards the donor's run: 0 where nothing changed, 1 where
-    it is as in that run; from class probabilities found [... class], and those of both runs [class].
+    """Normalised effect of transplants on the logit difference between the donor's and the receiver's answer.
+
+    0 means no change from the receiver's run, 1 the logit difference of the donor's run. Class probabilities: found
+    [... class] after the transplants, before [class] in the receiver's run, donor [class] in the donor's run.
     """
-    was, wanted = int(before.argmax()), int(donor.argmax())
+    own_answer, donor_answer = int(before.argmax()), int(donor.argmax())
 
-    def apart(probability: np.ndarray) -> np.ndarray:
+    def logit_difference(probability: np.ndarray) -> np.ndarray:
         logs = np.log(np.maximum(probability.astype(np.float64), 1e-30))
-        return logs[..., wanted] - logs[..., was]
+        return logs[..., donor_answer] - logs[..., own_answer]
 
-    return (apart(found) - apart(before)) / (apart(donor) - apart(before))
+    baseline = logit_difference(before)
+    return (logit_difference(found) - baseline) / (logit_difference(donor) - baseline)
 
 
 def grid(effects: np.ndarray, flips: np.ndarray, n_prefix: int, side: int) -> go.Figure:

@@ -1,8 +1,8 @@
-"""ONE resumable training loop: of a model, of pruning's models and grafts, of pictures, adapters and dictionaries.
+"""ONE resumable training loop, used for models, pruned models and grafts, optimised images, adapters and dictionaries.
 
-Whoever trains writes the update; the loop keeps its place. It starts where the file at `path` was left, saves every
-minute and at the end, never saves a state that is not finite, and stops between two updates when a signal asks for it.
-What is random in an update is a function of (seed, update), so a killed run ends as one that was left alone.
+The caller writes the update; the loop counts updates and keeps the state. It resumes from the file at `path`, saves
+every minute and at the end, never saves a state that is not finite, and stops between two updates on SIGINT or SIGTERM.
+Randomness in an update depends on (seed, update) alone, so a killed and resumed run ends as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 SAVE_EVERY = 60.0  # seconds
-Part = Any  # a module or an optimiser, or a dict of tensors and plain values, which is filled in place
+Part = Any  # a module, an optimiser, or a dict of tensors and numbers that is restored in place
 
 
 class Loop:
-    """Updates of one training, each given out once: ``for update in loop: ...``.
+    """Iterates over the updates of one training, each yielded once: ``for update in loop: ...``.
 
-    The mean of what ``note(loss)`` is given, which ``averaged()`` returns, is part of the state.
+    ``note(loss)`` adds to a running mean, which ``averaged()`` returns; the mean is part of the saved state.
 
     Args:
-        path: file of the state; None for none.
-        parts: all that an update changes, by name.
-        updates: of the whole training.
-        key: what the state is made with; a state made with another key is refused.
-        may_fall: numbers of the key that may be lower than before.
-        restart: throw a state that is refused away, with a message, and start over.
-        stop_after: end this sitting after so many updates.
-        until: end this sitting at this time on the clock of `time.monotonic`.
-        images: how many an update takes, for the progress bar; `unit` and `label` are the bar's too.
-        accelerator: of several processes, whose signals and losses are shared.
-        advice: what to do about a training that diverged, for the message.
+        path: file of the state; None to keep no state.
+        parts: everything that an update changes, by name.
+        updates: number of updates of the whole training.
+        key: options that determine the training; a state saved under another key is refused.
+        may_fall: names of the key's numbers that may be lower than in the saved state.
+        restart: discard a refused state with a message and start over, instead of raising.
+        stop_after: end this session after so many updates.
+        until: end this session at this time of `time.monotonic`.
+        images: images per update, for the progress bar; so are `unit` and `label`.
+        accelerator: the processes that train together and share signals and losses.
+        advice: for the error message of a training that diverged, what to do about it.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Loop:
         self.save()
 
     def _progress(self) -> tqdm:
-        """A bar over images, or over updates where each takes one; on the main process alone."""
+        """A progress bar over images (over updates if `images` is 1), on the main process only."""
         return tqdm(
             desc=self.label or None,
             unit=self.unit,
@@ -113,11 +113,11 @@ class Loop:
         )
 
     def note(self, loss: Tensor) -> None:
-        """A loss of this update, a number or one for each of several trainings [training]; detached."""
+        """Add this update's loss to the mean: a detached scalar, or one value for each of several models [model]."""
         self.mean.add(loss)
 
     def averaged(self) -> Tensor:
-        """The mean loss since the last call, over all processes; raises `InputError` where it is not finite."""
+        """The mean loss since the last call, over all processes; raises `InputError` if it is not finite."""
         mean = self.mean.taken()
         mean = mean if self.accelerator is None else self.accelerator.reduce(mean, "mean")
         if not mean.isfinite().all():
@@ -125,9 +125,7 @@ class Loop:
         return mean
 
     def stop_if_asked(self) -> None:
-        """Save and raise `Stopped` if a signal has come to any process. Call it where everything is between two
-        updates.
-        """
+        """Save and raise `Stopped` if any process has received a signal. Call it only between two updates."""
         asked = self._asked.signal
         if self.accelerator is not None and self.accelerator.num_processes > 1:
             flag = torch.tensor(asked, device=self.accelerator.device)
@@ -137,7 +135,7 @@ class Loop:
             raise Stopped(asked)
 
     def save(self) -> None:
-        """Write the state, if it is finite."""
+        """Write the state; raises `InputError` if it is not finite."""
         if self.path is None or not self.is_main:
             return
         parts = {name: _state(part) for name, part in self.parts.items()}
@@ -147,9 +145,9 @@ class Loop:
         run_folder.write_tensors(self.path, state)
 
     def refuse(self, what: str) -> None:
-        """The end of a training that diverged."""
-        kept = f"the last finite state is in {self.path}" if self.path and self.path.exists() else "nothing was saved"
-        raise InputError(f"{what}; {kept}: {self.advice}")
+        """Raise the error of a training that diverged."""
+        saved = f"the last finite state is in {self.path}" if self.path and self.path.exists() else "nothing was saved"
+        raise InputError(f"{what}; {saved}: {self.advice}")
 
     def _restore(self, path: Path) -> None:
         try:
@@ -174,7 +172,7 @@ class Loop:
         self.update, self.mean = state["update"], Mean(*state["mean"])
 
     def _refuse_other(self, path: Path, before: dict[str, Any]) -> None:
-        """`InputError` for a state that was made with another key, but for numbers that may be lower than before."""
+        """Raises `InputError` for a state saved under another key; the numbers in `may_fall` may be lower now."""
 
         def may_differ(name: str) -> bool:
             return name in self.may_fall and is_bearable(before.get(name), float) and self.key[name] < before[name]
@@ -186,7 +184,7 @@ class Loop:
 
 
 class Mean:
-    """A running mean of losses, which waits for the device only when it is taken."""
+    """A running mean of losses that does not synchronise with the device before it is read."""
 
     def __init__(self, total: Tensor | None = None, count: int = 0):
         self.total, self.count = total, count
@@ -196,7 +194,7 @@ class Mean:
         self.count += 1
 
     def taken(self) -> Tensor:
-        """The mean, which starts over."""
+        """Returns the mean and resets it."""
         mean = torch.full((), math.nan) if self.total is None else self.total / self.count
         self.total, self.count = None, 0
         return mean
@@ -222,8 +220,10 @@ def _fill(part: Part, state: Any) -> None:
     if not is_finite(state):
         raise ValueError("it holds values that are not finite")
     if isinstance(part, Optimizer):
-        own = part.state_dict()["param_groups"]  # rates and decays are this run's options, the moments are the file's
-        groups = [now | {"params": then["params"]} for now, then in zip(own, state["param_groups"], strict=True)]
+        # Learning rates and weight decays come from this run's options, moments from the file.
+        groups = part.state_dict()["param_groups"]
+        for group, saved in zip(groups, state["param_groups"], strict=True):
+            group["params"] = saved["params"]
         part.load_state_dict({"state": state["state"], "param_groups": groups})
         return
     if hasattr(part, "load_state_dict"):
@@ -242,18 +242,20 @@ def _fill(part: Part, state: Any) -> None:
 
 
 def _refuse_other_moments(optimizer: Optimizer) -> None:
-    """After an update an optimiser keeps moments as large as their parameters, and numbers; but nothing of a parameter
-    that has had no gradient yet.
+    """Raises ValueError if an optimiser's state does not fit its parameters.
+
+    After an update the state of each parameter holds moments of the parameter's shape, and numbers. It is empty for a
+    parameter that has had no gradient yet.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if not any(optimizer.state[parameter] for parameter in parameters):
         raise ValueError("it is empty")
     for parameter in parameters:
-        kept = optimizer.state[parameter]
-        moments = [value for value in kept.values() if isinstance(value, Tensor) and value.shape == parameter.shape]
-        if kept and not moments:
+        state = optimizer.state[parameter]
+        moments = [value for value in state.values() if isinstance(value, Tensor) and value.shape == parameter.shape]
+        if state and not moments:
             raise ValueError(f"it has no moments of a parameter of shape {[*parameter.shape]}")
-        for name, value in kept.items():
+        for name, value in state.items():
             is_number = value.ndim == 0 if isinstance(value, Tensor) else is_bearable(value, float | int)
             if not is_number and not any(value is moment for moment in moments):
                 raise ValueError(f"its {name} is of another kind or size")
@@ -269,14 +271,14 @@ def is_finite(content: Any) -> bool:
 
 
 class StopRequest:
-    """The number of the signal that asked to stop; 0 while none has."""
+    """The number of the signal that was received; 0 if none was."""
 
     signal = 0
 
 
 @contextmanager
 def signals() -> Iterator[StopRequest]:
-    """Ctrl-C and SIGTERM are noted instead of obeyed at once; a second one is obeyed."""
+    """Records Ctrl-C and SIGTERM instead of stopping at once; a second signal raises `Stopped`."""
     asked = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield asked
@@ -296,10 +298,10 @@ def signals() -> Iterator[StopRequest]:
 
 
 class Order:
-    """Which images an update takes: every epoch in an order of its own, drawn from `keys` (a seed, and what it is for).
+    """The images of each update: every epoch has its own random order, seeded by `keys` (a seed, and its purpose).
 
-    With `repeats`, each image stands that often in a row, and an epoch has as many fewer images (repeated
-    augmentation).
+    With `repeats` (repeated augmentation) each image occurs that many times in succession, and an epoch covers
+    correspondingly fewer images.
     """
 
     def __init__(self, n: int, batch_size: int, *keys: int, repeats: int = 1):
@@ -308,22 +310,22 @@ class Order:
         self._drawn: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def of_epoch(self, epoch: int) -> Tensor:
-        """The images of an epoch in its order: [image]."""
+        """The images of an epoch, in order: [image]."""
         if self._drawn[0] != epoch:
             order = torch.randperm(self.n, generator=generator(*self.keys, epoch))
             self._drawn = epoch, order.repeat_interleave(self.repeats)[: self.n]
         return self._drawn[1]
 
     def batch(self, update: int) -> tuple[int, Tensor, Tensor]:
-        """The epoch of an update, its images [image], and which of its repeats each is [image]."""
-        epoch, place = divmod(update, self.per_epoch)
-        places = torch.arange(place * self.batch_size, (place + 1) * self.batch_size)
-        return epoch, self.of_epoch(epoch)[places], places % self.repeats
+        """The epoch of an update, its images [image], and the number of each image's repeat [image]."""
+        epoch, batch = divmod(update, self.per_epoch)
+        positions = torch.arange(batch * self.batch_size, (batch + 1) * self.batch_size)
+        return epoch, self.of_epoch(epoch)[positions], positions % self.repeats
 
     def shares(self, first: int, last: int, rank: int = 0, world: int = 1) -> Iterator[list[tuple[int, int, int]]]:
-        """A process's part of the batches of updates `first` .. `last` - 1, as (epoch, image, repeat).
+        """Yields a process's share of the batches of updates `first` .. `last` - 1, as (epoch, image, repeat).
 
-        Each is made when it is asked for: a long training has hundreds of millions of images.
+        Batches are built lazily, because a long training has hundreds of millions of images.
         """
         for update in range(first, last):
             epoch, images, repeats = self.batch(update)
@@ -332,18 +334,20 @@ class Order:
 
 
 def share(batch: Sequence[Any], rank: int, world: int) -> list[Any]:
-    """A process's part of a batch: pairs that stand at equal distance from its two ends, in the batch's order.
+    """A process's share of a batch: pairs (i, n - 1 - i) of the batch's n images, in the batch's order.
 
-    So mixing, which pairs an image with its mirror in the batch, makes the same pairs whatever the number of processes.
+    Mixing pairs the i-th image from the start with the i-th from the end, so its pairs do not depend on the number of
+    processes.
     """
     if world == 1:
         return list(batch)
-    mine = range(rank, len(batch) // 2, world)
-    return [batch[i] for i in (*mine, *(len(batch) - 1 - i for i in reversed(mine)))]
+    first_half = range(rank, len(batch) // 2, world)
+    second_half = [len(batch) - 1 - i for i in reversed(first_half)]
+    return [batch[i] for i in [*first_half, *second_half]]
 
 
 def refuse_unequal(batch_size: int, world: int) -> None:
-    """Shares must be equal, so that the mean over processes is the mean over the batch."""
+    """Raises `InputError` for unequal shares, with which the mean over processes is not the mean over the batch."""
     if world > 1 and batch_size % (2 * world):
         raise InputError(
             f"the batch of {batch_size} cannot be shared by {world} processes evenly and in pairs; "
@@ -357,7 +361,7 @@ def hash_of(*keys: int) -> int:
 
 
 def generator(*keys: int) -> torch.Generator:
-    """A generator of its own for each combination of keys."""
+    """A random generator seeded by these keys."""
     return torch.Generator().manual_seed(hash_of(*keys))
 
 

@@ -1,11 +1,12 @@
-"""Train a grid of models, as a study file asks for it: every cell an ordinary run folder, dealt out among processes.
+"""Train the grid of models that a study file describes; every cell is an ordinary run folder.
 
     python -m models.study studies/core.yaml --out runs/study --dry-run      # what it would train, and for how long
-    python -m models.study studies/core.yaml --out runs/study --hours 8      # go on with it for eight hours
+    python -m models.study studies/core.yaml --out runs/study --hours 8      # train for at most eight hours
     python -m models.study studies/core.yaml --out runs/study --only '*seed=0*'
 
-Start it as often as there are devices or machines that share the folder: each takes the cells that nobody holds. A
-killed cell is resumed, a finished one never trained again, and ``study.csv`` has a line for each that is finished.
+Start one process per device, on any number of machines that share the folder: each process takes cells that no other
+process is training. A killed cell is resumed, a finished one is not trained again, and ``study.csv`` has one line per
+finished cell.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ with epy.lazy_imports():
     from models import checkpoint, config, data, flops, recipe, run_folder, train
     from models import device as devices
 
-RATE_SECONDS = 1.5  # timed for --dry-run, for each size of model
+RATE_SECONDS = 1.5  # --dry-run times each size of model for at least this long
 
 
 def study(
@@ -50,21 +51,22 @@ def study(
     workers: int = 0,
     device: str = "auto",
 ) -> None:
-    """Train every cell of a study that nobody else holds.
+    """Train every cell of a study that no other process is training.
 
     Args:
         file: study file, such as studies/core.yaml.
         out: folder of the study; one run folder per cell.
-        hours: stop after so many hours, between two updates; start again to go on.
-        only: train the cells whose names match this pattern, as in '*seed=0*'.
-        dry_run: print the cells with parameters, FLOPs and the time each will take here, and train nothing.
-        workers: processes that load data for each training.
+        hours: stop after so many hours, between two updates; start again to resume.
+        only: train only the cells whose names match this pattern, such as '*seed=0*'.
+        dry_run: print the cells with parameters, FLOPs and expected training time on this device; train nothing.
+        workers: number of data loading processes for each training.
         device: auto, cpu, cuda or mps.
     """
-    asked = read(file)
-    cells = [cell for cell in asked.cells() if fnmatch.fnmatchcase(cell.name, only)]
+    described = read(file)
+    cells = [cell for cell in described.cells() if fnmatch.fnmatchcase(cell.name, only)]
+    example = next(described.cells()).name
     require(
-        (bool(cells), f"--only {only!r} fits none of the cells of {file}; such as {next(asked.cells()).name}"),
+        (bool(cells), f"--only {only!r} matches none of the cells of {file}; their names look like {example}"),
         (hours is None or hours > 0, f"--hours is {hours}, it must be above 0"),
     )
     if dry_run:
@@ -73,10 +75,10 @@ def study(
     out.mkdir(parents=True, exist_ok=True)
     keep_file(file, out)
     until = None if hours is None else time.monotonic() + 3600 * hours
-    n_held = sum(not trained(cell, out, workers, device, until) for cell in cells)
-    done = write_csv(asked, out)
-    held = f"; {n_held} are held by others or wait for the next sitting" if n_held else ""
-    print(f"{out}: {done} of {len(list(asked.cells()))} cells are finished{held}")
+    n_open = sum(not trained(cell, out, workers, device, until) for cell in cells)
+    n_finished = write_csv(described, out)
+    remaining = f"; {n_open} are in training elsewhere or wait for the next start" if n_open else ""
+    print(f"{out}: {n_finished} of {len(list(described.cells()))} cells are finished{remaining}")
 
 
 # What a study is
@@ -84,19 +86,19 @@ def study(
 
 @dataclass(frozen=True)
 class Group:
-    """Models that differ in what varies: every model, with every set of fields, at every learning rate."""
+    """A grid of trainings: every model, with every variant of its fields, at every learning rate."""
 
     name: str
     models: list[str]
-    fields: dict[str, Any] = field(default_factory=dict)  # of all of them
-    vary: dict[str, list] | list[dict] = field(default_factory=list)  # lists that go together, or sets of fields
-    lr: list[float | None] = field(default_factory=lambda: [None])  # None is the recipe's
-    seeds: int | None = None  # the study's, if not said
+    fields: dict[str, Any] = field(default_factory=dict)  # common to all models of the group
+    vary: dict[str, list] | list[dict] = field(default_factory=list)  # lists that vary in parallel, or sets of fields
+    lr: list[float | None] = field(default_factory=lambda: [None])  # None: the recipe's
+    seeds: int | None = None  # None: the study's
 
     def settings(self) -> list[dict[str, Any]]:
         """The fields of each variant."""
         if isinstance(self.vary, list):
-            return [self.fields | each for each in self.vary] or [self.fields]
+            return [self.fields | variant for variant in self.vary] or [self.fields]
         if len({len(values) for values in self.vary.values()}) > 1:
             raise InputError(f"group {self.name}: the lists under vary go together, so they must be equally long")
         rows = zip(*self.vary.values(), strict=True)
@@ -117,7 +119,7 @@ class Study:
     val_limit: int = 5000
 
     def cells(self) -> Iterator[Cell]:
-        """Every cell once, seed by seed, so that a study that was cut short has some of everything."""
+        """Yields every cell once, seed by seed, so that an interrupted study covers all groups with its first seeds."""
         n_train = len(data.open_data(self.data, "train", like=self._like()))
         names = set()
         for seed in range(max(group.seeds or self.seeds for group in self.groups)):
@@ -140,10 +142,11 @@ class Study:
 
     def _cell(self, model: str, setting: dict[str, Any], lr: float | None, seed: int, epochs: float) -> Cell:
         preset = config.ViTConfig.preset(model)
-        config.ViTConfig.preset(model, **setting)  # refuses what is no field, or impossible
+        config.ViTConfig.preset(model, **setting)  # raises InputError for unknown fields and impossible values
         differing = {name: value for name, value in sorted(setting.items()) if getattr(preset, name) != value}
         pairs = tuple(f"{name}={value}" for name, value in differing.items())
-        name = ",".join([model, *pairs, *([] if lr is None else [f"lr={lr:g}"]), f"seed={seed}"])
+        rate = [] if lr is None else [f"lr={lr:g}"]
+        name = ",".join([model, *pairs, *rate, f"seed={seed}"])
         options = train.Options(
             data=self.data,
             model=model,
@@ -161,13 +164,13 @@ class Study:
 
 @dataclass(frozen=True)
 class Cell:
-    """One training: its folder's name says what it is."""
+    """One training; its name, which is also its folder's, lists the options that distinguish it."""
 
     name: str
     options: train.Options
 
     def shape(self) -> config.ViTConfig:
-        """The model that it trains, with a head for the classes of its data."""
+        """The configuration of its model, with a head for the classes of its data."""
         plan = config.ViTConfig.preset(self.options.model, **train.parsed(self.options.fields))
         classes = tuple(data.open_data(self.options.data, "train", like=plan).classes)
         return replace(plan, n_classes=len(classes), classes=classes)
@@ -185,34 +188,38 @@ def read(file: Path) -> Study:
         content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{file} cannot be read as YAML ({brief(error)})") from None
-    asked = typed(Study, content, str(file), groups=lambda i, group: typed(Group, group, f"{file}, group {i + 1}"))
+    described = typed(Study, content, str(file), groups=lambda i, group: typed(Group, group, f"{file}, group {i + 1}"))
+    images, seeds, name = described.images, described.seeds, described.recipe
     recipes = ", ".join(recipe.RECIPES)
     require(
-        (bool(asked.groups), f"{file}: groups is empty; name at least one"),
-        (asked.images >= 1, f"{file}: images is {asked.images}, it must be at least 1"),
-        (asked.seeds >= 1, f"{file}: seeds is {asked.seeds}, it must be at least 1"),
-        (asked.recipe in (None, *recipe.RECIPES), f"{file}: recipe is {asked.recipe!r}, not {recipes}"),
+        (bool(described.groups), f"{file}: groups is empty; name at least one"),
+        (images >= 1, f"{file}: images is {images}, it must be at least 1"),
+        (seeds >= 1, f"{file}: seeds is {seeds}, it must be at least 1"),
+        (name in (None, *recipe.RECIPES), f"{file}: recipe is {name!r}, it must be one of {recipes}"),
     )
-    for group in asked.groups:
+    for group in described.groups:
         require(
             (bool(group.models), f"{file}, group {group.name}: models is empty; name at least one preset"),
             (group.seeds is None or group.seeds >= 1, f"{file}, group {group.name}: seeds must be at least 1"),
         )
-    list(asked.cells())  # refuses fields and presets that are none
-    return asked
+    list(described.cells())  # raises InputError for unknown fields and presets
+    return described
 
 
 def typed(kind: type, content: Any, where: str, **parts: Any) -> Any:
-    """A dataclass from a mapping: no unknown keys, none missing, every value of its field's type."""
+    """A dataclass from a mapping, whose keys and value types are checked against the dataclass's fields.
+
+    `parts` gives, for a field that is a list, the function that makes an element from its index and content.
+    """
     known = {field.name: field for field in fields(kind)}
     if not isinstance(content, Mapping):
-        raise InputError(f"{where} is no mapping of {', '.join(known)}")
+        raise InputError(f"{where} is not a mapping; write it with the keys {', '.join(known)}")
     unknown = [str(name) for name in content if name not in known]
     needed = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
     missing = [name for name in needed if name not in content]
     require(
         (not unknown, f"{where} has an unknown key {', '.join(unknown)}; the keys are {', '.join(known)}"),
-        (not missing, f"{where} lacks {', '.join(missing)}"),
+        (not missing, f"{where} lacks {', '.join(missing)}; add a value for each"),
     )
     content = dict(content)
     for name, make in parts.items():
@@ -231,7 +238,7 @@ def typed(kind: type, content: Any, where: str, **parts: Any) -> Any:
 
 
 def trained(cell: Cell, out: Path, workers: int, device: str, until: float | None) -> bool:
-    """Whether the cell is finished after this process has done what it could; others may hold it, or time be up."""
+    """Trains a cell unless it is finished, in training elsewhere, or time is up; whether it is finished afterwards."""
     run = out / cell.name
     if is_finished(cell, run) or (until is not None and time.monotonic() > until):
         return is_finished(cell, run)
@@ -245,13 +252,13 @@ def trained(cell: Cell, out: Path, workers: int, device: str, until: float | Non
 
 
 def is_finished(cell: Cell, run: Path) -> bool:
-    """Whether the run folder holds this training, whole. Raises `InputError` where it holds another."""
+    """Whether the run folder holds this training in full. Raises `InputError` if it holds another training."""
     scores = [record for record in train.read_log(run_folder.log(run)) if "top1" in record]
     if not scores or not run_folder.checkpoint(run).exists():
         return False
     used = checkpoint.read(run_folder.checkpoint(run))["provenance"].get("options", {})
-    asked = json.loads(json.dumps(asdict(cell.options)))
-    differing = [name for name, value in asked.items() if used.get(name, value) != value]
+    wanted = json.loads(json.dumps(asdict(cell.options)))
+    differing = [name for name, value in wanted.items() if used.get(name, value) != value]
     if differing:
         raise InputError(f"{run} was trained with other {', '.join(differing)}; choose another --out")
     batch_size = math.ceil(scores[-1]["images"] / scores[-1]["update"])
@@ -259,33 +266,30 @@ def is_finished(cell: Cell, run: Path) -> bool:
 
 
 def n_images(options: train.Options) -> int:
-    """Training images of a cell's data."""
+    """The number of training images."""
     return len(data.open_data(options.data, "train", like=config.ViTConfig.preset(options.model)))
 
 
 def keep_file(file: Path, out: Path) -> None:
-    """The study file beside its cells; another one is refused."""
-    kept, text = out / "study.yaml", file.read_text(encoding="utf-8-sig")
-    if kept.exists() and yaml.safe_load(kept.read_text()) != yaml.safe_load(text):
-        raise InputError(f"{out} holds another study (see {kept}); choose another --out")
-    with run_folder.atomic(kept) as temporary:
+    """Copy the study file to the study's folder. Raises `InputError` if the folder holds another study."""
+    copy, text = out / "study.yaml", file.read_text(encoding="utf-8-sig")
+    if copy.exists() and yaml.safe_load(copy.read_text()) != yaml.safe_load(text):
+        raise InputError(f"{out} holds another study (see {copy}); choose another --out")
+    with run_folder.atomic(copy) as temporary:
         temporary.write_text(text)
 
 
 # Tables
 
 
-def write_csv(asked: Study, out: Path) -> int:
-    """``study.csv``, a line for each finished cell; how many there are."""
-    groups = {cell.name: [] for cell in asked.cells()}
-    for group in asked.groups:
-        for cell in Study(**{**vars(asked), "groups": [group]}).cells():
+def write_csv(described: Study, out: Path) -> int:
+    """Write ``study.csv``, one line for each finished cell; returns the number of lines."""
+    groups = {cell.name: [] for cell in described.cells()}
+    for group in described.groups:
+        for cell in replace(described, groups=[group]).cells():
             groups[cell.name].append(group.name)
-    lines = [
-        line_of(cell, out / cell.name, groups[cell.name])
-        for cell in asked.cells()
-        if is_finished(cell, out / cell.name)
-    ]
+    finished = [cell for cell in described.cells() if is_finished(cell, out / cell.name)]
+    lines = [line_of(cell, out / cell.name, groups[cell.name]) for cell in finished]
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -324,7 +328,7 @@ COLUMNS = (
 
 
 def line_of(cell: Cell, run: Path, groups: list[str]) -> dict[str, Any]:
-    """What the csv says of a finished cell: `top1` is that of the averaged weights at the end, `best` of any epoch."""
+    """A finished cell's line of the csv. `top1` is that of the averaged weights at the end, `best` the best epoch's."""
     content = checkpoint.read(run_folder.checkpoint(run))
     shape = config.ViTConfig.from_dict(content["config"])
     scores = [record for record in train.read_log(run_folder.log(run)) if "top1" in record]
@@ -347,7 +351,7 @@ def line_of(cell: Cell, run: Path, groups: list[str]) -> dict[str, Any]:
 
 
 def plan(cells: list[Cell], out: Path) -> str:
-    """What --dry-run prints: every cell with its size, and the time it takes at a rate measured here and now."""
+    """The text that --dry-run prints: every cell's size, and its training time at the speed measured on this device."""
     lines = [f"{'cell':56}{'parameters':>12}{'MFLOPs':>9}{'images/s':>10}{'minutes':>9}"]
     rates: dict[config.ViTConfig, float] = {}
     hours = 0.0
@@ -360,11 +364,11 @@ def plan(cells: list[Cell], out: Path) -> str:
         hours += 0 if is_done else seconds / 3600
         size = f"{checkpoint.n_parameters(shape):12,}{flops.of_forward(shape) / 1e6:9.1f}{rates[shape]:10.0f}"
         lines.append(f"{cell.name:56}{size}" + (f"{'done':>9}" if is_done else f"{seconds / 60:9.1f}"))
-    return "\n".join([*lines, f"{len(cells)} cells, {hours:.1f} hours on one such device as this"])
+    return "\n".join([*lines, f"{len(cells)} cells, {hours:.1f} hours on one device like this"])
 
 
 def rate(shape: config.ViTConfig, how: recipe.Recipe) -> float:
-    """Training images per second of a model of this shape: the median of some updates on random images."""
+    """Training images per second of a model of this shape: the median over a few updates on random images."""
     model = checkpoint.fresh(shape, 0).to(devices.device())
     optimizer, seconds = recipe.optimizer(model, how), []
     images = torch.randn(how.batch_size, 3, shape.image_size, shape.image_size, device=model.pos_embed.device)

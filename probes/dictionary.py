@@ -217,7 +217,7 @@ def read(
     images: probe.Pass,
 ) -> probe.Reading:
     """What one batch leaves: sums of errors, of what fires, and of what the chosen features tell."""
-    telling = features.Telling(known, choice, batch, images)
+    match_counts = features.MatchCounts(known, choice, batch, images)
     of_ffn: dict[str, list[torch.Tensor]] = {"error": [], "total": [], "l0": [], "fired": []}
     error, l0, total, highest = ({token: [] for token in activations.TOKENS} for _ in range(4))  # lists over states
     sums: dict[tuple[str, str, str], list[torch.Tensor]] = {}  # by what is summed, kind of dictionary and token
@@ -235,7 +235,7 @@ def read(
                     sums.setdefault(("count", kind, token), []).append((code > 0).sum((0, 1)))
                     sums.setdefault(("amount", kind, token), []).append(code.sum((0, 1), dtype=torch.float64))
                 highest[token].append(codes["shared"].max(1))
-                telling.add(token, state, {"dictionary": codes["shared"], "rotated": codes["rotated"]})
+                match_counts.add(token, state, {"dictionary": codes["shared"], "rotated": codes["rotated"]})
     for token in activations.TOKENS:
         top.add(token, batch, highest[token], 1 if token == "cls" else trained.model.config.n_patches)
     dims = ("token", "state")
@@ -252,7 +252,7 @@ def read(
             for (what, kind, token), over_states in sums.items()
         },
         "ffn_fired": (("step", "ffn feature"), torch.stack(of_ffn["fired"])),
-        "told": (("what", "against", "concept", "state", "draw"), telling.sums()),
+        "told": (("what", "against", "concept", "state", "draw"), match_counts.sums()),
     }
 
 

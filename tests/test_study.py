@@ -84,7 +84,7 @@ def test_killed_and_shared_by_two_it_ends_in_the_same_table(undisturbed: Path, t
 def test_a_sitting_ends_in_time_and_the_next_goes_on(undisturbed: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "out"
     study.study(undisturbed / "tiny.yaml", out=out, hours=1e-9, device="cpu")
-    assert "0 of 4 cells are finished; 4 are held" in capsys.readouterr().out
+    assert "0 of 4 cells are finished; 4 are in training elsewhere" in capsys.readouterr().out
     study.study(undisturbed / "tiny.yaml", out=out, only="bvit*", device="cpu")
     assert "2 of 4 cells are finished" in capsys.readouterr().out
     partial = numbers(out)
@@ -108,7 +108,7 @@ def test_a_dry_run_says_what_it_would_train(undisturbed: Path, tmp_path: Path, c
         ({"images": "many"}, "images is 'many', it must be int"),
         ({"images": 0}, "images is 0"),
         ({"seeds": 0}, "seeds is 0"),
-        ({"recipe": "fast"}, "recipe is 'fast', not deit, small, plain"),
+        ({"recipe": "fast"}, "recipe is 'fast', it must be one of deit, small, plain"),
         ({"data": "nothing"}, "no data set is called 'nothing'"),
         ({"groups": []}, "groups is empty"),
         ({"groups": 3}, "groups must be a list"),
@@ -139,7 +139,7 @@ def test_other_wrong_input_is_one_sentence(undisturbed: Path, tmp_path: Path) ->
         file = tmp_path / f"{name}.yaml"
         with pytest.raises(InputError, match="cannot be read as YAML"):
             study.study(file, out=tmp_path / "out")
-    with pytest.raises(InputError, match="fits none of the cells"):
+    with pytest.raises(InputError, match="matches none of the cells"):
         study.study(undisturbed / "tiny.yaml", out=tmp_path / "out", only="cnn*")
     with pytest.raises(InputError, match="holds another study"):
         study.study(written(tmp_path / "other.yaml", images=1024), out=undisturbed / "out")

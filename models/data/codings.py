@@ -1,8 +1,8 @@
-"""Masks as files hold them, in the house's encoding: 0 other, label + 1 an object of that class, -1 ignored.
+"""Reads segmentation masks of several file encodings into one: 0 other, label + 1 an object of that class, -1 ignored.
 
-What is met: RGB with id = R + 256 G and 1000 = ignored (ImageNet-S); one channel of 8 bits with 255 = ignored (VOC),
-also spread over three equal channels; 16 bits with 1000, 255 or 65535 = ignored; black and white, where white is the
-object of the image's class. `Coding.of` looks at a sample of a set's masks and says which.
+Files may hold: RGB with id = R + 256 G and 1000 = ignored (ImageNet-S); one channel of 8 bits, or three equal ones,
+with 255 = ignored (VOC); 16 bits with 1000, 255 or 65535 = ignored; black and white, where white is the object of the
+image's class. `Coding.of` detects the encoding from a sample of a data set's masks.
 """
 
 from __future__ import annotations
@@ -21,39 +21,38 @@ from PIL import Image
 from models.errors import InputError, brief
 
 TWO_BYTES_IGNORE, ONE_BYTE_IGNORE = 1000, 255
-WIDE_IGNORE = (1000, 65535, 255)  # of one channel of 16 bits, the usual first
-FEW, OWN = 8, 0.25  # masks, from which on a smaller share that show their image's class is refused
-N_SAMPLED = 64  # masks of a set from which its coding is told
-COLOURS = ("CMYK", "YCbCr", "LAB", "HSV")  # modes whose channels are no numbers
+WIDE_IGNORE = (1000, 65535, 255)  # candidates for the ignored id of one channel of 16 bits, the most usual first
+# Of at least FEW masks, at least the share OWN must show their image's class.
+FEW, OWN = 8, 0.25
+N_SAMPLED = 64  # masks of a data set from which its encoding is detected
+COLOURS = ("CMYK", "YCbCr", "LAB", "HSV")  # modes whose channels cannot be class numbers
 
-RawMask = tuple[str, int, np.ndarray]  # name, label, and the numbers as the file holds them
+RawMask = tuple[str, int, np.ndarray]  # name, label, and the numbers stored in the file
 
 
 @dataclass(frozen=True)
 class Coding:
-    """How the masks of one set of `n_classes` hold ids. `equal`: three channels that say the same thrice.
-
-    `white`: the value of the object in black and white masks, 0 where masks hold ids.
-    """
+    """How the masks of one data set store class ids."""
 
     n_classes: int
-    equal: bool = False
-    wide_ignore: int = WIDE_IGNORE[0]
-    white: int = 0
+    equal: bool = False  # three channels of equal content
+    wide_ignore: int = WIDE_IGNORE[0]  # the ignored id in one channel of 16 bits
+    white: int = 0  # the value of the object in black and white masks; 0 if masks store ids
 
     @classmethod
     def of(cls, sampled: Iterable[RawMask], n_classes: int) -> Coding:
-        """The coding that a sample of a set's masks has."""
+        """The coding that a sample of a data set's masks has."""
         sampled = list(sampled)
         colour = [raw for *_, raw in sampled if raw.ndim == 3]
-        equal = bool(colour) and any(raw[..., 2:3].any() for raw in colour) and all(map(_is_grey, colour))
-        flat = [(label, raw[..., 0] if raw.ndim == 3 else raw) for _, label, raw in sampled if equal or raw.ndim == 2]
-        values = {int(value) for _, raw in flat for value in np.unique(raw)}
-        wide = next((value for value in WIDE_IGNORE if value > n_classes and value in values), WIDE_IGNORE[0])
-        return cls(n_classes, equal, wide, _white(flat, values))
+        uses_blue = any(raw[..., 2:3].any() for raw in colour)  # R + 256 G leaves B empty
+        equal = uses_blue and all(map(_is_grey, colour))
+        single = [(label, raw[..., 0] if raw.ndim == 3 else raw) for _, label, raw in sampled if equal or raw.ndim == 2]
+        values = {int(value) for _, raw in single for value in np.unique(raw)}
+        wide_ignore = next((value for value in WIDE_IGNORE if value > n_classes and value in values), WIDE_IGNORE[0])
+        return cls(n_classes, equal, wide_ignore, _white(single, values))
 
     def ids(self, raw: np.ndarray, name: str, label: int) -> np.ndarray:
-        """Checked ids [h w] int64 from what a file holds."""
+        """Ids [h w] int64 from the numbers stored in a file; raises `InputError` for numbers that are no ids."""
         if raw.ndim == 3 and not self.equal:
             if raw[..., 2].any():
                 raise InputError(
@@ -64,33 +63,40 @@ class Coding:
             ids = raw[..., 0] if raw.ndim == 3 else raw
             ignore = ONE_BYTE_IGNORE if ids.dtype.itemsize == 1 else self.wide_ignore
         if self.white and set(np.unique(ids)) <= {0, self.white, ONE_BYTE_IGNORE}:
-            return np.where(ids == self.white, label + 1, np.where(ids == ONE_BYTE_IGNORE, -1, 0)).astype(np.int64)
+            encoded = np.zeros(ids.shape, dtype=np.int64)
+            encoded[ids == ONE_BYTE_IGNORE] = -1
+            encoded[ids == self.white] = label + 1  # last, because white may be 255
+            return encoded
         return check_ids(ids, n_classes=self.n_classes, ignore=ignore, name=name)
 
     def read(self, file: Path | BinaryIO, name: str, label: int, size: tuple[int, int]) -> np.ndarray:
-        """The mask of a file, at its own size."""
+        """The mask of a file, at its stored size; `size` is the image's and is not used."""
         return self.ids(raw_mask(file, name), name, label)
 
     @classmethod
     def checked(cls, sampled: Iterable[RawMask], n_classes: int, spec: str) -> Coding:
-        """The coding of a sample of masks; `InputError` where one of them is wrong by it."""
+        """The coding of a sample of masks; raises `InputError` if one of them contradicts it."""
         sampled = list(sampled)
         coding = cls.of(sampled, n_classes)
         coding.check_labels(((label, coding.ids(raw, name, label)) for name, label, raw in sampled), spec)
         return coding
 
     def check_labels(self, masks: Iterable[tuple[int, np.ndarray]], spec: str) -> None:
-        """Raise `InputError` where masks show no object, or hardly ever the class of their image."""
-        looked = [((ids > 0).any(), (ids == label + 1).any()) for label, ids in masks]
-        shown = [shows_its_class for has_objects, shows_its_class in looked if has_objects]
-        if len(looked) >= FEW and not shown:
+        """Raise `InputError` if no mask shows an object, or too few show the class of their image."""
+        n_masks, shows_own_class = 0, []  # the latter of masks with an object
+        for label, ids in masks:
+            n_masks += 1
+            if (ids > 0).any():
+                shows_own_class.append(bool((ids == label + 1).any()))
+        n_own, n_objects = sum(shows_own_class), len(shows_own_class)
+        if n_masks >= FEW and not n_objects:
             raise InputError(
-                f"{spec}: none of {len(looked)} masks looked at shows an object; store class numbers in their first "
+                f"{spec}: none of {n_masks} sampled masks shows an object; store class numbers in their first "
                 "channel, not in transparency"
             )
-        if len(shown) >= FEW and sum(shown) < OWN * len(shown):
+        if n_objects >= FEW and n_own < OWN * n_objects:
             raise InputError(
-                f"{spec}: only {sum(shown)} of {len(shown)} masks looked at show the class of their image (label + 1); "
+                f"{spec}: only {n_own} of {n_objects} sampled masks show the class of their image (label + 1); "
                 "labels and masks follow different class lists, give the list or the labels that the masks follow"
             )
 
@@ -99,27 +105,30 @@ def _is_grey(raw: np.ndarray) -> bool:
     return bool((raw[..., :1] == raw[..., 1:3]).all())
 
 
-def _white(flat: list[tuple[int, np.ndarray]], values: set[int]) -> int:
-    """255 or 1 where the masks can only be black and white: the object's class is the image's."""
-    if values and values <= {0, 255} and 255 in values:
+def _white(single: list[tuple[int, np.ndarray]], values: set[int]) -> int:
+    """The value of white (255 or 1) if the masks can only be black and white; else 0.
+
+    1 counts as white if it appears in the mask of an image whose own id, label + 1, is another number.
+    """
+    if 255 in values and values <= {0, 255}:
         return 255
-    return int(values <= {0, 1, 255} and any(label > 0 and (raw == 1).any() for label, raw in flat))
+    return int(values <= {0, 1, 255} and any(label > 0 and (raw == 1).any() for label, raw in single))
 
 
 def check_ids(ids: np.ndarray, *, n_classes: int, ignore: int, name: str) -> np.ndarray:
-    """Mask ids (0 other, 1..N, `ignore`) in the house's encoding, int64."""
+    """Mask ids (0 other, 1..N, `ignore`) in this module's encoding, int64; raises `InputError` for other ids."""
     ids = ids.astype(np.int64)
     wrong = ids[(ids < 0) | ((ids > n_classes) & (ids != ignore))]
     if wrong.size:
         raise InputError(
-            f"{name}: the mask holds id {wrong[0]}, outside 0..{n_classes} and {ignore} (ignore); is it of another "
-            "data set?"
+            f"{name}: the mask holds id {wrong[0]}, outside 0..{n_classes} and {ignore} (ignored); check that it "
+            "belongs to this data set"
         )
     return np.where(ids == ignore, -1, ids)
 
 
 def raw_mask(file: Path | BinaryIO, name: str) -> np.ndarray:
-    """A mask file's own numbers, in its own type: palette indices and single channels [h w], or RGB [h w 3]."""
+    """The numbers stored in a mask file, in their own type: palette indices or one channel [h w], or RGB [h w 3]."""
     what = f"the mask {file.name}" if isinstance(file, Path) else "its mask"
     try:
         content = BytesIO(file.read_bytes()) if isinstance(file, Path) else file
@@ -134,12 +143,12 @@ def raw_mask(file: Path | BinaryIO, name: str) -> np.ndarray:
     if kind in COLOURS:
         raise InputError(f"{name}: {what} holds colours ({kind}), not class numbers; store them in one channel")
     if raw.dtype.kind not in "bui":
-        held = "fractions" if raw.dtype.kind == "f" else f"values of type {raw.dtype}"
-        raise InputError(f"{name}: {what} holds {held}, not class numbers; store it as integers")
+        content_kind = "fractions" if raw.dtype.kind == "f" else f"values of type {raw.dtype}"
+        raise InputError(f"{name}: {what} holds {content_kind}, not class numbers; store it as integers")
     if raw.ndim == 3 and raw.shape[-1] in (1, 2):  # grey, with transparency or without
         raw = raw[..., 0]
     if raw.ndim != 2 and not (raw.ndim == 3 and 3 <= raw.shape[-1] <= 4):
-        raise InputError(f"{name}: {what} is of shape {raw.shape}; it has height and width, and one channel or three")
+        raise InputError(f"{name}: {what} has shape {raw.shape}; store it as height x width, with one channel or three")
     return raw.astype(np.uint8) if raw.dtype == bool else raw
 
 
@@ -154,7 +163,7 @@ def _array(content: BinaryIO) -> tuple[str, np.ndarray]:
 
 
 def refuse_too_many(shape: tuple[int, ...]) -> None:
-    """A mask has a bound of pixels as a picture has, looked at before any is read."""
+    """Raises Pillow's error for a mask with more pixels than Pillow allows, before its pixels are read."""
     if math.prod(shape[:2]) > Image.MAX_IMAGE_PIXELS:
         raise Image.DecompressionBombError
 

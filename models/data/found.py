@@ -1,4 +1,4 @@
-"""What lies at a place, and which spec would read it: the end of the message about an unknown layout."""
+"""An inventory of a folder and the specs that could read it, for the message about an unknown layout."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 from models.data.files import endings, is_leftover
 
-ENOUGH = 20_000  # files and folders looked at
-DEEP = 6  # folders: Kaggle's ImageNet has its pictures there
-KINDS = {  # what is counted apart from pictures and other files
+ENOUGH = 20_000  # files and folders, after which the inventory stops
+DEEP = 6  # levels of folders that are searched; Kaggle's ImageNet needs all of them
+KINDS = {  # by ending; besides these there are pictures and other files
     ".csv": "CSV",
     ".tsv": "CSV",
     ".txt": "text",
@@ -39,8 +39,8 @@ SPLITS = ("train", "val", "validation", "valid", "test", "training")
 
 
 def layout_hint(path: Path, spec: str) -> str:
-    """``; found 3 folders, 12 pictures there; what would fit: list:PATH/labels.csv``, for the end of a message about
-    `spec`; nothing where there is no folder.
+    """The end of a message about `spec`, such as ``; found 3 folders, 12 pictures there; what would fit:
+    list:PATH/labels.csv``; empty if `path` is no folder.
     """
     if not os.path.isdir(path):
         return ""
@@ -60,7 +60,7 @@ def kind_of(name: str, pictures: Collection[str]) -> str:
 
 
 def census(path: Path) -> tuple[Counter[str], dict[str, list[str]], bool]:
-    """How many of each kind lie below, at which places (the first few), and whether all was seen."""
+    """The number of files of each kind below a folder, the first paths of each, and whether everything was counted."""
     counts: Counter[str] = Counter()
     places: dict[str, list[str]] = {kind: [] for kind in UNITS}
     pictures, queue, n_entries = endings(), [(str(path), 0)], 0
@@ -80,17 +80,17 @@ def census(path: Path) -> tuple[Counter[str], dict[str, list[str]], bool]:
 
 
 def listing(folder: str) -> list[tuple[str, bool]]:
-    """Names in a folder in order, and which are folders; links to folders are not entered, leftovers left out."""
+    """Sorted names in a folder, each with whether it is a folder (a link is none); without the system's leftovers."""
     try:
         with os.scandir(folder) as entries:
-            there = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+            pairs = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
     except OSError:
         return []
-    return sorted(pair for pair in there if not is_leftover(pair[0]))
+    return sorted((name, is_folder) for name, is_folder in pairs if not is_leftover(name))
 
 
 def fitting(path: Path, counts: Counter[str], places: dict[str, list[str]]) -> list[str]:
-    """Specs that would read what was found, the likeliest first."""
+    """Specs that could read the folder's content, the likeliest first."""
     folders = places["folder"]
     above = {name: str(Path(path, name).parent) for name in folders}
     named = {os.path.basename(name): name for name in reversed(folders)}
@@ -107,7 +107,7 @@ def fitting(path: Path, counts: Counter[str], places: dict[str, list[str]]) -> l
 
 
 def of_pictures(path: Path, places: dict[str, list[str]], named: dict[str, str]) -> list[str]:
-    """Folders of splits, lists and tables, and where class folders have to lie."""
+    """Specs for folders of splits, lists and tables, and advice for class folders outside of splits."""
     inner = next((named[name] for name in SPLITS if name in named), None)
     specs = [] if inner is None else [f"folder:{Path(path, inner).parent}"]
     lists = [name for name in places["text"] if os.path.splitext(os.path.basename(name))[0].lower() in SPLITS]

@@ -1,4 +1,4 @@
-"""A small data set held on the device as a whole, for loops that pass over it many times."""
+"""A small data set that is loaded onto the device as a whole, for training loops with many epochs."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class InMemory:
 
     @classmethod
     def of(cls, data: Any, device: torch.device, limit: int | None = None) -> InMemory:
-        """All of a data set, or `limit` of its images spread evenly; `InputError` where they would take over 16 GiB."""
+        """Loads a data set, or `limit` evenly spaced images of it. Raises `InputError` if it would exceed `LARGEST`."""
         n = len(data) if limit is None else min(limit, len(data))
         n_bytes = n * data[0][0].numel() * 4
         if n_bytes > LARGEST:
             raise InputError(
-                f"{describe(data).spec} would take {n_bytes / 2**30:.0f} GiB of memory; this is a loop for small data, "
-                "choose less or smaller images"
+                f"{describe(data).spec} would take {n_bytes / 2**30:.0f} GiB of memory; this loop is for small data, "
+                "choose fewer or smaller images"
             )
         subset = data if n == len(data) else Subset(data, evenly(len(data), n))
         images, labels = zip(*((batch.images, batch.labels) for batch in Stream(subset, 500)), strict=True)
@@ -42,7 +42,7 @@ class InMemory:
         return len(self.labels)
 
     def flipped(self, places: Tensor, *keys: int) -> tuple[Tensor, Tensor]:
-        """Images and labels at `places`, each image mirrored or not as drawn from `keys` for the whole set."""
+        """Images and labels at these positions; each image is mirrored with probability 1/2, seeded by `keys`."""
         flips = (torch.rand(len(self), generator=generator(*keys)) < 0.5)[places].to(self.images.device)
         images = self.images[places]
         return torch.where(flips[:, None, None, None], images.flip(-1), images), self.labels[places]

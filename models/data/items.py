@@ -1,7 +1,7 @@
-"""The items of a set of files: one object for an item that is asked for, and next to nothing for the others.
+"""The items of a data set, created on access instead of all at once.
 
-A list of a million `Item`s takes half a gigabyte, which every loading process copies bit by bit; `Files` takes 50 bytes
-a file, in arrays that they share.
+A list of a million `Item`s takes half a gigabyte, and every loading process ends up with a copy of its own; `Files`
+takes 50 bytes per file, in arrays that the processes share.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ import numpy as np
 
 from models.data.stream import evenly
 
-LARGE = 100_000  # files; above it only a sample of their sizes is looked up
-SAMPLE = 1_000
+LARGE = 100_000  # with more files than this, only a sample of them is looked up on disk
+SAMPLE = 1_000  # size of that sample
 
 
 @dataclass(frozen=True)
 class Item:
-    """One picture of a set: its file, its name in messages, its label, and how to read its mask, if it has one.
+    """One image of a data set: its file, its name in messages, its label, and a reader of its mask, if it has one.
 
-    ``mask(size)`` gives int64 [height width] for a picture stored as ``size`` = (width, height), in the house's
-    encoding.
+    ``mask(size)`` returns int64 [height width] in the encoding of `models.data.codings`, for an image stored with
+    ``size`` = (width, height).
     """
 
     path: Path | BinaryIO
     name: str
     label: int
     mask: Callable[[tuple[int, int]], np.ndarray] | None = None
-    version: str = ""  # what else decides the item, for the fingerprint
+    version: str = ""  # whatever else determines the item, for the fingerprint
 
 
 class Names(Sequence[str]):
-    """Names in one block of bytes, each ended by a zero, with the places of the ends beside it."""
+    """Names in one block of bytes, each ended by a zero byte, with an array of the positions of the zeros."""
 
     def __init__(self, packed: Iterable[bytes]):
         self.block = b"".join(packed)
@@ -46,7 +46,7 @@ class Names(Sequence[str]):
 
     @staticmethod
     def packed(names: Sequence[str], prefix: str = "") -> bytes:
-        """A part of the block: each name with a prefix."""
+        """Part of a block: the names, each with the prefix."""
         return os.fsencode(prefix + f"\0{prefix}".join(names) + "\0") if names else b""
 
     def __len__(self) -> int:
@@ -67,7 +67,7 @@ class Names(Sequence[str]):
 
 
 class Lazy(Sequence[Item]):
-    """Items that are made when they are asked for, by ``item(index)``; `labels` holds those of all."""
+    """A sequence of items that ``item(index)`` creates on access; `labels` holds the labels of all items."""
 
     labels: np.ndarray
     has_masks = False
@@ -76,17 +76,17 @@ class Lazy(Sequence[Item]):
         return len(self.labels)
 
     def __getitem__(self, index: Any) -> Any:
-        places = range(len(self))[index]
-        return self.item(places) if isinstance(places, int) else [self.item(place) for place in places]
+        positions = range(len(self))[index]
+        return self.item(positions) if isinstance(positions, int) else [self.item(i) for i in positions]
 
     def item(self, index: int) -> Item:
         raise NotImplementedError
 
 
 class Files(Lazy):
-    """Plain files below `root` by their names, with ``read_mask(mask file, name, label, size)`` where they have masks.
+    """Plain files, by their paths relative to `root`, with the paths of their masks if they have any.
 
-    `repeat`: whether one photograph may be several items.
+    ``read_mask(mask file, name, label, size)`` reads a mask. `repeat`: whether one photograph may be several items.
     """
 
     def __init__(
@@ -109,37 +109,38 @@ class Files(Lazy):
         return Item(self.root / name, name, label, partial(self.read_mask, file, name, label), str(file.stat().st_size))
 
     def facts(self) -> Iterator[str]:
-        """What decides the set, for the fingerprint."""
+        """Everything that determines the data set, for the fingerprint; of a large set only a sample of file sizes."""
         if len(self) <= LARGE:
             for i, name in enumerate(self.names):
                 version = "" if self.masks is None else self._size(self.masks[i])
                 yield f"{name} {self._size(name)} {self.labels[i]} {version}"
-        else:
-            yield hashlib.sha256(self.names.block).hexdigest()
-            yield hashlib.sha256(np.ascontiguousarray(self.labels, dtype=np.int64)).hexdigest()
-            for name in (names[i] for names in (self.names, self.masks or ()) for i in sample(len(names))):
-                yield f"{name} {self._size(name)}"
+            return
+        yield hashlib.sha256(self.names.block).hexdigest()
+        yield hashlib.sha256(np.ascontiguousarray(self.labels, dtype=np.int64)).hexdigest()
+        for names in (self.names, self.masks or ()):
+            for i in sample(len(names)):
+                yield f"{names[i]} {self._size(names[i])}"
 
     def _size(self, name: str) -> int:
         return os.stat(os.path.join(self.root, name)).st_size
 
 
 def sample(n: int) -> list[int]:
-    """At most a thousand of `n` places, spread evenly."""
+    """At most `SAMPLE` of `n` positions, evenly spaced."""
     return evenly(n, SAMPLE)
 
 
 def facts(items: Sequence[Item]) -> Iterable[str]:
-    """What decides a set, for the fingerprint: names, sizes, labels and versions of its files."""
+    """Everything that determines a data set, for the fingerprint: names, sizes, labels and versions of its files."""
     if hasattr(items, "facts"):
         return items.facts()
     return (f"{item.name} {item.path.stat().st_size} {item.label} {item.version}" for item in items)
 
 
 def photographs(items: Sequence[Item]) -> np.ndarray:
-    """Which photograph each item is from, by the place of its first item: [image] int64."""
+    """The photograph of each item, given by the position of the photograph's first item: [image] int64."""
     if isinstance(items, Lazy) and not getattr(items, "repeat", False):
         return np.arange(len(items))
     names = items.names if isinstance(items, Files) else [item.path for item in items]
-    first: dict[Any, int] = {}
-    return np.array([first.setdefault(name, place) for place, name in enumerate(names)], dtype=np.int64)
+    first_position: dict[Any, int] = {}
+    return np.array([first_position.setdefault(name, i) for i, name in enumerate(names)], dtype=np.int64)

@@ -1,8 +1,8 @@
-"""A run as a graph: what each head and FFN adds to the stream, who reads it, and what a circuit of such edges computes.
+"""A run as a graph of components that write to and read from the residual stream, and the effects of its edges.
 
-Sources add to the stream: the embedding, then of every step its heads and its FFN. Targets read it: of every step q, k
-and v of each head and the FFN, and last the read-out. An edge is a (source, target) pair where the source comes first.
-`delta` is what a source adds on clean images minus what it adds in its reference run: [source batch pos d_model].
+Sources write to the stream: the embedding, then the heads and the FFN of every step. Targets read it: q, k and v of
+each head and the FFN of every step, then the read-out. An edge is a (source, target) pair with the source first in the
+run. `delta` is a source's output on clean images minus its output in the reference run: [source batch pos d_model].
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Metric = Callable[[Tensor], Tensor]  # logits [batch class] -> [batch]
 
 @dataclass(frozen=True)
 class Circuits:
-    """The graph of a model's run; every method runs the steps from a state, with hooks where it has to."""
+    """The graph of a model's run; each method runs the model's steps from a given state, with hooks where needed."""
 
     model: models.BViT
 
@@ -33,17 +33,17 @@ class Circuits:
         return Graph(self.model.config.n_steps, self.model.config.n_heads)
 
     def sources(self, z: Tensor) -> Tensor:
-        """What every source adds when steps start from z_0: [source batch pos d_model]."""
-        parts = [z[None]]
-        with torch.no_grad(), self.model.hooks(self._collecting(parts)):
+        """The output of every source when the steps start from z_0: [source batch pos d_model]."""
+        outputs = [z[None]]
+        with torch.no_grad(), self.model.hooks(self._collecting(outputs)):
             self.logits(z)
-        return torch.cat(parts)
+        return torch.cat(outputs)
 
-    def _collecting(self, parts: list[Tensor]) -> list[tuple[str, Callable]]:
-        """Hooks that append each source's addition in the order of the run; constants (biases) belong to none."""
+    def _collecting(self, outputs: list[Tensor]) -> list[tuple[str, Callable]]:
+        """Hooks that append each source's output in the order of the run; attention's bias belongs to no source."""
         return [
-            ("blocks.*.attn.hook_result", lambda result, hook: parts.append(result.movedim(2, 0))),
-            ("blocks.*.hook_mlp_out", lambda out, hook: parts.append(out[None])),
+            ("blocks.*.attn.hook_result", lambda result, hook: outputs.append(result.movedim(2, 0))),
+            ("blocks.*.hook_mlp_out", lambda out, hook: outputs.append(out[None])),
         ]
 
     def logits(self, z: Tensor, first: int = 0) -> Tensor:
@@ -52,9 +52,9 @@ class Circuits:
     # Attribution
 
     def nodes(self, z: Tensor, delta: Tensor, metric: Metric) -> Tensor:
-        """First-order effect of every source, (clean - reference) . gradient at z's run: [batch source].
+        """First-order effect of every source, (clean - reference) . gradient in the run from z: [batch source].
 
-        Attribution patching (Nanda, 2023). The gradient at what a head adds is that at the sum of all heads.
+        Attribution patching (Nanda, 2023). A head's gradient is that at attention's output, which sums the heads.
         """
         graph, effect = self.graph, z.new_zeros(z.shape[0], len(delta))
 
@@ -71,10 +71,10 @@ class Circuits:
         return effect
 
     def edges(self, z: Tensor, delta: Tensor, metric: Metric) -> Tensor:
-        """First-order effect of every edge, (clean - reference) . gradient at the target's own input:
-        [batch source target], 0 where there is no edge.
+        """First-order effect of every edge, (clean - reference) . gradient at the target's input.
 
-        Edge attribution patching (Syed et al., 2023): one backward pass, reduced inside its hooks.
+        Returns [batch source target], 0 where there is no edge. Edge attribution patching (Syed et al., 2023): one
+        backward pass, whose gradients are reduced inside the hooks.
         """
         graph = self.graph
         effect = z.new_zeros(z.shape[0], len(delta), graph.n_targets)
@@ -82,8 +82,8 @@ class Circuits:
         def of_heads(slot: int) -> Callable:
             def add(gradient: Tensor, hook: Any) -> None:
                 step = hook.layer()
-                there, before = graph.reading(step, slot), graph.before(step)
-                effect[:, :before, there] = torch.einsum("sbpd,bphd->bsh", delta[:before], gradient)
+                n_before, targets = graph.before(step), graph.reading(step, slot)
+                effect[:, :n_before, targets] = torch.einsum("sbpd,bphd->bsh", delta[:n_before], gradient)
 
             return add
 
@@ -103,7 +103,7 @@ class Circuits:
         return effect
 
     def _gradient(self, z: Tensor, metric: Metric, hooks: list[tuple[str, Callable]]) -> Tensor:
-        """One forward and backward with backward hooks; the gradient at z_0."""
+        """The metric's gradient at z_0, from one forward and one backward pass with backward hooks."""
         z = z.detach().requires_grad_()
         with frozen(self.model), self.model.hooks(bwd_hooks=hooks), torch.enable_grad():
             return torch.autograd.grad(metric(self.logits(z)).sum(), z)[0]
@@ -115,7 +115,7 @@ class Circuits:
         return list(states_from(self.model, z))
 
     def without_node(self, states: list[Tensor], delta: Tensor, source: int) -> Tensor:
-        """Logits where one source adds what it adds in the reference, from the clean state before it: [batch class]."""
+        """Logits when one source's output is that of the reference run; starts at the clean state before it."""
         if source == 0:
             return self.logits(states[0] - delta[0])
         step = self.graph.step_of_source(source)
@@ -124,7 +124,7 @@ class Circuits:
             return self.logits(states[step], step)
 
     def without_edge(self, states: list[Tensor], delta: Tensor, source: int, target: int) -> Tensor:
-        """Logits where one target alone reads the source's reference: [batch class]."""
+        """Logits when one target alone reads the source's output of the reference run: [batch class]."""
         graph = self.graph
         if target == graph.n_targets - 1:
             return self.model.read_out(states[-1] - delta[source])
@@ -137,42 +137,45 @@ class Circuits:
             return self.logits(states[step], step)
 
     def of_circuit(self, z: Tensor, reference: Tensor, kept: Tensor) -> Tensor:
-        """Logits where every target reads its `kept` [source target] edges as the run goes, and the reference through
-        all others: [batch class].
+        """Logits of a circuit: [batch class].
+
+        Each target reads its `kept` [source target] edges from the current run, and all other edges from the reference.
         """
-        graph, cut = self.graph, (~kept).to(z).T
-        delta = z.new_zeros(graph.n_sources, *z.shape)  # of the sources that have run, from their reference
+        graph, is_cut = self.graph, (~kept).to(z).T
+        delta = z.new_zeros(graph.n_sources, *z.shape)  # current run minus reference, of the sources that have run
         delta[0] = z - reference[0]
 
         def read(x: Tensor, targets: slice, n_before: int) -> Tensor:
-            lost = (cut[targets, :n_before] @ delta[:n_before].flatten(1)).unflatten(1, z.shape)
-            return x - (lost.movedim(0, 2) if x.ndim == 4 else lost[0])
+            """A target's input, with the sources of its cut edges set to the reference."""
+            removed = (is_cut[targets, :n_before] @ delta[:n_before].flatten(1)).unflatten(1, z.shape)
+            return x - (removed.movedim(0, 2) if x.ndim == 4 else removed[0])
 
-        def moved(out: Tensor, own: slice) -> None:
-            delta[own] = out - reference[own]
+        def record(out: Tensor, sources: slice) -> None:
+            delta[sources] = out - reference[sources]
 
-        def heads(slot: int) -> Callable:
+        def read_by_heads(slot: int) -> Callable:
             return lambda x, hook: read(x, graph.reading(hook.layer(), slot), graph.before(hook.layer()))
 
-        def at(index: int) -> slice:
-            return slice(index, index + 1)
+        def read_by_ffn(x: Tensor, hook: Any) -> Tensor:
+            target = graph.ffn_reading(hook.layer())
+            return read(x, slice(target, target + 1), graph.before_ffn(hook.layer()))
 
-        last = f"blocks.{graph.n_steps - 1}.hook_resid_post"
-        hooks = [(f"blocks.*.hook_{slot}_input", heads(i)) for i, slot in enumerate(SLOTS)] + [
-            ("blocks.*.attn.hook_result", lambda x, hook: moved(x.movedim(2, 0), graph.heads(hook.layer()))),
-            (
-                "blocks.*.hook_mlp_in",
-                lambda x, hook: read(x, at(graph.ffn_reading(hook.layer())), graph.before_ffn(hook.layer())),
-            ),
-            ("blocks.*.hook_mlp_out", lambda x, hook: moved(x[None], graph.ffn(hook.layer()))),
-            (last, lambda x, hook: read(x, at(graph.n_targets - 1), graph.n_sources)),
+        def read_out(x: Tensor, hook: Any) -> Tensor:
+            return read(x, slice(graph.n_targets - 1, graph.n_targets), graph.n_sources)
+
+        hooks = [(f"blocks.*.hook_{slot}_input", read_by_heads(i)) for i, slot in enumerate(SLOTS)]
+        hooks += [
+            ("blocks.*.attn.hook_result", lambda x, hook: record(x.movedim(2, 0), graph.heads(hook.layer()))),
+            ("blocks.*.hook_mlp_in", read_by_ffn),
+            ("blocks.*.hook_mlp_out", lambda x, hook: record(x[None], graph.ffn(hook.layer()))),
+            (f"blocks.{graph.n_steps - 1}.hook_resid_post", read_out),
         ]
         with self.model.hooks(hooks):
             return self.logits(z)
 
 
-def minus(x: Tensor, head: int, what: Tensor) -> Tensor:
-    """An input of every head [batch pos head d_model], less something at one head."""
+def minus(x: Tensor, head: int, difference: Tensor) -> Tensor:
+    """The inputs of all heads [batch pos head d_model], with `difference` subtracted from one head's input."""
     x = x.clone()
-    x[:, :, head] -= what
+    x[:, :, head] -= difference
     return x

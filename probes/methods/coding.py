@@ -1,4 +1,4 @@
-"""A model whose states are read by sparse dictionaries: which ones there are, and how they are trained together."""
+"""A model whose states are encoded by sparse dictionaries: which dictionaries there are, and their joint training."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from models import checkpoint
+from models.config import ViTConfig
 from models.vit import BViT
 from probes.methods import activations
 from probes.methods.activations import TOKENS, Scale, tokens
@@ -20,18 +21,18 @@ from probes.walk import Pass
 
 @dataclass(frozen=True)
 class Coded:
-    """A model whose states are read by a dictionary for each kind of tokens."""
+    """A model whose states are encoded by one dictionary for each kind of token."""
 
     model: BViT
     dictionaries: Mapping[str, Dictionary]
     scales: Mapping[str, Scale]
 
     def rows(self, z: Tensor, token: str, state: int) -> Tensor:
-        """Rows of one kind of tokens as the dictionary takes them: [... row d_model]."""
+        """Rows of one kind of token, scaled as its dictionary expects them: [... row d_model]."""
         return self.scales[token].inward(z[..., tokens(self.model)[token], :], state)
 
     def replaced(self, z: Tensor, state: int) -> Tensor:
-        """Every row as its dictionary gives it back; registers as they are."""
+        """A state with every row replaced by its dictionary's reconstruction; registers stay unchanged."""
         z = z.clone()
         for token, dictionary in self.dictionaries.items():
             rows = dictionary.decoded(dictionary.codes(self.rows(z, token, state), state), state)
@@ -41,18 +42,18 @@ class Coded:
 
 @dataclass(frozen=True)
 class Trained:
-    """Dictionaries by (kind, token), the transcoder, and what rows are scaled by."""
+    """Dictionaries by (kind, token), the transcoder, and the scales of rows."""
 
     model: BViT
     dictionaries: dict[tuple[str, str], Dictionary]
     transcoder: Dictionary
     scales: dict[str, Scale]
-    principal: dict[str, Tensor]  # [state d_model component] by token
-    ffn_mean: Tensor  # what comes out of the FFN at each step: [step d_model]
+    principal: dict[str, Tensor]  # principal directions [state d_model component] by token
+    ffn_mean: Tensor  # mean output of the FFN at each step: [step d_model]
 
     @property
     def coded(self) -> dict[str, Coded]:
-        """The model read by the dictionary of all states, and by the same one rotated."""
+        """The model with the dictionary that all states share, and with the same dictionary rotated (the null)."""
         kinds = {"dictionary": "shared", "rotated": "rotated"}
         return {
             name: Coded(self.model, {token: self.dictionaries[kind, token] for token in TOKENS}, self.scales)
@@ -61,25 +62,18 @@ class Trained:
 
 
 def train(model: BViT, fitting: Pass, options: dict[str, Any]) -> Trained:
-    """All dictionaries, from one stream; on every process alike.
+    """Trains all dictionaries on one stream of activations; every process gets the same ones.
 
-    `options`: expansion, k, updates, and separate, whether there are also dictionaries for each state.
+    `options`: expansion, k, updates, and separate (whether each state also gets dictionaries of its own).
     """
-    config, moments = model.config, activations.moments_of(model, fitting)
-    scales = {site: Scale.of(of_site, common=site.startswith("ffn")) for site, of_site in moments.items()}
-    n_states, width, k = config.n_steps + 1, config.d_model, options["k"]
-    n_features = options["expansion"] * width
-    plans = {}
-    for token in TOKENS:
-        plans[f"shared {token}"] = Plan(token, 1, n_features, width)
-        if options["separate"]:
-            plans[f"separate {token}"] = Plan(token, n_states, n_features // n_states, width)
-            plans[f"larger {token}"] = Plan(token, n_states, n_features, width)
-    plans["transcoder"] = Plan("ffn", 1, n_features, width, is_transcoder=True)
-    sha256, buffer = checkpoint.state_sha256(model.state_dict()), activations.Buffer(model, fitting, scales)
+    moments = activations.moments_of(model, fitting)
+    scales = {site: Scale.of(moment, common=site.startswith("ffn")) for site, moment in moments.items()}
+    buffer = activations.Buffer(model, fitting, scales)
+    sha256 = checkpoint.state_sha256(model.state_dict())
     key = dict(model=sha256, data=fitting.about.fingerprint, seed=fitting.seed, images=len(fitting)) | options
+    k = options["k"]
     trained = fitted(
-        plans,
+        plans_of(model.config, options["expansion"], options["separate"]),
         buffer.batches,
         k=k,
         updates=options["updates"],
@@ -99,7 +93,25 @@ def train(model: BViT, fitting: Pass, options: dict[str, Any]) -> Trained:
     return Trained(model, dictionaries, transcoder, scales, components, moments["ffn_out"].mean.float())
 
 
+def plans_of(config: ViTConfig, expansion: int, has_separate: bool) -> dict[str, Plan]:
+    """The dictionaries to train, by name.
+
+    Each token has a dictionary that all states share; with `has_separate` also one per state, of the same number of
+    features in total ("separate") or in each state ("larger").
+    """
+    n_states, width = config.n_steps + 1, config.d_model
+    n_features = expansion * width
+    plans = {}
+    for token in TOKENS:
+        plans[f"shared {token}"] = Plan(token, 1, n_features, width)
+        if has_separate:
+            plans[f"separate {token}"] = Plan(token, n_states, n_features // n_states, width)
+            plans[f"larger {token}"] = Plan(token, n_states, n_features, width)
+    plans["transcoder"] = Plan("ffn", 1, n_features, width, is_transcoder=True)
+    return plans
+
+
 def principal(moments: Moments, n: int) -> Tensor:
     """The n directions of largest variance of each state: [state d_model component]."""
-    directions = [torch.linalg.eigh(moments.covariance(state)).eigenvectors for state in range(len(moments.count))]
-    return torch.stack([of_state[:, -n:] for of_state in directions]).float()
+    eigenvectors = [torch.linalg.eigh(moments.covariance(state)).eigenvectors for state in range(len(moments.count))]
+    return torch.stack([directions[:, -n:] for directions in eigenvectors]).float()

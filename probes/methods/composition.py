@@ -1,8 +1,8 @@
-"""How far the weights let a head write into what another head's q, k or v reads (Elhage et al., 2021).
+"""Composition scores: how strongly one head writes into what another head's q, k or v reads (Elhage et al., 2021).
 
-One block is one table of heads by heads, for all pairs of steps. With more blocks, or masks of their own for the steps,
-there is one for every pair of them. Reads carry the norm's affine and centring, writes LayerScale; what attention does
-to queries and keys after their projection (norm, rotation) is left out.
+A single shared block gives one table of heads by heads, valid for all pairs of steps. With several blocks, or with a
+mask per step, there is one table for every pair of blocks or steps. Reading matrices include the norm's scale and
+centring, writing matrices include LayerScale; a norm or rotation of queries and keys after their projection is ignored.
 """
 
 from __future__ import annotations
@@ -15,41 +15,48 @@ import models
 from analyses.graph import SLOTS
 from models.hooks import Step
 
-N_DRAWS = 200  # of random matrices
-TAIL = 0.025
+N_DRAWS = 200  # random matrices of the null
+TAIL = 0.025  # probability outside the null's interval, on each side
 
 
 def variables(model: models.BViT, seed: int) -> dict[str, tuple]:
-    """The scores and, of random matrices with the same singular values, the mean and the ends of the middle 95 %.
+    """Composition scores and their null: mean and 95 % interval for random matrices of the same singular values.
 
-    Each is [slot block head other_block other_head]: head `head` of `block` writes, `other_head` of `other_block` reads
+    Each is [slot block head other_block other_head]: `head` of `block` writes, `other_head` of `other_block` reads
     through q, k or v.
     """
     with torch.no_grad():
-        heads = [circuits(model.blocks[t]) for t in steps(model)]
-    qk, ov = ([torch.cat([of[i][side] for of in heads]) for side in (0, 1)] for i in (0, 1))
+        by_block = [circuits(model.blocks[t]) for t in steps(model)]
+    qk = [torch.cat(factors) for factors in zip(*(qk for qk, _ in by_block), strict=True)]
+    ov = [torch.cat(factors) for factors in zip(*(ov for _, ov in by_block), strict=True)]
     readers = {"q": qk, "k": [qk[1].mT, qk[0].mT], "v": ov}
-    found = {"composition": np.stack([scores(ov, reader) for reader in readers.values()])}
     null = np.stack([of_random(ov, reader, seed) for reader in readers.values()], 1)
-    found |= {"composition_chance": null.mean(0)}
-    found |= dict(
-        zip(("composition_low", "composition_high"), np.quantile(null, [TAIL, 1 - TAIL], axis=0), strict=True)
-    )
-    shape = len(SLOTS), len(heads), model.config.n_heads, len(heads), model.config.n_heads
+    low, high = np.quantile(null, [TAIL, 1 - TAIL], axis=0)
+    values_of = {
+        "composition": np.stack([scores(ov, reader) for reader in readers.values()]),
+        "composition_chance": null.mean(0),
+        "composition_low": low,
+        "composition_high": high,
+    }
+    shape = len(SLOTS), len(by_block), model.config.n_heads, len(by_block), model.config.n_heads
     dims = ("slot", "block", "head", "other_block", "other_head")
-    return {name: (dims, values.reshape(shape)) for name, values in found.items()}
+    return {name: (dims, values.reshape(shape)) for name, values in values_of.items()}
 
 
 def steps(model: models.BViT) -> list[int]:
-    """One step of every block; all steps where each has a mask of its own."""
-    c = model.config
+    """The first step of every block; all steps if each has its own mask."""
+    config = model.config
     if any(step.is_masked for step in model.blocks):
-        return list(range(c.n_steps))
-    return [next(t for t in range(c.n_steps) if c.block_of(t) == block) for block in range(c.n_blocks)]
+        return list(range(config.n_steps))
+    block_of_step = [config.block_of(t) for t in range(config.n_steps)]
+    return [block_of_step.index(block) for block in range(config.n_blocks)]
 
 
 def circuits(step: Step) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Factors of W_QK and W_OV of every head, a row vector times them: [head d_model d_head], [head d_head d_model]."""
+    """Low-rank factors of W_QK and of W_OV of every head, each as [head d_model d_head] and [head d_head d_model].
+
+    Matrices act on row vectors: x W.
+    """
     norm, n_heads = step.shared.block.norm1, step.attn.half.n_heads
     weight = step.weight("qkv").double() * norm.weight.double()
     if norm.is_centred:
@@ -59,33 +66,39 @@ def circuits(step: Step) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
 
 
 def scores(writer: list[Tensor], reader: list[Tensor]) -> np.ndarray:
-    """|W_1 W_2| / (|W_1| |W_2|), Frobenius norms, of all pairs of low-rank products: [writer reader].
+    """|W_1 W_2| / (|W_1| |W_2|) in Frobenius norms, for all pairs of low-rank products: [writer reader].
 
-    Orthonormal factors drop out of a norm, so that nothing larger than d_head x d_head is kept for a pair.
+    Outer factors are replaced by the R of their QR decomposition, because the orthonormal Q does not change the norm;
+    so each pair needs only matrices of d_head x d_head.
     """
     first, last = triangle(writer[0]), triangle(reader[1].mT)
-    size = [norms(*circuit) for circuit in (writer, reader)]
     rows = []
     for left, right in zip(first, writer[1], strict=True):
         rows.append(torch.linalg.matrix_norm(left @ right @ reader[0] @ last.mT))
-    return (torch.stack(rows) / (size[0][:, None] * size[1]).clamp_min(1e-300)).cpu().numpy()
+    norm_products = norms(*writer)[:, None] * norms(*reader)
+    return (torch.stack(rows) / norm_products.clamp_min(1e-300)).cpu().numpy()
 
 
 def of_random(writer: list[Tensor], reader: list[Tensor], seed: int) -> np.ndarray:
-    """Scores where a random rotation lies between the two matrices, which keeps their singular values:
-    [draw writer reader].
+    """The null's scores, with a random rotation between the two matrices: [draw writer reader].
 
-    |S_1 U S_2|^2 is the sum of s_1^2 U^2 s_2^2, U being the corner of a rotation of all d_model axes.
+    The rotation keeps the singular values of both matrices. Then |S_1 U S_2|^2 is the sum of s_1^2 U^2 s_2^2, where U
+    is the d_head x d_head corner of a rotation of all d_model axes.
     """
-    squares = [singular_values(*circuit).square() for circuit in (writer, reader)]
-    energy = [(circuit / circuit.sum(1, keepdim=True).clamp_min(1e-300)).cpu().numpy() for circuit in squares]
+    writer_energy, reader_energy = energy_shares(writer), energy_shares(reader)
     rng, (d_model, d_head) = np.random.default_rng(seed), writer[0].shape[1:]
     corners = (np.linalg.qr(rng.standard_normal((d_model, d_head)))[0][:d_head] for _ in range(N_DRAWS))
-    return np.stack([np.sqrt(energy[0] @ np.square(corner) @ energy[1].T) for corner in corners])
+    return np.stack([np.sqrt(writer_energy @ np.square(corner) @ reader_energy.T) for corner in corners])
+
+
+def energy_shares(circuit: list[Tensor]) -> np.ndarray:
+    """Squared singular values of each head's product, divided by their sum: [head d_head]."""
+    squares = singular_values(*circuit).square()
+    return (squares / squares.sum(1, keepdim=True).clamp_min(1e-300)).cpu().numpy()
 
 
 def triangle(factor: Tensor) -> Tensor:
-    """R of QR: [head d_model d_head] -> [head d_head d_head]."""
+    """The R of each head's QR decomposition: [head d_model d_head] -> [head d_head d_head]."""
     return torch.linalg.qr(factor, mode="r").R
 
 
@@ -95,5 +108,5 @@ def norms(left: Tensor, right: Tensor) -> Tensor:
 
 
 def singular_values(left: Tensor, right: Tensor) -> Tensor:
-    """Those of the same products: [head d_head]."""
+    """Singular values of the same products: [head d_head]."""
     return torch.linalg.svdvals(triangle(left) @ triangle(right.mT).mT)

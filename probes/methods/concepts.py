@@ -1,7 +1,7 @@
-"""What is known of every image and patch, as concepts: a factor and one of its values, which holds or does not.
+"""Known concepts of images and patches. A concept is one value of a factor, either present or absent.
 
-The embedded data says what an image was made from; masks say what a patch shows (its centre pixel, as in the pointing
-game); of photographs without them the class alone is known.
+The embedded data gives the factors that each image was rendered from. Masks give what each patch shows, judged by its
+centre pixel as in the pointing game. For photographs without masks only the class is known.
 """
 
 from __future__ import annotations
@@ -18,33 +18,31 @@ from models import data as datasets
 from models.data import shapes
 from probes.walk import Pass
 
-MOST = 60  # classes that are held against features: the first ones, where there are more
+MOST = 60  # of more classes than this, only the first ones become concepts
 THIRDS = ("first third", "middle third", "last third")
 OBJECTS = ("background", "target", "another object")
 
 
 @dataclass(frozen=True)
 class Factor:
-    """Which of its values holds, -1 for none: number [image patch], with one column where it is of the image. A place
-    is the same in all images.
-    """
+    """A factor, and which of its values each image or patch has."""
 
     name: str
     values: tuple[str, ...]
-    number: np.ndarray
-    is_place: bool = False
+    number: np.ndarray  # index of the value [image patch], -1 for none; one column if it belongs to the whole image
+    is_place: bool = False  # a position of the patch, the same in all images
 
     def shuffled(self, seed: int) -> Factor:
-        """The values of other images, every patch in its place; places are exchanged within each image."""
-        draw = np.random.default_rng([seed, 1])
+        """The null: images are permuted, their patches stay in place; for a position, patches within each image."""
+        rng = np.random.default_rng([seed, 1])
         if self.is_place:
-            return replace(self, number=draw.permuted(self.number, axis=1))
-        return replace(self, number=self.number[draw.permutation(len(self.number))])
+            return replace(self, number=rng.permuted(self.number, axis=1))
+        return replace(self, number=self.number[rng.permutation(len(self.number))])
 
 
 @dataclass(frozen=True)
 class Known:
-    """The factors that one kind of tokens has."""
+    """The known factors of one kind of token."""
 
     factors: tuple[Factor, ...]
 
@@ -53,33 +51,37 @@ class Known:
         """Factor and value of every concept."""
         return [(factor.name, value) for factor in self.factors for value in factor.values]
 
-    def held(self, images: Any) -> Tensor:
-        """Whether each concept holds, for images by position: [image patch concept], 0 or 1."""
-        each = [
+    def present(self, images: Any) -> Tensor:
+        """Whether each concept is present in the images at these positions: [image patch concept], 0 or 1."""
+        by_factor = [
             torch.from_numpy(factor.number[images])[..., None] == torch.arange(len(factor.values))
             for factor in self.factors
         ]
-        return torch.cat(each, -1).float()
+        return torch.cat(by_factor, -1).float()
 
     def shuffled(self, seed: int) -> Known:
-        """The null: what holds elsewhere. All factors of an image go to the same other one."""
+        """The null: concepts of other images. All factors of an image move to the same other image."""
         return Known(tuple(factor.shuffled(seed) for factor in self.factors))
 
 
 def of_images(images: Pass, patch_size: int) -> dict[str, Known]:
-    """What CLS and what patches could know, by kind of token."""
-    about, made = images.about, varied_factors(images)
-    of_class = classes(about.classes, about.labels[:, None])
-    whole = (of_class, *(() if made is None else of_scene(made)))
+    """The known concepts of CLS (those of the image) and of patches, by kind of token."""
+    about, rendered = images.about, varied_factors(images)
+    image_class = classes(about.classes, about.labels[:, None])
+    scene = () if rendered is None else of_scene(rendered)
     side = about.image_size // patch_size
+    local = of_masks(images, patch_size, rendered) if about.has_masks else (widened(image_class, side),)
+    return {"cls": Known((image_class, *scene)), "patch": Known((*local, *positions(len(images), side)))}
+
+
+def positions(n_images: int, side: int) -> tuple[Factor, Factor]:
+    """The row and the column of each patch, in thirds of the image; the same for all images."""
     thirds = np.arange(side) * 3 // side
-    everywhere = np.zeros((len(images), 1), dtype=np.int64)
-    places = tuple(
-        Factor(name, THIRDS, (np.ravel(of) + everywhere).astype(np.int16), is_place=True)
-        for name, of in zip(("row", "column"), np.meshgrid(thirds, thirds, indexing="ij"), strict=True)
+    row, column = np.meshgrid(thirds, thirds, indexing="ij")
+    return tuple(
+        Factor(name, THIRDS, np.tile(third.ravel(), (n_images, 1)).astype(np.int16), is_place=True)
+        for name, third in (("row", row), ("column", column))
     )
-    local = of_masks(images, patch_size, made) if about.has_masks else (widened(of_class, side),)
-    return {"cls": Known(whole), "patch": Known((*local, *places))}
 
 
 def classes(names: Sequence[str], number: np.ndarray) -> Factor:
@@ -88,45 +90,47 @@ def classes(names: Sequence[str], number: np.ndarray) -> Factor:
 
 
 def widened(factor: Factor, side: int) -> Factor:
-    """A factor of the image, as one of each of its patches."""
+    """A factor of the image, repeated for each of its patches."""
     return replace(factor, number=np.repeat(factor.number, side * side, 1))
 
 
-def of_scene(made: dict[str, np.ndarray]) -> tuple[Factor, ...]:
-    """What an embedded image was made from, beside its class; continuous values in equal parts of their range."""
-    numbers = {
-        "shape": (shapes.SHAPES, made["shape"]),
-        "fill": (shapes.FILLS, made["texture"]),
-        "hue": (tuple(f"{60 * i} to {60 * i + 60} degrees" for i in range(6)), made["hue"] * 6),
-        "x": (THIRDS, 3 * made["x"].clip(0, 0.999)),
-        "y": (THIRDS, 3 * made["y"].clip(0, 0.999)),
-        "scale": (THIRDS, parts(made["scale"])),
-        "rotation": (
-            tuple(f"{45 * i} to {45 * i + 45} degrees" for i in range(4)),
-            made["rotation"] % np.pi / np.pi * 4,
-        ),
+def of_scene(rendered: dict[str, np.ndarray]) -> tuple[Factor, ...]:
+    """The factors that embedded images were rendered from, without the class; continuous ones in bins of equal width.
+
+    `rendered` holds the value of each image, by factor.
+    """
+    hues = tuple(f"{60 * i} to {60 * i + 60} degrees" for i in range(6))
+    rotations = tuple(f"{45 * i} to {45 * i + 45} degrees" for i in range(4))
+    binned = {  # names of the values, and each image's value, scaled so that its integer part is the value's index
+        "shape": (shapes.SHAPES, rendered["shape"]),
+        "fill": (shapes.FILLS, rendered["texture"]),
+        "hue": (hues, rendered["hue"] * 6),
+        "x": (THIRDS, 3 * rendered["x"].clip(0, 0.999)),
+        "y": (THIRDS, 3 * rendered["y"].clip(0, 0.999)),
+        "scale": (THIRDS, in_thirds(rendered["scale"])),
+        "rotation": (rotations, rendered["rotation"] % np.pi / np.pi * 4),
     }
-    if "occlusion" in made:
-        numbers |= {
-            "occlusion": (("none", "bar"), made["occlusion"] > 0),
-            "distractors": (tuple(map(str, range(shapes.MAX_DISTRACTORS + 1))), made["n_distractors"]),
+    if "occlusion" in rendered:
+        binned |= {
+            "occlusion": (("none", "bar"), rendered["occlusion"] > 0),
+            "distractors": (tuple(map(str, range(shapes.MAX_DISTRACTORS + 1))), rendered["n_distractors"]),
         }
-    return tuple(Factor(name, values, as_numbers(places)[:, None]) for name, (values, places) in numbers.items())
+    return tuple(Factor(name, values, as_numbers(scaled)[:, None]) for name, (values, scaled) in binned.items())
 
 
-def parts(values: np.ndarray) -> np.ndarray:
-    """Which third of their range values lie in, as a number below 3."""
+def in_thirds(values: np.ndarray) -> np.ndarray:
+    """Values rescaled from their range to [0, 3), so that the integer part is the third they lie in."""
     low, high = values.min(), values.max()
     return 2.999 * (values - low) / max(high - low, 1e-12)
 
 
 def as_numbers(values: np.ndarray) -> np.ndarray:
-    """Which bin each value lies in: int16."""
+    """The bin that each value lies in: int16."""
     return np.floor(values).astype(np.int16)
 
 
-def of_masks(images: Pass, patch_size: int, made: dict[str, np.ndarray] | None) -> tuple[Factor, ...]:
-    """What each patch shows; one pass over the masks, a number per patch is kept. Ignored pixels are nothing."""
+def of_masks(images: Pass, patch_size: int, rendered: dict[str, np.ndarray] | None) -> tuple[Factor, ...]:
+    """The factors of what each patch shows, from one pass over the masks; ignored pixels have no value."""
     about = images.about
 
     def read(batch: Any) -> dict[str, Any]:
@@ -140,29 +144,33 @@ def of_masks(images: Pass, patch_size: int, made: dict[str, np.ndarray] | None) 
         }
 
     measured = images.over(read)
-    shown, edge = (np.full((len(images), measured.sizes["patch"]), -1, np.int16) for _ in range(2))
     position = measured["position"].values
-    shown[position], edge[position] = measured["shown"].values, measured["edge"].values
+    shown = np.full((len(images), measured.sizes["patch"]), -1, np.int16)
+    shown[position] = measured["shown"].values
+    edge = np.full_like(shown, -1)
+    edge[position] = measured["edge"].values
     is_target = shown == about.labels[:, None] + 1
-    of_class = np.where(shown > 0, shown - 1, -1)
+    patch_class = np.where(shown > 0, shown - 1, -1)
+    object_number = np.where(is_target, OBJECTS.index("target"), shown)  # 0 background, -1 ignored
+    object_number[~is_target & (shown > 0)] = OBJECTS.index("another object")
     factors = [
-        Factor("object", OBJECTS, np.where(is_target, 1, np.where(shown > 0, 2, shown)).astype(np.int16)),
+        Factor("object", OBJECTS, object_number.astype(np.int16)),
         Factor("edge", ("none", "edge"), edge),
-        classes(about.classes, of_class),
+        classes(about.classes, patch_class),
     ]
-    if made is not None:
+    if rendered is not None:
         for name, values, number in (
-            ("shape", shapes.SHAPES, of_class // len(shapes.FILLS)),
-            ("fill", shapes.FILLS, of_class % len(shapes.FILLS)),
+            ("shape", shapes.SHAPES, patch_class // len(shapes.FILLS)),
+            ("fill", shapes.FILLS, patch_class % len(shapes.FILLS)),
         ):
-            factors.append(Factor(name, values, np.where(of_class >= 0, number, -1).astype(np.int16)))
-        hue = next(factor for factor in of_scene(made) if factor.name == "hue")
+            factors.append(Factor(name, values, np.where(patch_class >= 0, number, -1).astype(np.int16)))
+        hue = next(factor for factor in of_scene(rendered) if factor.name == "hue")
         factors.append(replace(hue, number=np.where(is_target, hue.number, -1).astype(np.int16)))
     return tuple(factors)
 
 
 def varied_factors(images: Pass) -> dict[str, np.ndarray] | None:
-    """What the images were rendered from, without what no image of the data has; None for any other data."""
+    """The factors that the images were rendered from, without those that never vary; None for any other data."""
     factors = images.factors()
     if factors is not None and datasets.unwrapped(images.data).difficulty.clutter == 0:
         del factors["occlusion"], factors["n_distractors"]

@@ -1,24 +1,24 @@
-"""Interventions on recurrence: small pure functions that stand in for what one step leaves, or is told, or runs under.
+"""Interventions on recurrence: pure functions that replace a step's output, its step embedding, or its mask.
 
-z is the state that enters a step, B(z) the one that it leaves, z_0 the embedding, T the steps trained for.
+z is a step's input state, B(z) its output state, z_0 the embedding, T the number of steps trained for.
 
-| what | settings | instead |
+| what | settings | replacement |
 |---|---|---|
-| damp | factor a on the update | z + a (B(z) - z) is left; 1 would be the untouched model |
-| reinject | share a | (1 - a) B(z) + a z_0 is left |
-| hold_patches | step s | B(z) is left, from step s on with the patches as they entered it |
-| hold_cls | step s | the same with CLS, where CLS is not what is read out |
-| hold_registers | step s | the same with the registers |
-| late_cls | step s | B(z) is left, before step s with CLS as in z_0 |
-| permute_embedding | reversed, draw n | step t is told the step embedding of another step, up to T |
-| freeze_embedding | step s | every step is told that of step s |
-| extrapolate_embedding | cycle, linear, mean | a step beyond T is told that of t mod T, what the last difference gone \
-on with gives, or the mean; untouched, a learned one repeats the last |
-| permute_masks | reversed, draw n | step t of a pruned model runs under the masks of another step, up to T |
-| freeze_masks | step s | every step runs under those of step s |
+| damp | factor a on the update | the output is z + a (B(z) - z); a = 1 is the untouched model |
+| reinject | share a | the output is (1 - a) B(z) + a z_0 |
+| hold_patches | step s | from step s on, the output is B(z) with the patches of z |
+| hold_cls | step s | the same for CLS, if CLS is not read out |
+| hold_registers | step s | the same for the registers |
+| late_cls | step s | before step s, the output is B(z) with the CLS of z, which is that of z_0 |
+| permute_embedding | reversed, draw n | step t gets the step embedding of another step, up to T |
+| freeze_embedding | step s | every step gets the step embedding of step s |
+| extrapolate_embedding | cycle, linear, mean | a step beyond T gets the step embedding of step t mod T, a linear \
+continuation of the last two, or the mean; an untouched model with learned embeddings repeats the last |
+| permute_masks | reversed, draw n | step t of a pruned model runs under the mask of another step, up to T |
+| freeze_masks | step s | every step runs under the mask of step s |
 
-The null of each is a random change of the same size: of the same norm at every token, along a direction that is drawn
-once for each step; or masks drawn with the same number of weights kept in each matrix.
+The null of each is a random change of the same size: at every token of the same norm, along a direction that is random
+but the same for all images; or random masks that keep the same number of weights in each matrix.
 """
 
 from __future__ import annotations
@@ -41,24 +41,24 @@ UNTOUCHED = "untouched"
 FACTORS = (0.5, 0.75, 1.25, 1.5)
 SHARES = (0.05, 0.1, 0.25)
 DRAWS = 2  # random orders of the steps
-MOST = 4  # steps from which, or up to which, a token is held, spread evenly
+MOST = 4  # steps at which a setting "step s" is tried, evenly spaced
 
 
 @dataclass(frozen=True)
 class Moment:
-    """Where a run is: the step, and the states that entered it and the first step: [batch pos d_model]."""
+    """The position of a run: a step and its input state."""
 
     step: int
-    before: Tensor
-    start: Tensor
+    before: Tensor  # the step's input state [batch pos d_model]
+    start: Tensor  # z_0 [batch pos d_model]
 
 
-Change = Callable[[Tensor, Moment], Tensor]  # an activation at its hook point -> what stands there instead
+Change = Callable[[Tensor, Moment], Tensor]  # an activation at a hook point -> its replacement
 
 
 @dataclass(frozen=True)
 class Case:
-    """One intervention at one setting: the model that runs, and what is changed at a hook point of each step."""
+    """One intervention at one setting: the model that runs, and the change to a hook point at each step."""
 
     what: str
     setting: str
@@ -87,15 +87,15 @@ class Case:
         """The same intervention with a random change of the same size."""
         if self.change is not None:
             return replace(self, change=partial(at_random, self.change, seed, self.point == "hook_step_embed"))
-        of_matrix = list(masks.sizes(self.model.config).values())
-        drawn = lottery.altered(masks.taken_from(self.model).cpu(), "random", seed, of_matrix)
-        return replace(self, model=under(self.model, drawn))
+        sizes = list(masks.sizes(self.model.config).values())
+        random_masks = lottery.altered(masks.taken_from(self.model).cpu(), "random", seed, sizes)
+        return replace(self, model=under(self.model, random_masks))
 
 
 def at_random(change: Change, seed: int, is_common: bool, now: Tensor, moment: Moment) -> Tensor:
-    """`now` moved as far as `change` would move it at each token, along one random direction for each token.
+    """The null of `change`: moves each token of `now` by the same distance in a random direction.
 
-    The directions are the same for all images, and for all tokens where `is_common`.
+    The directions are the same for all images, and if `is_common` also for all tokens.
     """
     size = (change(now, moment) - now).norm(dim=-1, keepdim=True)
     generator = torch.Generator().manual_seed(100_003 * seed + moment.step)
@@ -103,21 +103,21 @@ def at_random(change: Change, seed: int, is_common: bool, now: Tensor, moment: M
     return now + size * F.normalize(directions, dim=-1).to(now)
 
 
-# Of the state
+# Changes of the state
 
 
 def damp(factor: float, now: Tensor, moment: Moment) -> Tensor:
-    """The step's update, `factor` times as large."""
+    """The step's output with its update scaled by `factor`."""
     return moment.before + factor * (now - moment.before)
 
 
 def reinject(share: float, now: Tensor, moment: Moment) -> Tensor:
-    """`now` with a share of the embedding z_0 mixed in again."""
+    """The step's output mixed with a share of the embedding z_0."""
     return (1 - share) * now + share * moment.start
 
 
 def hold(tokens: slice, steps: range, now: Tensor, moment: Moment) -> Tensor:
-    """`now` with the tokens as they entered the step, at these steps."""
+    """The step's output with some tokens of its input, at these steps; unchanged at others."""
     if moment.step not in steps:
         return now
     changed = now.clone()
@@ -134,48 +134,55 @@ def reinjected(model: BViT, seed: int) -> list[Case]:
 
 
 def held_patches(model: BViT, seed: int) -> list[Case]:
-    return held("hold_patches", model, slice(model.config.n_prefix, None), onwards=True)
+    return hold_cases("hold_patches", model, slice(model.config.n_prefix, None), onwards=True)
 
 
 def held_cls(model: BViT, seed: int) -> list[Case]:
-    return held("hold_cls", model, slice(0, 1), onwards=True)
+    return hold_cases("hold_cls", model, slice(0, 1), onwards=True)
 
 
 def held_registers(model: BViT, seed: int) -> list[Case]:
-    return held("hold_registers", model, slice(n_read(model), model.config.n_prefix), onwards=True)
+    return hold_cases("hold_registers", model, slice(n_read(model), model.config.n_prefix), onwards=True)
 
 
 def late_cls(model: BViT, seed: int) -> list[Case]:
-    return held("late_cls", model, slice(0, n_read(model)), onwards=False)
+    return hold_cases("late_cls", model, slice(0, n_read(model)), onwards=False)
 
 
 def n_read(model: BViT) -> int:
-    """Prefix tokens that are no registers: CLS, and DeiT's distillation token."""
+    """The number of prefix tokens that are not registers: CLS, and DeiT's distillation token."""
     return 2 if model.config.pool == "distilled" else 1
 
 
-def held(what: str, model: BViT, tokens: slice, *, onwards: bool) -> list[Case]:
-    """Tokens held from a step onwards, or before it."""
-    steps = [s for s in some_steps(model) if s or onwards]
-    ranges = [range(s, model.config.n_steps) if onwards else range(s) for s in steps]
-    return [Case(what, f"step {s}", model, partial(hold, tokens, at)) for s, at in zip(steps, ranges, strict=True)]
+def hold_cases(what: str, model: BViT, tokens: slice, *, onwards: bool) -> list[Case]:
+    """Cases that hold tokens from a step onwards, or before it."""
+    cases = []
+    for step in some_steps(model):
+        steps = range(step, model.config.n_steps) if onwards else range(step)
+        if step or onwards:
+            cases.append(Case(what, f"step {step}", model, partial(hold, tokens, steps)))
+    return cases
 
 
-# Of the step embedding
+# Changes of the step embedding
 
 
-def tell(table: Tensor, now: Tensor, moment: Moment) -> Tensor:
-    """The step's row of another table of step embeddings: [step d_model]."""
+def embedding_from(table: Tensor, now: Tensor, moment: Moment) -> Tensor:
+    """The step's row of another table [step d_model] of step embeddings."""
     return table[moment.step].expand_as(now)
 
 
 def permuted_embedding(model: BViT, seed: int) -> list[Case]:
-    return told("permute_embedding", model, {name: embeddings(model)[rows] for name, rows in orders(model, seed)})
+    return embedding_cases(
+        "permute_embedding", model, {name: embeddings(model)[rows] for name, rows in orders(model, seed)}
+    )
 
 
 def frozen_embedding(model: BViT, seed: int) -> list[Case]:
     table = embeddings(model)
-    return told("freeze_embedding", model, {f"step {s}": table[s].expand_as(table) for s in some_steps(model)})
+    return embedding_cases(
+        "freeze_embedding", model, {f"step {s}": table[s].expand_as(table) for s in some_steps(model)}
+    )
 
 
 def extrapolated_embedding(model: BViT, seed: int) -> list[Case]:
@@ -186,20 +193,23 @@ def extrapolated_embedding(model: BViT, seed: int) -> list[Case]:
         "linear": [trained[-1] + (k + 1) * (trained[-1] - trained[-2]) for k in beyond],
         "mean": [trained.mean(0) for _ in beyond],
     }
-    return told("extrapolate_embedding", model, {way: torch.stack([*trained, *rows]) for way, rows in ways.items()})
+    return embedding_cases(
+        "extrapolate_embedding", model, {way: torch.stack([*trained, *rows]) for way, rows in ways.items()}
+    )
 
 
 def embeddings(model: BViT) -> Tensor:
-    """What the untouched model tells its steps: [step d_model]."""
+    """The untouched model's step embeddings: [step d_model]."""
     return torch.stack([model.step_embedding(t) for t in range(model.config.n_steps)]).detach()
 
 
-def told(what: str, model: BViT, tables: dict[str, Tensor]) -> list[Case]:
-    """A case for each table of step embeddings [step d_model] in place of the model's own."""
-    return [Case(what, setting, model, partial(tell, table), "hook_step_embed") for setting, table in tables.items()]
+def embedding_cases(what: str, model: BViT, tables: dict[str, Tensor]) -> list[Case]:
+    """One case for each table [step d_model] that replaces the model's step embeddings."""
+    point = "hook_step_embed"
+    return [Case(what, setting, model, partial(embedding_from, table), point) for setting, table in tables.items()]
 
 
-# Of the masks
+# Changes of the masks
 
 
 def permuted_masks(model: BViT, seed: int) -> list[Case]:
@@ -213,21 +223,21 @@ def frozen_masks(model: BViT, seed: int) -> list[Case]:
 
 
 def under(model: BViT, cut: masks.Masks) -> BViT:
-    """The same weights, shared and not copied, under other masks."""
+    """A model under other masks that shares this model's weights."""
     return masks.put_on(model.at_steps(model.config.n_steps), cut)
 
 
-# Which apply
+# Selection of the cases that apply
 
 
 def some_steps(model: BViT) -> range:
-    """At most `MOST` of the steps trained for, from the first on."""
+    """At most `MOST` of the trained steps, evenly spaced from the first on."""
     n_steps = model.trained.n_steps
     return range(0, n_steps, -(-n_steps // MOST))
 
 
 def orders(model: BViT, seed: int) -> Iterator[tuple[str, list[int]]]:
-    """Other orders of the steps trained for, by name; steps beyond them stay as they are."""
+    """Yields permutations of the trained steps, with names; steps beyond the trained ones stay in place."""
     n_steps, rng = model.trained.n_steps, np.random.default_rng(seed)
     beyond = range(n_steps, model.config.n_steps)
     yield "reversed", [*reversed(range(n_steps)), *beyond]
@@ -289,16 +299,20 @@ KINDS: dict[str, tuple[Callable[[BViT], str], Callable[[BViT, int], list[Case]]]
 
 
 def chosen(model: BViT, what: Sequence[str], seed: int) -> tuple[list[Case], dict[str, str]]:
-    """The untouched model and the cases named (all that apply where none is), and why the others do not apply.
-
-    Raises `InputError` for one that is named and does not apply.
+    """The cases of the interventions `what` (by default all that apply), the untouched model first, and the reasons why
+    interventions were left out, by name. Raises `InputError` for a named intervention that does not apply.
     """
     for name in what:
         if name not in KINDS:
             raise InputError(f"--what names {name!r}, which is no intervention; there are {', '.join(KINDS)}")
-        if KINDS[name][0](model):
-            raise InputError(f"--what {name} does not apply: {KINDS[name][0](model)}; leave it out")
-    wanted = dict.fromkeys(what or KINDS)
-    left_out = {name: KINDS[name][0](model) for name in wanted if KINDS[name][0](model)}
-    cases = [case for name in wanted if name not in left_out for case in KINDS[name][1](model, seed)]
-    return [Case(UNTOUCHED, "", model), *cases], left_out
+    cases, left_out = [Case(UNTOUCHED, "", model)], {}
+    for name in dict.fromkeys(what or KINDS):
+        reason_against, cases_of = KINDS[name]
+        reason = reason_against(model)
+        if reason and what:
+            raise InputError(f"--what {name} does not apply: {reason}; leave it out")
+        if reason:
+            left_out[name] = reason
+        else:
+            cases += cases_of(model, seed)
+    return cases, left_out

@@ -1,7 +1,7 @@
-"""Lottery pruning's arithmetic on masks (Frankle & Carbin, arXiv 1803.03635; appendix G of the paper): which weights
-go, which are alive, and what other masks would be.
+"""Operations on lottery pruning's masks (Frankle & Carbin, arXiv 1803.03635; appendix G of the paper): prune the
+smallest weights, list the weights in use, and build the controls' masks.
 
-Masks are bool [step weight], one row per step (or a graft): the matrices of `models.masks.WEIGHTS`, flattened.
+Masks are bool [step weight], one row per step or graft: the matrices of `models.masks.WEIGHTS`, flattened.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ Kind = Literal["random", "shuffled", "union"]
 
 
 def without_smallest(weights: Tensor, masks: Masks, rate: float, groups: Sequence[int]) -> Masks:
-    """Each row without the smallest floor(rate n) of the n weights it keeps in each group; ties go by position.
+    """Removes from each row the smallest floor(rate n) of the n weights it keeps in each group; ties by position.
 
-    `groups` are numbers of weights: all of them for one threshold over the block, those of each matrix for one apiece.
+    `groups` gives the number of weights per group: one group for a threshold over the whole block, one group per matrix
+    for a threshold of its own in each.
     """
     parts = zip(weights.abs().split(list(groups), 1), masks.split(list(groups), 1), strict=True)
     return torch.cat([_pruned(magnitude, mask, rate) for magnitude, mask in parts], 1)
@@ -38,8 +39,11 @@ def _pruned(magnitude: Tensor, masks: Masks, rate: float) -> Masks:
 
 
 def altered(masks: Masks, kind: Kind, seed: int, groups: Sequence[int]) -> Masks:
-    """What a control trains under: random masks of the same densities in each group, the steps' masks in another order
-    (none in its place, where there are several), or their union at every step."""
+    """The masks that a control trains under.
+
+    random: each row shuffled within its groups, so that densities are kept; shuffled: the steps' masks in another order
+    in which none stays at its step (unless there is only one); union: the union of all masks, at every step.
+    """
     rng = np.random.default_rng(seed)
     if kind == "union":
         return masks.any(0).expand_as(masks)
@@ -50,7 +54,7 @@ def altered(masks: Masks, kind: Kind, seed: int, groups: Sequence[int]) -> Masks
 
 
 def derangement(n: int, rng: np.random.Generator) -> np.ndarray:
-    """A random order in which nothing stays in its place; as it is for n = 1."""
+    """A random permutation without a fixed point; for n = 1 the identity."""
     while True:
         order = rng.permutation(n)
         if n == 1 or (order != np.arange(n)).all():
@@ -58,15 +62,16 @@ def derangement(n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def alive(masks: Masks, config: ViTConfig) -> dict[str, Tensor]:
-    """Which weights of each block any of its steps keeps, by parameter name."""
-    kept = {}
-    for k in range(config.n_blocks):
-        steps = [t for t in range(config.n_steps) if config.block_of(t) == k]
+    """Masks of the weights of each block that at least one of its steps keeps, by parameter name."""
+    in_use = {}
+    for block in range(config.n_blocks):
+        steps = [t for t in range(config.n_steps) if config.block_of(t) == block]
         for name, mask in split(masks[steps].any(0), config).items():
-            kept[f"core.{k}.{WEIGHTS[name]}"] = mask
-    return kept
+            in_use[f"core.{block}.{WEIGHTS[name]}"] = mask
+    return in_use
 
 
 def groups(config: ViTConfig, scope: str) -> list[int]:
-    """Numbers of weights that are compared with one another: those of the block (global), or of each matrix."""
-    return [sum(sizes(config).values())] if scope == "global" else list(sizes(config).values())
+    """The number of weights in each group that shares a threshold: the whole block (global), or each matrix."""
+    by_matrix = list(sizes(config).values())
+    return [sum(by_matrix)] if scope == "global" else by_matrix

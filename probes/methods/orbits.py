@@ -1,4 +1,4 @@
-"""Where states go: back after a perturbation; far beyond the trained steps to a fixed point, round a cycle, or on."""
+"""Long-run behaviour of states: recovery from perturbations; fixed points or cycles far beyond the trained steps."""
 
 from __future__ import annotations
 
@@ -10,51 +10,51 @@ from torch import Tensor
 
 from models.vit import BViT
 
-FORMS = ("state", "direction")  # a state as it is; each of its tokens over its length, which the next norm removes
+FORMS = ("state", "direction")  # the state itself; its tokens at unit length (the next norm removes lengths)
 
 
 def form(state: Tensor, name: str) -> Tensor:
-    """A state [batch pos d_model] in one of `FORMS`."""
+    """A state [batch pos d_model] in one of the `FORMS`."""
     return state / state.norm(dim=-1, keepdim=True) if name == "direction" else state
 
 
 def recovery(model: BViT, states: list[Tensor], noise: Tensor, size: float) -> Tensor:
-    """A perturbation of each state z_0 .. z_{T-1}, and what is left of it at every later one, in both forms.
+    """Perturbs each state z_0 .. z_{T-1} and measures how much of the perturbation remains at every later state.
 
-    states: z_0 .. z_T, [batch pos d_model] each; noise: [batch step pos d_model], made as long as `size` of each token.
-    Returns distances over that at the start [form step state batch], by the step that the perturbed state enters: NaN
-    before that state and 1 at it.
+    states: z_0 .. z_T, [batch pos d_model] each; noise: [batch step pos d_model], scaled at each token to `size` times
+    the token's length. Returns the distance to the unperturbed state, relative to the initial one, in both forms: [form
+    step state batch]. `step` is the step that the perturbed state enters; values are NaN before that state and 1 at it.
     """
-    last = len(states) - 1
-    left = torch.full((len(FORMS), last, last + 1, len(noise)), torch.nan)
-    for t in range(last):
+    n_steps = len(states) - 1
+    remaining = torch.full((len(FORMS), n_steps, n_steps + 1, len(noise)), torch.nan)
+    for t in range(n_steps):
         unit = noise[:, t] / noise[:, t].norm(dim=-1, keepdim=True)
-        pushed = states[t] + size * states[t].norm(dim=-1, keepdim=True) * unit
-        start = distances(states[t], pushed)
-        left[:, t, t] = 1
-        for s in range(t, last):
-            pushed = model.run_steps(pushed, s, s + 1)
-            left[:, t, s + 1] = (distances(states[s + 1], pushed) / start).cpu()
-    return left
+        perturbed = states[t] + size * states[t].norm(dim=-1, keepdim=True) * unit
+        initial = distances(states[t], perturbed)
+        remaining[:, t, t] = 1
+        for s in range(t, n_steps):
+            perturbed = model.run_steps(perturbed, s, s + 1)
+            remaining[:, t, s + 1] = (distances(states[s + 1], perturbed) / initial).cpu()
+    return remaining
 
 
 def distances(one: Tensor, other: Tensor) -> Tensor:
-    """How far two states lie apart, in both forms: [form batch]."""
+    """The distance between two states, in both forms: [form batch]."""
     return torch.stack([(form(one, name) - form(other, name)).flatten(1).norm(dim=1) for name in FORMS])
 
 
 def noises(index: np.ndarray, shape: tuple[int, int, int], seed: int) -> Tensor:
-    """Gaussian numbers for every image by its number in the data: [image step pos d_model]."""
-    drawn = [np.random.default_rng([seed, int(i)]).standard_normal(shape, np.float32) for i in index]
-    return torch.from_numpy(np.stack(drawn))
+    """Gaussian noise for every image, seeded by its index in the data: [image step pos d_model]."""
+    noise = [np.random.default_rng([seed, int(i)]).standard_normal(shape, np.float32) for i in index]
+    return torch.from_numpy(np.stack(noise))
 
 
 def run_on(model: BViT, state: Tensor, first: int, last: int, lags: int) -> dict[str, Tensor]:
-    """From the state [batch pos d_model] after `first` steps on to that after `last` of them.
+    """Runs the model from the state [batch pos d_model] after `first` steps to the state after `last` steps.
 
-    returned: how far the last state lies from the one `lag` steps before it, in both forms, over its own length [form
-    lag batch]; turn: the cosine of the last two updates (1 straight on, -1 back and forth) [batch]; growth: the length
-    of the last state over the first's [batch]. NaN or infinite where states overflow.
+    returned: distance of the last state to the state `lag` steps earlier, relative to the last state's length, in both
+    forms [form lag batch]; turn: cosine of the last two updates (1 for a straight line, -1 for back and forth) [batch];
+    growth: length of the last state divided by that of the first [batch]. NaN or infinite where states overflow.
     """
     start, recent = state, deque([state], maxlen=lags + 1)
     for k in range(first, last):
@@ -71,9 +71,9 @@ def run_on(model: BViT, state: Tensor, first: int, last: int, lags: int) -> dict
 
 
 def periods(returned: Tensor, tolerance: float) -> Tensor:
-    """The smallest lag at which a state returned as close as `tolerance`: 1 for a fixed point, 0 for none.
+    """The smallest lag at which a state returns to within `tolerance`: 1 for a fixed point, 0 if there is none.
 
-    returned: [form lag batch]; gives [form batch].
+    returned: [form lag batch]. Returns [form batch].
     """
     is_back = returned <= tolerance
     return torch.where(is_back.any(1), is_back.int().argmax(1) + 1, 0)

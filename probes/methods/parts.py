@@ -1,8 +1,8 @@
-"""Parts of a step that can be switched off, what is put in their place, and what the same change means at random.
+"""Ablation of parts of a step: the parts, the activations that replace them, and the random null.
 
-A part is a head, all of attention, the FFN, or a group of neurons. It is replaced by zero, by its mean over the data
-(prefix tokens one by one, patches together), or by what it is on another image. The null of each: the stream is moved
-just as far, token by token, in a random direction.
+A part is a head, all of attention, the FFN, or a group of neurons. Its activation is replaced by zero, by its mean over
+the data (one mean per prefix token, one for all patches), or by its activation on another image. The null changes the
+stream by the same length at each token, in a random direction.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from models.vit import BViT
 from probes.walk import Pass
 
 SITES = ("attn.hook_z", "hook_attn_out", "mlp.hook_post", "hook_mlp_out")
-OUTPUT = {  # where what stands at a site is written to the stream
+OUTPUT = {  # the hook point at which a site's activation has been written to the stream
     "attn.hook_z": "hook_attn_out",
     "hook_attn_out": "hook_attn_out",
     "mlp.hook_post": "hook_mlp_out",
     "hook_mlp_out": "hook_mlp_out",
 }
 TOP = (0.01, 0.1, 0.5, 1.0)  # groups of neurons, by rank: the first 1 %, the next 9 %, ...
-N_RANKED = 256  # images that neurons are ranked on
-N_DONORS = 8  # other images whose activations are put in
+N_RANKED = 256  # images on which neurons are ranked
+N_DONORS = 8  # images whose activations replace those of other images ("resample")
 
 How = Literal["mean", "zero", "resample"]
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of every step: where it is seen, and which heads or neurons of that place it is (None: all)."""
+    """A part of every step: a hook point, and the heads or neurons of that point that belong to it."""
 
     name: str
     site: str
-    units: tuple[tuple[int, ...], ...] | None = None  # [block unit]
+    units: tuple[tuple[int, ...], ...] | None = None  # heads or neurons [block unit]; None: all
 
     def replaced(self, value: Tensor, other: Tensor, block: int) -> Tensor:
-        """`value` with this part taken from `other`, both [batch pos ...]."""
+        """`value` with this part replaced by that of `other`, both [batch pos ...]."""
         if self.units is None:
             return other.expand_as(value)
         units, value = list(self.units[block]), value.clone()
@@ -52,7 +52,7 @@ class Part:
 
 
 def parts_of(model: BViT, ranked: Tensor) -> list[Part]:
-    """Heads, attention, the FFN, and neurons in groups by rank: `ranked` [block d_mlp], the strongest first."""
+    """The heads, attention, the FFN, and groups of neurons by rank; `ranked` [block d_mlp], the strongest first."""
     config = model.config
     heads = [Part(f"head {h}", "attn.hook_z", ((h,),) * config.n_blocks) for h in range(config.n_heads)]
     ends = [0, *dict.fromkeys(max(1, round(share * config.d_mlp)) for share in TOP)]
@@ -63,18 +63,18 @@ def parts_of(model: BViT, ranked: Tensor) -> list[Part]:
     return [*heads, Part("attention", "hook_attn_out"), Part("FFN", "hook_mlp_out"), *groups]
 
 
-# What is put in
+# Replacements
 
 
 @dataclass(frozen=True)
 class Substitute:
-    """What a site is replaced by: for step t and images by position, [batch or 1, pos ...]."""
+    """The activations that replace a site's; means and zeros have one donor for all images."""
 
-    values: dict[str, Tensor]  # by site: [step donor pos ...]; one donor, or none but zeros
-    positions: Tensor  # of the donors: [donor]
+    values: dict[str, Tensor]  # by site: [step donor pos ...]
+    positions: Tensor  # of the donors in the data: [donor]; -1 for means and zeros
 
     def at(self, site: str, step: int, position: Tensor) -> Tensor:
-        """Images take donors in turn, and never themselves: [batch pos ...]."""
+        """The replacement for the images at these positions: [batch pos ...]; no image is its own donor."""
         n = len(self.positions)
         donor = position % n
         donor = torch.where(self.positions[donor] == position, (donor + 1) % n, donor)
@@ -82,11 +82,11 @@ class Substitute:
 
 
 def substitute(model: BViT, images: Pass, how: How) -> Substitute:
-    """Zeros, means over all images, or the activations of some of them."""
+    """The replacement: zeros, means over all images, or the activations of `N_DONORS` images."""
     if how == "resample":
-        places = evenly(len(images), min(N_DONORS, len(images)))
-        (batch,) = Stream(torch.utils.data.Subset(images.data, places), len(places))
-        return Substitute(activations(model, batch.images, torch.clone), torch.as_tensor(places))
+        donors = evenly(len(images), min(N_DONORS, len(images)))
+        (batch,) = Stream(torch.utils.data.Subset(images.data, donors), len(donors))
+        return Substitute(activations(model, batch.images, torch.clone), torch.as_tensor(donors))
     means = of_tokens(model, images)
     if how == "zero":
         means = {site: torch.zeros_like(mean) for site, mean in means.items()}
@@ -94,7 +94,7 @@ def substitute(model: BViT, images: Pass, how: How) -> Substitute:
 
 
 def activations(model: BViT, images: Tensor, reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """What `reduce` makes of every site [batch pos ...] of every step, on the spot: [step ...] by site."""
+    """The activation [batch pos ...] of every site at every step, passed through `reduce` in its hook: [step ...]."""
     functions = {f"blocks.*.{site}": reduce for site in SITES}
     with torch.inference_mode():
         _, cache = model.run_with_cache(images.to(model.pos_embed.device), names_filter=functions)
@@ -103,7 +103,7 @@ def activations(model: BViT, images: Tensor, reduce: Callable[[Tensor], Tensor])
 
 
 def of_tokens(model: BViT, images: Pass) -> dict[str, Tensor]:
-    """Means over images, of prefix tokens one by one, of patches together: [step pos ...] by site."""
+    """Means over images, one per prefix token and one for all patches: [step pos ...] by site."""
     n_prefix, n_tokens = model.config.n_prefix, model.config.n_tokens
 
     def summed(value: Tensor) -> Tensor:
@@ -124,28 +124,28 @@ def of_tokens(model: BViT, images: Pass) -> dict[str, Tensor]:
 
 
 def ranked_neurons(model: BViT, images: Pass, mean: Substitute, target: Callable[[Batch], Tensor]) -> Tensor:
-    """Neurons of each block, those first whose replacement by the mean changes the loss most, to first order.
+    """The neurons of each block, ranked by the first-order change of the loss when the mean replaces them.
 
-    The score is |gradient x (mean - activation)|, summed over tokens, averaged over images and the steps that the block
-    serves: [block d_mlp].
+    The score is |gradient x (mean - activation)|, summed over tokens, averaged over images and over the block's steps.
+    Returns [block d_mlp], the largest change first.
     """
     config, site = model.config, "mlp.hook_post"
 
     def read(batch: Batch) -> dict[str, Any]:
-        kept: dict[int, Tensor] = {}
+        activation: dict[int, Tensor] = {}  # by step
 
-        def keep(value: Tensor, hook: Any) -> None:
+        def store(value: Tensor, hook: Any) -> None:
             value.retain_grad()
-            kept[hook.layer()] = value
+            activation[hook.layer()] = value
 
         with torch.enable_grad():
             x = batch.images.to(model.pos_embed.device).requires_grad_()
-            logits = model.run_with_hooks(x, fwd_hooks=[(f"blocks.*.{site}", keep)])
+            logits = model.run_with_hooks(x, fwd_hooks=[(f"blocks.*.{site}", store)])
             torch.nn.functional.cross_entropy(logits, target(batch), reduction="sum").backward()
         model.zero_grad(set_to_none=True)
         with torch.no_grad():
-            change = [mean.values[site][t, 0] - kept[t] for t in range(config.n_steps)]
-            scores = [(kept[t].grad * change[t]).sum(1).abs().sum(0) for t in range(config.n_steps)]
+            change = [mean.values[site][t, 0] - activation[t] for t in range(config.n_steps)]
+            scores = [(activation[t].grad * change[t]).sum(1).abs().sum(0) for t in range(config.n_steps)]
         return {"score": (("step", "neuron"), torch.stack(scores).double())}
 
     score = images.sample(N_RANKED).over(read)["score"].values
@@ -159,17 +159,17 @@ def ranked_neurons(model: BViT, images: Pass, mean: Substitute, target: Callable
 
 @dataclass(frozen=True)
 class Switch:
-    """Hooks for a batch of [kind part image]: parts replaced, and beside each the null that moves the stream as far."""
+    """Hooks for a batch [kind part image]: kind 0 replaces the part, kind 1 is its null, a change of equal length."""
 
     model: BViT
     parts: list[Part]
     put_in: Substitute
     position: Tensor  # of the images in the data: [image]
-    direction: Tensor  # unit vectors: [image step d_model]
+    direction: Tensor  # random unit vectors of the null: [image step d_model]
 
     def hooks(self, step: int) -> list[tuple[str, Callable[..., Tensor]]]:
         """The hooks of one step."""
-        pushes: dict[int, Tensor] = {}  # how far the null of a part moves the stream: [image pos 1]
+        change_lengths: dict[int, Tensor] = {}  # by part, the length of its change of the stream: [image pos 1]
         points, block = self.model.blocks[step], self.model.config.block_of(step)
         written = {
             "attn.hook_z": lambda change: torch.einsum("bphd,hdm->bpm", change, points.attn.W_O),
@@ -185,10 +185,10 @@ class Switch:
                 for i, part in of_site:
                     other = self.put_in.at(site, step, self.position)
                     change = part.replaced(value[1, i], other, block) - value[1, i]
-                    pushes[i] = written.get(site, torch.clone)(change).norm(dim=-1, keepdim=True)
+                    change_lengths[i] = written.get(site, torch.clone)(change).norm(dim=-1, keepdim=True)
                     value[0, i] = part.replaced(value[0, i], other, block)
                 for i, _ in of_output:
-                    value[1, i] += pushes[i] * self.direction[:, step, None]
+                    value[1, i] += change_lengths[i] * self.direction[:, step, None]
                 return value.flatten(0, 2)
 
             return replace
@@ -197,7 +197,7 @@ class Switch:
 
 
 def directions(position: Tensor, n_steps: int, d_model: int, seed: int) -> Tensor:
-    """A random unit vector for every image and step, the same whatever batch the image is in: [image step d_model]."""
-    drawn = [np.random.default_rng([seed, int(i)]).normal(size=(n_steps, d_model)) for i in position]
-    vectors = torch.from_numpy(np.stack(drawn)).float()
+    """A random unit vector for every image and step, independent of the image's batch: [image step d_model]."""
+    normals = [np.random.default_rng([seed, int(i)]).normal(size=(n_steps, d_model)) for i in position]
+    vectors = torch.from_numpy(np.stack(normals)).float()
     return vectors / vectors.norm(dim=-1, keepdim=True)

@@ -1,7 +1,8 @@
-"""A register at test time: an added token that takes what some neurons would write into patches.
+"""A register added at test time, which takes over the activations of some neurons from the patches.
 
-After Jiang et al. (2025, arXiv 2506.08010): at every step, of the neurons chosen, the largest activation over the
-patches is put on a token that starts as zero, and their activations on the patches are set to zero. Nothing is trained.
+After Jiang et al. (2025, arXiv 2506.08010): the register is a token that starts at zero. At every step it receives each
+chosen neuron's largest activation over the patches, and the neuron's activations at the patches are set to zero.
+Nothing is trained.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ from models.vit import BViT
 
 @dataclass(frozen=True)
 class Neurons:
-    """Neurons of blocks: a neuron of a shared block is one at all steps of that block. block, neuron: [rank]."""
+    """A list of neurons, each given by its block and its index; it acts at all steps that share the block."""
 
-    block: Tensor
-    neuron: Tensor
+    block: Tensor  # [rank]
+    neuron: Tensor  # [rank]
 
     def of(self, block: int) -> Tensor:
-        """Those of one block."""
+        """The neurons of one block."""
         return self.neuron[self.block == block]
 
     @classmethod
     def strongest(cls, score: Tensor, n: int) -> Neurons:
-        """Those of the largest score [block neuron]."""
+        """The n neurons of the largest score [block neuron]."""
         best = score.flatten().topk(min(n, score.numel())).indices
         return cls(best // score.shape[1], best % score.shape[1])
 
@@ -40,8 +41,9 @@ class Neurons:
 
 
 def states(model: BViT, images: Tensor, neurons: Neurons, *, has_register: bool = True) -> Iterator[Tensor]:
-    """z_0 .. z_T [batch pos d_model] with a register as the last token before the patches, or with the neurons' patches
-    silenced alone.
+    """Yields z_0 .. z_T [batch pos d_model] with a register inserted before the patches.
+
+    Without a register, the neurons are only silenced at the patches.
     """
     first = model.config.n_prefix
     z = model.embed(images.to(model.pos_embed.device))
@@ -49,11 +51,13 @@ def states(model: BViT, images: Tensor, neurons: Neurons, *, has_register: bool 
         z = torch.cat([z[:, :first], torch.zeros_like(z[:, :1]), z[:, first:]], 1)
 
     def move(post: Tensor, hook: Any) -> Tensor:
-        mine, post = neurons.of(model.trained.block_of(hook.layer())).to(post.device), post.clone()
+        """Moves the chosen neurons' activations from the patches to the register."""
+        chosen = neurons.of(model.trained.block_of(hook.layer())).to(post.device)
         patches = slice(first + has_register, None)
+        post = post.clone()
         if has_register:
-            post[:, first, mine] = post[:, patches, mine].amax(1)
-        post[:, patches, mine] = 0
+            post[:, first, chosen] = post[:, patches, chosen].amax(1)
+        post[:, patches, chosen] = 0
         return post
 
     yield z
@@ -64,6 +68,6 @@ def states(model: BViT, images: Tensor, neurons: Neurons, *, has_register: bool 
 
 
 def without_register(model: BViT, z: Tensor) -> Tensor:
-    """A state as the head reads it."""
+    """A state with the register removed, as the classification head expects it."""
     first = model.config.n_prefix
     return torch.cat([z[:, :first], z[:, first + 1 :]], 1)

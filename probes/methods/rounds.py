@@ -1,4 +1,4 @@
-"""The rounds of step-specific lottery pruning (appendix G of the paper): stages that are done once each, resumable."""
+"""The rounds of step-specific lottery pruning (appendix G of the paper): resumable stages, each run only once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from probes.methods.plan import Plan
 from probes.probe import as_pass, attributes
 from probes.saving import save
 
-TRAIN, GRAFT = 0, 1  # what a data order is drawn for; replicate r of a graft has GRAFT + r
+TRAIN, GRAFT = 0, 1  # seeds of the data order: of the model, and of the grafts; replicate r has GRAFT + r
 ADVICE = "lower --lr or --graft-lr and start over with --force"
 
 CUT = {"masks": torch.Tensor, "replicates": torch.Tensor, "graft_loss": torch.Tensor, "accuracy_cut": float}
@@ -38,32 +38,33 @@ SCORED = {"accuracy": float, "loss": float, "n_val": int}
 
 
 def scored(path: Path) -> dict[str, float]:
-    """How well the model of a finished training does; raises `InputError` for a damaged file."""
+    """The validation metrics of a finished training; raises `InputError` for a damaged file."""
     metrics = checkpoint.read(path)["metrics"]
     if not all(is_bearable(metrics.get(name), kind) for name, kind in SCORED.items()):
-        raise InputError(f"{path} is damaged: it does not say how well it does; remove it and go on with --resume")
+        raise InputError(f"{path} is damaged: it has no validation metrics; remove it and go on with --resume")
     return metrics
 
 
 class Lottery:
-    """The rounds in one folder: ``rounds/NN/ckpt.pt`` (trained under the masks of round NN), then ``pruned.pt`` (the
-    next).
+    """The rounds in one folder.
 
-    Each is written once, so what is there is finished; ``last.*.pt`` hold the training in progress.
+    ``rounds/NN/ckpt.pt`` is the model trained under the masks of round NN, ``rounds/NN/pruned.pt`` holds the masks of
+    the next round. Each file is written when its stage is complete; ``last.*.pt`` hold the training in progress.
     """
 
     def __init__(self, model: BViT, data: Any, val: Any, plan: Plan, out: Path, val_limit: int):
         self.plan, self.out, self.started = plan, out, time.time()
         self.images = as_pass(data, seed=plan.seed)
-        place = model.pos_embed.device
-        self.accelerator = accelerator("no" if place.type == "cpu" else "auto", place.type)
+        device = model.pos_embed.device
+        self.accelerator = accelerator("no" if device.type == "cpu" else "auto", device.type)
         loop.refuse_unequal(plan.batch_size, self.accelerator.num_processes)
         self.model, self.config = model, model.config
         self.init_sha256 = checkpoint.state_sha256(model.state_dict())
         self.groups = lottery.groups(model.config, plan.scope)
-        self.train_set, self.val_set = InMemory.of(data, place), InMemory.of(val, place, val_limit)
-        if len(self.train_set) < plan.batch_size:
-            n = len(self.train_set)
+        self.train_set = InMemory.of(data, device)
+        self.val_set = InMemory.of(val, device, val_limit)
+        n = len(self.train_set)
+        if n < plan.batch_size:
             raise InputError(f"{self.spec} has {n} training images, fewer than one batch of {plan.batch_size}")
         self.replicated = sorted({0, model.config.n_steps // 2})  # the steps of the replicate null
 
@@ -80,29 +81,30 @@ class Lottery:
     # The stages of a round, each done once
 
     def masks(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The masks that round `number` trains under: of the steps [step weight], of the replicates of each
-        replicated step [replicated replicate weight].
+        """The masks that round `number` trains under: those of the steps [step weight], and those of the replicates
+        [replicated replicate weight].
         """
-        n, others = sum(masks.sizes(self.config).values()), (len(self.replicated), self.plan.replicates - 1)
+        n, n_steps = sum(masks.sizes(self.config).values()), self.config.n_steps
+        shape = len(self.replicated), self.plan.replicates - 1
         if number == 0:
-            return torch.ones(self.config.n_steps, n, dtype=torch.bool), torch.ones(*others, n, dtype=torch.bool)
+            return torch.ones(n_steps, n, dtype=torch.bool), torch.ones(*shape, n, dtype=torch.bool)
         content, path = self.cut(number - 1), self.path(number - 1, "pruned")
-        rows = {"masks": self.config.n_steps, "replicates": math.prod(others)}
-        steps, again = (masks.unpacked(content[name], self.config, rows[name], path) for name in rows)
-        return steps, again.view(*others, n)
+        steps = masks.unpacked(content["masks"], self.config, n_steps, path)
+        replicates = masks.unpacked(content["replicates"], self.config, math.prod(shape), path)
+        return steps, replicates.view(*shape, n)
 
     def trained(self, number: int) -> dict[str, float]:
-        """Stage 1 of a round: the whole model, rewound and trained under the round's masks."""
+        """Stage 1 of a round: rewind the whole model, train it under the round's masks, and return its metrics."""
         return self.train_under(self.masks(number)[0], number, "ckpt", "model")
 
     def train_under(self, rows: torch.Tensor, number: int, name: str, label: str) -> dict[str, float]:
-        """Train the rewound model under masks [step weight] and save it as `name`; its metrics, where that is done."""
+        """The metrics of the rewound model trained under masks [step weight]; trains and saves it as `name` once."""
         path = self.path(number, name)
         if path.exists():
             return scored(path)
         model = self.rewound(rows)
         parameters = dict(model.named_parameters())
-        kept = {name: mask.to(parameters[name].device) for name, mask in lottery.alive(rows, self.config).items()}
+        alive = {name: mask.to(parameters[name].device) for name, mask in lottery.alive(rows, self.config).items()}
 
         def descend(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
             with self.accelerator.autocast():
@@ -112,14 +114,14 @@ class Lottery:
             torch.nn.utils.clip_grad_norm_(model.parameters(), how.clip)
             return loss.detach()
 
-        def keep_dead() -> None:
-            for name, mask in kept.items():
+        def zero_pruned() -> None:
+            for name, mask in alive.items():
                 parameters[name].data.mul_(mask)
 
         how = replace(recipe.RECIPES["plain"], lr=self.plan.lr, optimizer=self.plan.optimizer)
         optimizer = recipe.optimizer(model, how)
         keys, label = (number, TRAIN), f"round {number}/{self.plan.rounds}: {label}"
-        loss = self.fit(path, parameters, optimizer, descend, how, self.plan.epochs, keys, label, keep_dead)
+        loss = self.fit(path, parameters, optimizer, descend, how, self.plan.epochs, keys, label, zero_pruned)
         metrics = {"accuracy": self.accuracy(model), "loss": float(loss), "n_val": len(self.val_set)}
         if self.accelerator.is_main_process:
             checkpoint.save(
@@ -134,24 +136,24 @@ class Lottery:
         return metrics
 
     def pruned(self, number: int) -> None:
-        """Stages 2 and 3 of a round: train every graft, and take the smallest of its weights from its step's mask."""
+        """Stages 2 and 3 of a round: train every graft, and remove its smallest weights from its step's mask."""
         path = self.path(number, "pruned")
         if path.exists():
             return
         steps, replicates = self.masks(number)
         model = self.load(number)
         weights, losses = self.grafted(model, range(self.config.n_steps), steps, number, GRAFT, "grafts")
-        after = self.without_smallest(weights, steps)
-        others = torch.empty_like(replicates)
+        next_steps = self.without_smallest(weights, steps)
+        next_replicates = torch.empty_like(replicates)
         for r, rows in enumerate(replicates.unbind(1), 1):
             label = f"replicate {r}/{self.plan.replicates - 1}"
             weights, _ = self.grafted(model, self.replicated, rows, number, GRAFT + r, label)
-            others[:, r - 1] = self.without_smallest(weights, rows)
+            next_replicates[:, r - 1] = self.without_smallest(weights, rows)
         content = {
-            "masks": masks.packed(after),
-            "replicates": masks.packed(others.flatten(0, 1)),
+            "masks": masks.packed(next_steps),
+            "replicates": masks.packed(next_replicates.flatten(0, 1)),
             "graft_loss": losses,
-            "accuracy_cut": self.accuracy(masks.put_on(model, after)),
+            "accuracy_cut": self.accuracy(masks.put_on(model, next_steps)),
         }
         if self.accelerator.is_main_process:
             run_folder.write_tensors(path, content)
@@ -160,7 +162,7 @@ class Lottery:
     def grafted(
         self, model: BViT, steps: Sequence[int], rows: torch.Tensor, number: int, order: int, label: str
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Train the grafts of `steps` in one pass: their weights [graft weight] and losses [graft] at the end."""
+        """Train the grafts of `steps` together; returns their final weights [graft weight] and losses [graft]."""
         rows = rows.to(self.train_set.images.device)
         stack = grafts.stack(self.untrained(), steps, rows)
         at_once = self.plan.grafts_at_once or len(steps)
@@ -180,7 +182,8 @@ class Lottery:
 
         how = replace(recipe.RECIPES["plain"], lr=self.plan.graft_lr)
         optimizer = grafts.optimizer(stack, self.plan.graft_lr)
-        stage, label = self.path(number, f"graft{order - GRAFT}"), f"round {number}/{self.plan.rounds}: {label}"
+        stage = self.path(number, f"graft{order - GRAFT}")
+        label = f"round {number}/{self.plan.rounds}: {label}"
         losses = self.fit(stage, stack, optimizer, descend, how, self.plan.graft_epochs, (number, order), label)
         weights = {name: stack[name].detach().cpu() for name in masks.WEIGHTS.values()}
         return masks.joined(weights), losses.cpu()
@@ -191,7 +194,7 @@ class Lottery:
     # Controls
 
     def control(self, name: str, at: Sequence[int] = ()) -> xr.Dataset:
-        """What other masks than the steps' own reach, at the rounds that are there (or those named), also written."""
+        """Measures a control, at all finished rounds or at the rounds `at`, and writes the result."""
         result = self.controlled(name, at)
         result = result.assign_attrs(self.attributes(len(self.val_set), float("nan")), control=name)
         if self.accelerator.is_main_process:
@@ -200,22 +203,22 @@ class Lottery:
 
     def controlled(self, name: str, at: Sequence[int]) -> xr.Dataset:
         numbers = range(1, self.plan.rounds + 1)
-        there = list(itertools.takewhile(lambda number: self.path(number, "ckpt").exists(), numbers))
-        missing = sorted(set(at) - set(there))
-        if missing or not there:
-            lacking = ", ".join(map(str, missing)) or 1
-            raise InputError(f"{self.out} has no finished round {lacking}; run python -m probes.prune --out {self.out}")
-        rounds = [number for number in there if not at or number in at]
+        finished = list(itertools.takewhile(lambda number: self.path(number, "ckpt").exists(), numbers))
+        missing = sorted(set(at) - set(finished))
+        if missing or not finished:
+            named = ", ".join(map(str, missing)) or 1
+            raise InputError(f"{self.out} has no finished round {named}; run python -m probes.prune --out {self.out}")
+        rounds = [number for number in finished if not at or number in at]
         if name == "swap":
             swapped = [self.swapped(number) for number in rounds]
             return xr.Dataset({"swap": (("round", "step", "other_step"), swapped)}, {"round": rounds})
-        if name == "shared":  # its masks come from one another
-            rounds = there[: there.index(rounds[-1]) + 1]
+        if name == "shared":  # each round's mask derives from the round before
+            rounds = finished[: finished.index(rounds[-1]) + 1]
         accuracy = [self.under_other_masks(name, number)["accuracy"] for number in rounds]
         return xr.Dataset({"accuracy": ("round", accuracy)}, {"round": rounds})
 
     def under_other_masks(self, name: str, number: int) -> dict[str, float]:
-        """A round's model trained under altered masks, or under classic lottery pruning's one mask for all steps."""
+        """The metrics of a round's model under a control's masks; "shared": one mask for all steps, as is classic."""
         if name == "shared":
             return self.train_under(self.shared_masks(number), number, name, name)
         sizes = list(masks.sizes(self.config).values())
@@ -223,14 +226,14 @@ class Lottery:
         return self.train_under(lottery.altered(self.masks(number)[0], name, seed, sizes), number, name, name)
 
     def shared_masks(self, number: int) -> torch.Tensor:
-        """Classic lottery pruning (Frankle & Carbin, 2019): the smallest trained weights of the round before go."""
-        before = checkpoint.load_file(self.path(number - 1, "shared" if number > 1 else "ckpt"), "raw")
-        blocks = [before.core[self.config.block_of(t)] for t in range(self.config.n_steps)]
-        weights = [
-            masks.joined({name: block.get_parameter(name).detach() for name in masks.WEIGHTS.values()})
-            for block in blocks
-        ]
-        return self.without_smallest(torch.stack(weights), masks.taken_from(before))
+        """Classic lottery pruning (Frankle & Carbin, 2019): remove the previous round's smallest trained weights."""
+        previous = checkpoint.load_file(self.path(number - 1, "shared" if number > 1 else "ckpt"), "raw")
+        weights = []
+        for t in range(self.config.n_steps):
+            block = previous.core[self.config.block_of(t)]
+            by_name = {name: block.get_parameter(name).detach() for name in masks.WEIGHTS.values()}
+            weights.append(masks.joined(by_name))
+        return self.without_smallest(torch.stack(weights), masks.taken_from(previous))
 
     def swapped(self, number: int) -> np.ndarray:
         """Accuracy when step t runs under the mask of step s: [step other_step]."""
@@ -258,8 +261,9 @@ class Lottery:
         label: str,
         after: Callable[[], None] = lambda: None,
     ) -> torch.Tensor:
-        """Train `parameters` in place; `descend` leaves their gradients and returns the loss, of which the mean over
-        the last quarter is given back.
+        """Train `parameters` in place; returns the mean loss over the last quarter of the updates.
+
+        `descend` computes the gradients and returns the loss of a batch; `after` runs after each optimiser step.
         """
         order = loop.Order(len(self.train_set), self.plan.batch_size, self.plan.seed, *keys)
         n = max(1, round(order.per_epoch * epochs))
@@ -273,11 +277,11 @@ class Lottery:
             accelerator=self.accelerator,
             advice=ADVICE,
         )
-        share = self.accelerator.process_index, self.accelerator.num_processes
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
         for update in updates:
-            epoch, places, _ = order.batch(update)
-            mine = torch.tensor(loop.share(places.tolist(), *share))
-            images, labels = self.train_set.flipped(mine, self.plan.seed, *keys, epoch, 1)
+            epoch, batch, _ = order.batch(update)
+            own = torch.tensor(loop.share(batch.tolist(), rank, world))
+            images, labels = self.train_set.flipped(own, self.plan.seed, *keys, epoch, 1)
             schedule.step_update(update)
             loss = descend(images, labels)
             optimizer.step()
@@ -288,7 +292,7 @@ class Lottery:
         return updates.averaged()
 
     def average(self, parameters: dict[str, torch.Tensor]) -> None:
-        """Gradients as the mean over processes."""
+        """Average the gradients over processes, in place."""
         if self.accelerator.num_processes > 1:
             for value in parameters.values():
                 value.grad = self.accelerator.reduce(value.grad, "mean")
@@ -300,7 +304,7 @@ class Lottery:
         return copy.deepcopy(self.model)
 
     def rewound(self, rows: torch.Tensor) -> BViT:
-        """The initialisation under masks [step weight], weights that no step keeps set to zero."""
+        """The initialisation under masks [step weight], with all weights that no step keeps set to zero."""
         model = self.untrained()
         with torch.no_grad():
             for name, mask in lottery.alive(rows, self.config).items():
@@ -316,9 +320,9 @@ class Lottery:
         images, labels = self.val_set.images[:limit], self.val_set.labels[:limit]
         model.eval()
         with torch.inference_mode():
-            parts = zip(images.split(500), labels.split(500), strict=True)
-            right = sum((model(x).argmax(-1) == y).sum() for x, y in parts)
-        return float(right) / len(labels)
+            batches = zip(images.split(500), labels.split(500), strict=True)
+            n_correct = sum((model(x).argmax(-1) == y).sum() for x, y in batches)
+        return float(n_correct) / len(labels)
 
     # Files and results
 
@@ -330,29 +334,30 @@ class Lottery:
         return run_folder.pruning_round(self.out, number) / f"{name}.pt"
 
     def cut(self, number: int) -> dict[str, Any]:
-        """What a finished round leaves of its grafts; raises `InputError` for a damaged file."""
+        """The content of a round's ``pruned.pt``; raises `InputError` for a damaged file."""
         path = self.path(number, "pruned")
         content = checkpoint.load_plain(path)
-        if not is_bearable(content, dict) or not all(
-            is_bearable(content.get(name), kind) for name, kind in CUT.items()
-        ):
+        is_whole = isinstance(content, dict) and all(is_bearable(content.get(name), kind) for name, kind in CUT.items())
+        if not is_whole:
             raise InputError(f"{path} is damaged: it is no record of a round; remove it and go on with --resume")
         return content
 
     def result(self) -> xr.Dataset:
-        """Everything the finished rounds say, with its statistics."""
+        """The measurements of all finished rounds, and their statistics."""
         rounds = [number for number in range(self.plan.rounds + 1) if self.path(number, "ckpt").exists()]
         metrics = [scored(self.path(number, "ckpt")) for number in rounds]
-        rows = [self.masks(number) for number in rounds]
-        nothing = {"graft_loss": np.full(self.config.n_steps, np.nan), "accuracy_cut": np.nan}
-        after = [self.cut(n) if self.path(n, "pruned").exists() else nothing for n in rounds]
-        packed = [np.stack([masks.packed(pair[i]).numpy() for pair in rows]) for i in (0, 1)]
-        result = analysis.statistics(*packed, masks.sizes(self.config), self.replicated)
-        result["accuracy"] = "round", [of_round["accuracy"] for of_round in metrics]
-        cut = [np.nan, *(of_round["accuracy_cut"] for of_round in after[:-1])]
-        result["accuracy_cut"] = "round", cut  # the round before's weights under this round's masks
-        result["loss"] = "round", [of_round["loss"] for of_round in metrics]
-        result["graft_loss"] = ("round", "step"), [np.asarray(of_round["graft_loss"], float) for of_round in after]
+        pairs = [self.masks(number) for number in rounds]
+        steps = np.stack([masks.packed(of_steps).numpy() for of_steps, _ in pairs])
+        replicates = np.stack([masks.packed(of_replicates).numpy() for _, of_replicates in pairs])
+        unknown = {"graft_loss": np.full(self.config.n_steps, np.nan), "accuracy_cut": np.nan}
+        cuts = [self.cut(n) if self.path(n, "pruned").exists() else unknown for n in rounds]
+        # `accuracy_cut`: the previous round's weights under this round's masks.
+        accuracy_cut = [np.nan, *(cut["accuracy_cut"] for cut in cuts[:-1])]
+        result = analysis.statistics(steps, replicates, masks.sizes(self.config), self.replicated)
+        result["accuracy"] = "round", [scores["accuracy"] for scores in metrics]
+        result["accuracy_cut"] = "round", accuracy_cut
+        result["loss"] = "round", [scores["loss"] for scores in metrics]
+        result["graft_loss"] = ("round", "step"), [np.asarray(cut["graft_loss"], float) for cut in cuts]
         return result.assign_attrs(self.attributes(metrics[0]["n_val"], metrics[0]["accuracy"]))
 
     def attributes(self, n_val: int, accuracy: float) -> dict[str, Any]:
@@ -369,7 +374,7 @@ class Lottery:
         }
 
     def write(self, result: xr.Dataset, name: str) -> None:
-        """The result, and beside it the unpruned model as the run's checkpoint."""
+        """Write the result and, as the run's checkpoint, the unpruned model; remove finished training states."""
         save(result, run_folder.result(self.out, name))
         if not run_folder.checkpoint(self.out).exists():
             with run_folder.atomic(run_folder.checkpoint(self.out)) as temporary:
@@ -383,8 +388,5 @@ class Lottery:
             beside = f"chance {100 * chance:.1f} %, {len(self.val_set)} images"
             print(f"unpruned accuracy {100 * accuracy:.1f} % ({beside})", file=sys.stderr)
             if accuracy < 3 * chance:
-                print(
-                    "warning: that is below three times chance; masks of an untrained model are noise, "
-                    "give more --epochs",
-                    file=sys.stderr,
-                )
+                advice = "masks of an untrained model are noise, give more --epochs"
+                print(f"warning: that is below three times chance; {advice}", file=sys.stderr)

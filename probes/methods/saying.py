@@ -1,4 +1,4 @@
-"""What class every patch says, and whether those that say the image's class are those of the object."""
+"""The class read out at every patch, and whether the patches that predict the image's class lie on the object."""
 
 from __future__ import annotations
 
@@ -12,59 +12,67 @@ Values = dict[str, tuple[tuple[str, ...], Tensor]]
 
 
 def kinds_of(n_prefix: int, has_masks: bool) -> list[str]:
-    """The kinds of tokens beside CLS that are told apart."""
-    return ["patches", *(["registers"] if n_prefix > 1 else []), *(["object", "background"] if has_masks else [])]
+    """The kinds of tokens besides CLS that are measured separately."""
+    registers = ["registers"] if n_prefix > 1 else []
+    regions = ["object", "background"] if has_masks else []
+    return ["patches", *registers, *regions]
 
 
 def of_tokens(readout: Readout, state: Tensor, labels: Tensor, table: pointing.Table | None) -> Values:
-    """Of a state [batch pos d_model]: the share of each kind of tokens that say the class, and with masks how those
-    agree with the object: [... batch].
+    """Measures of the per-token read-out of a state [batch pos d_model], each [... batch].
 
-    A patch is of the object where its centre pixel is, as in the pointing game; where that is ignored, of neither. The
-    agreement is the area under the ROC curve of the class's probability over the patches; a hit, that the patch surest
-    of the class is of the object.
+    patch_share: the share of each kind of token that predicts the class. With masks also patch_agreement: the area
+    under the ROC curve of the class's probability as a detector of object patches; and patch_hit: whether the patch
+    with the highest probability of the class lies on the object. A patch lies on the object if its centre pixel does,
+    as in the pointing game; patches with an ignored centre count neither as object nor as background.
     """
     n_prefix = readout.model.config.n_prefix
     logits = readout.of_tokens(state[:, 1:])
-    says = (logits.argmax(-1) == labels[:, None]).double()
-    patches = says[:, n_prefix - 1 :]
-    kinds = [patches.mean(1), *([says[:, : n_prefix - 1].mean(1)] if n_prefix > 1 else [])]
+    is_correct = (logits.argmax(-1) == labels[:, None]).double()
+    patches = is_correct[:, n_prefix - 1 :]
+    shares = [patches.mean(1)]
+    if n_prefix > 1:
+        shares.append(is_correct[:, : n_prefix - 1].mean(1))
     if table is None:
-        return {"patch_share": (("where",), torch.stack(kinds))}
+        return {"patch_share": (("where",), torch.stack(shares))}
     hit = table.hit[0, 0]
-    for value in (1, 0):
-        of_kind = (hit == value).double()
-        kinds.append((patches * of_kind).sum(1) / of_kind.sum(1))  # NaN where there is none
-    sure = logits[:, n_prefix - 1 :].log_softmax(-1)
-    sure = sure.gather(-1, labels[:, None, None].expand(*sure.shape[:2], 1))[..., 0]
+    for value in (1, 0):  # object, background
+        in_region = (hit == value).double()
+        shares.append((patches * in_region).sum(1) / in_region.sum(1))  # NaN if the region is empty
+    log_probability = logits[:, n_prefix - 1 :].log_softmax(-1)
+    of_class = labels[:, None, None].expand(*log_probability.shape[:2], 1)
+    log_probability = log_probability.gather(-1, of_class)[..., 0]
     return {
-        "patch_share": (("where",), torch.stack(kinds)),
-        "patch_agreement": ((), roc_area(sure, hit)),
-        "patch_hit": ((), pointing.hits(sure[:, None, None], table)[0, 0, :, 0, 0]),
+        "patch_share": (("where",), torch.stack(shares)),
+        "patch_agreement": ((), roc_area(log_probability, hit)),
+        "patch_hit": ((), pointing.hits(log_probability[:, None, None], table)[0, 0, :, 0, 0]),
     }
 
 
 def baselines(table: pointing.Table) -> Values:
-    """What being near the middle, and a patch drawn at random, would reach: [batch]."""
+    """Baselines [batch]: the agreement of closeness to the centre, and the hit rate of a random patch."""
     hit = table.hit[0, 0]
     side = round(hit.shape[1] ** 0.5)
-    place = torch.arange(side, device=hit.device) - (side - 1) / 2
-    nearness = -(place[:, None].square() + place.square()).flatten()
+    offset = torch.arange(side, device=hit.device) - (side - 1) / 2
+    closeness = -(offset[:, None].square() + offset.square()).flatten()
     return {
-        "centre_agreement": ((), roc_area(nearness.expand_as(hit), hit)),
+        "centre_agreement": ((), roc_area(closeness.expand_as(hit), hit)),
         "random_hit": ((), table.baseline[1, 0, 0]),
     }
 
 
 def roc_area(score: Tensor, hit: Tensor) -> Tensor:
-    """Chance that a patch of the object scores higher than another one (ties half): [batch]; NaN where one is missing.
+    """Area under the ROC curve: the probability that an object patch scores higher than another one (ties half).
 
-    score, hit: [batch patch], hit NaN where a patch counts for nothing. By ranks (Mann and Whitney).
+    score, hit: [batch patch], hit NaN where a patch is ignored. Returns [batch], NaN if either kind is missing. It is
+    computed from ranks (Mann and Whitney).
     """
-    ranked = score.masked_fill(hit.isnan(), torch.inf).contiguous()  # above all others, whose ranks they leave alone
-    rising = ranked.sort(-1).values
-    below, up_to = (torch.searchsorted(rising, ranked, right=right) for right in (False, True))
+    score = score.masked_fill(hit.isnan(), torch.inf).contiguous()  # ignored patches rank last and change no other rank
+    ascending = score.sort(-1).values
+    n_below = torch.searchsorted(ascending, score, right=False)
+    n_up_to = torch.searchsorted(ascending, score, right=True)
+    mean_rank = (n_below + n_up_to + 1) / 2
     is_object = (hit == 1).double()
-    n, m = is_object.sum(-1), (hit == 0).double().sum(-1)
-    wins = ((below + up_to + 1) / 2 * is_object).sum(-1) - n * (n + 1) / 2
-    return wins / (n * m)
+    n_object, n_other = is_object.sum(-1), (hit == 0).double().sum(-1)
+    wins = (mean_rank * is_object).sum(-1) - n_object * (n_object + 1) / 2
+    return wins / (n_object * n_other)

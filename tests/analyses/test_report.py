@@ -243,7 +243,8 @@ def of_somebody(out: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"), [(no_folder, "cannot be made a folder"), (a_link, "is a link"), (of_somebody, "is no report")]
+    ("spoil", "said"),
+    [(no_folder, "cannot be made a folder"), (a_link, "is a link"), (of_somebody, "was not written by this command")],
 )
 def test_what_cannot_be_written_is_refused_before_anything_is_drawn(spoil, said, tmp_path, monkeypatch) -> None:
     out = tmp_path / "out"

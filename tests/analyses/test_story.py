@@ -48,8 +48,8 @@ def test_sentences_are_written_from_the_numbers():
 def test_what_a_random_change_does_as_well_is_no_decision():
     flips = told().flips.copy()
     flips[1, 1, 1, 0] = 0.2
-    assert story.said_of_heads(told(flips=flips)).startswith("Most is lost without head 1 at step 2")
-    assert story.said_of_heads(told(flips=np.stack([flips[1]] * 2) * 0 + 0.88)).startswith("No single head decides")
+    assert story.heads_sentence(told(flips=flips)).startswith("Most is lost without head 1 at step 2")
+    assert story.heads_sentence(told(flips=np.stack([flips[1]] * 2) * 0 + 0.88)).startswith("No single head decides")
 
 
 def test_a_head_that_is_off_is_named_and_what_it_is_worth_counts_the_other_way():

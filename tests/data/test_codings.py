@@ -67,7 +67,7 @@ def test_grey_masks_with_transparency_are_read_by_their_grey():
 
 def test_masks_without_any_object_are_refused():
     looked = [(str(i), 0, np.zeros((1, 2), np.uint8)) for i in range(8)]
-    with pytest.raises(InputError, match="x: none of 8 masks looked at shows an object"):
+    with pytest.raises(InputError, match="x: none of 8 sampled masks shows an object"):
         Coding.checked(looked, 2, "x")
     Coding.checked(looked[:7], 2, "x")
 
@@ -98,7 +98,7 @@ def test_masks_of_another_class_list_are_refused():
     looked = [(str(i), 0, np.array([[0, 7]], np.uint8)) for i in range(8)]
     own = ("own", 0, np.array([[1]], np.uint8))
     for more, shown in (([], "0 of 8"), ([own] * 2, "2 of 10")):  # of two lists the first classes are often the same
-        with pytest.raises(InputError, match=f"^x: only {shown} masks looked at show the class of their image"):
+        with pytest.raises(InputError, match=f"^x: only {shown} sampled masks show the class of their image"):
             Coding.checked([*looked, *more], 9, "x")
     Coding.checked([*looked, own, own, own], 9, "x")
     Coding.checked([("few", 0, looked[0][2])], 9, "x")
@@ -123,10 +123,10 @@ def test_files_that_cannot_hold_ids_are_refused():
         (np.full((4, 4), "1"), "a: its mask holds values of type <U1, not class numbers"),
         (np.zeros((4, 4), "datetime64[s]"), r"a: its mask holds values of type datetime64.s., not class numbers"),
         (np.zeros((4, 4), [("id", int)]), "a: its mask holds values of type .*, not class numbers"),
-        (np.uint8(3), r"a: its mask is of shape \(\); it has height and width, and one channel or three"),
-        (np.zeros(4, np.uint8), r"a: its mask is of shape \(4,\)"),
-        (np.zeros((4, 4, 5), np.uint8), r"a: its mask is of shape \(4, 4, 5\)"),
-        (np.zeros((2, 2, 2, 2), np.uint8), r"a: its mask is of shape \(2, 2, 2, 2\)"),
+        (np.uint8(3), r"a: its mask has shape \(\); store it as height x width, with one channel or three"),
+        (np.zeros(4, np.uint8), r"a: its mask has shape \(4,\)"),
+        (np.zeros((4, 4, 5), np.uint8), r"a: its mask has shape \(4, 4, 5\)"),
+        (np.zeros((2, 2, 2, 2), np.uint8), r"a: its mask has shape \(2, 2, 2, 2\)"),
     ],
 )
 def test_arrays_that_are_no_masks_are_refused(values, message):

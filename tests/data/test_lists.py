@@ -95,7 +95,9 @@ def test_one_list_without_splits_is_val(plant):
     root = plant("1.jpg")
     (root / "all.txt").write_text("1.jpg x\n")
     assert len(open_data(f"list:{root / 'all.txt'}")) == 1
-    with pytest.raises(InputError, match="no split 'train'; all.txt is one list without a column split, which is val"):
+    with pytest.raises(
+        InputError, match="no split 'train'; all.txt is a single list without a column split, taken as val"
+    ):
         open_data(f"list:{root / 'all.txt'}", "train")
 
 
@@ -103,7 +105,7 @@ def test_bare_names_may_lie_anywhere_below_the_list(plant):
     """As in Kaggle's competitions: a table of ids beside folders of pictures."""
     root = plant("train/000bec.jpg", "train/001513.jpg", "test/000bec.jpg", "more/deep/002211.jpg")
     (root / "labels.csv").write_text("id,breed\n000bec,boston bull\n001513,dingo\n002211,dingo\n")
-    with pytest.raises(InputError, match="1 of 3 pictures of labels.csv are not there|no split 'train'"):
+    with pytest.raises(InputError, match="1 of 3 pictures of labels.csv do not exist|no split 'train'"):
         open_data(f"list:{root / 'labels.csv'}", "train")
     assert named(open_data(f"list:{root / 'labels.csv'}")) == [
         ("test/000bec.jpg", "boston bull"),
@@ -116,7 +118,7 @@ def test_bare_names_may_lie_anywhere_below_the_list(plant):
         ("train/001513.jpg", "dingo"),
     ]
     plant("more/001513.jpg", "other/001513.jpg")
-    with pytest.raises(InputError, match="1 of 3 pictures of labels.csv are not there, the first is 001513"):
+    with pytest.raises(InputError, match="1 of 3 pictures of labels.csv do not exist, the first is 001513"):
         open_data(f"list:{root / 'labels.csv'}")
 
 
@@ -159,16 +161,16 @@ def test_masks_of_a_list_are_served(plant):
         ("", "val.txt is empty"),
         (
             "cat\ndog\n",
-            "the lines of val.txt are no picture and its class parted by tab, comma or space, the first is 'cat'",
+            "the lines of val.txt are not a picture and its class separated by tab, comma or space, the first is 'cat'",
         ),
-        ("file,size\n1.jpg,3\n", "2 of 2 pictures of val.txt are not there|1 of 1"),
+        ("file,size\n1.jpg,3\n", "2 of 2 pictures of val.txt do not exist|1 of 1"),
         (
             "1.jpg cat\ngone.jpg cat\nlost.jpg dog\n",
-            "2 of 3 pictures of val.txt are not there, the first is gone.jpg; paths are relative to ",
+            "2 of 3 pictures of val.txt do not exist, the first is gone.jpg; give paths relative to ",
         ),
         ("file,label\n1.jpg,cat\n1.jpg,\n", "line 3 of val.txt lacks a value"),
         ("file\tlabel\n1.jpg\tcat\n1.jpg\n", "line 3 of val.txt lacks a value"),
-        ("file,label,mask\n1.jpg,cat,gone.png\n", "1 of 1 masks of val.txt are not there, the first is gone.png"),
+        ("file,label,mask\n1.jpg,cat,gone.png\n", "1 of 1 masks of val.txt do not exist, the first is gone.png"),
     ],
 )
 def test_bad_lists_are_one_sentence(plant, text, message):

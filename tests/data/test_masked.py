@@ -238,7 +238,7 @@ def test_masks_of_another_list_of_classes_are_refused(imagenet_s):
     assert len(open_data(f"imagenet-s:{imagenet_s}")) == 12  # 4 of 12 masks show the class of their image
     for file in (imagenet_s / "validation").rglob("validation_*.JPEG"):
         file.unlink()
-    with pytest.raises(InputError, match="only 0 of 8 masks looked at show the class of their image"):
+    with pytest.raises(InputError, match="only 0 of 8 sampled masks show the class of their image"):
         open_data(f"imagenet-s:{imagenet_s}")
 
 

@@ -37,7 +37,7 @@ def test_shards_have_random_access(shards):
     assert reds(data) == [10, 20, 30] and not data.has_masks and pickle.loads(pickle.dumps(data))[1][1] == 0
     with pytest.raises(UnreadableImage, match=r"^s-1.tar: c.png cannot be read as an image .it is of no known format"):
         data[3]
-    with pytest.raises(InputError, match="no split 'train'; _info.json tells of validation"):
+    with pytest.raises(InputError, match="no split 'train'; _info.json lists validation"):
         open_data(f"wds/mine:{shards}", "train")
 
 
@@ -223,7 +223,7 @@ def test_places_without_shards_are_named(tmp_path, tar):
     with pytest.raises(InputError, match="val.tar cannot be read as a tar"):
         open_data(f"wds/x:{tmp_path}")
     (tmp_path / "_info.json").write_text('{"splits": {"val": {"filenames": ["val.tar", "gone.tar"]}}}')
-    with pytest.raises(InputError, match="1 of 2 shards of _info.json are not there, the first is gone.tar"):
+    with pytest.raises(InputError, match="1 of 2 shards of _info.json do not exist, the first is gone.tar"):
         open_data(f"wds/x:{tmp_path}")
     (tmp_path / "_info.json").write_text("[]")
     with pytest.raises(InputError, match="_info.json is not timm's list of splits"):

@@ -106,10 +106,10 @@ def test_features_that_do_not_fire_are_counted_idle_and_learn_from_what_is_left(
     weights = dictionaries.Plan("rows", 1, 10, 8).fresh(0, "cpu")
     with torch.no_grad():
         weights["bias"][0, 3] = -100  # never fires, and cannot learn
-        weights["bias"][0, 4] = -0.9 * float(dictionaries.rising(weights, rows)[0, :, 4].max())  # hardly ever
+        weights["bias"][0, 4] = -0.9 * float(dictionaries.pre_threshold(weights, rows)[0, :, 4].max())  # hardly ever
     idle = torch.full((1, 10), float(dictionaries.IDLE))
     loss = dictionaries.loss_of(weights, rows, rows, 1.0, idle)
-    codes = dictionaries.largest(dictionaries.rising(weights, rows), 1.0)
+    codes = dictionaries.largest(dictionaries.pre_threshold(weights, rows), 1.0)
     fires = (codes > 0).any(1)
     assert not fires[0, 3] and torch.equal(idle == 0, fires) and (idle[~fires] == dictionaries.IDLE + 1).all()
     plain = (rows - codes @ weights["decoder"] - weights["offset"]).square().mean()
@@ -228,7 +228,7 @@ def test_patches_know_what_their_centre_shows(data) -> None:
     walk = Pass(data)
     known = concepts.of_images(walk, 8)
     images, patch, whole = len(data), known["patch"], data.dataset
-    held = patch.held(np.arange(images)).bool()
+    held = patch.present(np.arange(images)).bool()
     names = patch.names
     made = whole.factors(data.indices)
     for i in range(6):
@@ -247,7 +247,7 @@ def test_patches_know_what_their_centre_shows(data) -> None:
                 assert {("shape", shape), ("fill", fill), ("class", whole.classes[shown - 1])} <= says
             else:
                 assert not any(name == "shape" for name, _ in says)
-    cls = known["cls"].held(np.arange(images))[:, 0].bool()
+    cls = known["cls"].present(np.arange(images))[:, 0].bool()
     where = known["cls"].names.index(("hue", "60 to 120 degrees"))
     assert (cls[:, where].numpy() == ((made["hue"] >= 1 / 6) & (made["hue"] < 2 / 6))).all()
 
@@ -255,7 +255,7 @@ def test_patches_know_what_their_centre_shows(data) -> None:
 def test_other_images_values_are_as_frequent(data) -> None:
     known = concepts.of_images(Pass(data), 8)["patch"]
     everything = np.arange(len(data))
-    own, other = known.held(everything), known.shuffled(0).held(everything)
+    own, other = known.present(everything), known.shuffled(0).present(everything)
     assert torch.equal(own.sum((0, 1)), other.sum((0, 1))) and not torch.equal(own, other)
     place = known.names.index(("object", "target"))
     assert torch.equal(own[..., place].sum(0), other[..., place].sum(0))  # every patch in its place

@@ -139,7 +139,7 @@ def test_f1_is_sklearn_s_for_the_feature_chosen_on_other_images(result, trained,
     fitting, measuring = split(Pass(data), 4096)
     known = concepts.of_images(measuring, 8)["patch"]
     others = concepts.of_images(fitting, 8)["patch"]
-    held, names = known.held(np.arange(len(measured))), known.names
+    held, names = known.present(np.arange(len(measured))), known.names
 
     def fired(these: torch.Tensor, state: int) -> torch.Tensor:
         with torch.no_grad():
@@ -147,7 +147,7 @@ def test_f1_is_sklearn_s_for_the_feature_chosen_on_other_images(result, trained,
             return codes_by_hand(trained.dictionaries["shared", "patch"], trained.scales["patch"], z, state) > 0
 
     on_others, here = fired(opened(fitting.data)[0], 1), fired(images, 1)
-    held_by_others = others.held(np.arange(len(fitting)))
+    held_by_others = others.present(np.arange(len(fitting)))
     for factor, value in (("object", "target"), ("row", "last third"), ("edge", "edge")):
         column = names.index((factor, value))
         wanted = held_by_others[..., column].expand(on_others.shape[:2]).flatten().numpy()

@@ -194,7 +194,7 @@ def test_a_random_change_moves_every_token_as_far_in_one_direction_for_all_image
     for change in (
         partial(interventions.damp, 0.5),
         partial(interventions.hold, slice(1, None), range(9)),
-        partial(interventions.tell, torch.randn(9, 16)),
+        partial(interventions.embedding_from, torch.randn(9, 16)),
     ):
         moved = []
         for step in (1, 2, 1):
