@@ -458,7 +458,7 @@ class Story {
       own = classes[this.data.answer];
     if (this.isOff(t, h)) return `${name} is off; with it ${own} would have ${percent(left.at(t, h))}`;
     const without = `${own} ${percent(left.at(t, h))}, answer ${classes[answer.at(t, h)]}`;
-    return `without ${name}: ${without}; a random change as large: ${percent(random.at(t, h))}`;
+    return `without ${name}: ${without}; an equally large random change: ${percent(random.at(t, h))}`;
   }
 
   legend() {

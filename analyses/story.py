@@ -142,13 +142,13 @@ def path_sentence(story: Story) -> str:
     probability = story.traced["probability"]
     predictions = probability.argmax(1)
     first = settled_at(predictions)
-    text = f"Read out after each step, that is the answer {when(first)}"
+    text = f"Read out after each step, this is the answer {when(first)}"
     if first > 0:
-        text += f"; before, it was {story.classes[predictions[first - 1]]}"
+        text += f"; before that it was {story.classes[predictions[first - 1]]}"
     paths = {name: factor_path(probability, of_class) for name, of_class in story.factors.items()}
     settled = sorted((settled_at(values), f"the {name} ({values[-1]})") for name, values in paths.items())
-    parts = [f"{name} stands {when(state)}" for state, name in settled]
-    return f"{text}. Of it, {' and '.join(parts)}." if parts else f"{text}."
+    factors = " and ".join(f"{name} is settled {when(state)}" for state, name in settled)
+    return f"{text}. T{factors[1:]}." if factors else f"{text}."
 
 
 def switched_off_sentence(story: Story) -> str:
@@ -181,17 +181,17 @@ def heads_sentence(story: Story) -> str:
     n_changing = int((changes_answer & is_on).sum())
     cell = f"head {head} at step {step + 1}"
     comparison = (
-        f"without it {percent(without_head)} are left of {percent(current)}; a random change as large there leaves "
-        f"{percent(after_random)}"
+        f"without it the answer's probability goes from {percent(current)} to {percent(without_head)}, with an equally "
+        f"large random change to {percent(after_random)}"
     )
     keeps_answer = int(story.flips[0, step, head].argmax()) == story.answer
     if prediction != story.answer or keeps_answer:
         text = f"No single head decides; {cell} matters most: {comparison}."
     elif current - after_random > DECISIVE * story.lost[step, head]:
-        text = f"Most is lost without {cell}: {comparison}, so disturbing alone does much of it."
+        text = f"{cell.capitalize()} matters most: {comparison}, so much of the loss is due to the disturbance itself."
     else:
         text = f"{cell.capitalize()} decides: {comparison}."
-    return f"{text} Alone, {n_changing} of {int(is_on.sum())} heads change the answer."
+    return f"{text} Switched off alone, {n_changing} of {int(is_on.sum())} heads change the answer."
 
 
 def attention_sentence(story: Story) -> str:
@@ -202,9 +202,9 @@ def attention_sentence(story: Story) -> str:
     share = (maps * inside).sum((-2, -1)) / np.maximum(maps.sum((-2, -1)), 1e-12)
     step, head = np.unravel_index(share.argmax(), share.shape)
     return (
-        f"Head {head} looks at the object most at step {step + 1}: {percent(share[step, head])} of its attention to "
-        f"the patches, where the object covers {percent(inside.mean())} of the image; on average over heads and steps "
-        f"{percent(share.mean())}."
+        f"Head {head} attends to the object most at step {step + 1}: {percent(share[step, head])} of its attention to "
+        f"patches lies on the object, which covers {percent(inside.mean())} of the image; the average over heads and "
+        f"steps is {percent(share.mean())}."
     )
 
 

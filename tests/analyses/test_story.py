@@ -13,7 +13,7 @@ FACTORS = {"shape": [name.split()[0] for name in CLASSES], "fill": [name.split()
 
 
 def told(classes=CLASSES, **changed) -> story.Story:
-    """4 steps of 2 heads: the fill stands from step 1 on, the shape from step 3 on, and head 1 at step 2 decides."""
+    """4 steps of 2 heads: the fill is settled from step 1 on, the shape from 3 on, and head 1 at step 2 decides."""
     probability = np.full((5, 4), 0.04)
     for state, answer in enumerate([1, 2, 2, 0, 0]):
         probability[state, answer] = 0.88
@@ -37,18 +37,20 @@ def test_sentences_are_written_from_the_numbers():
     answer, path, heads, looks = story.sentences(told())
     assert answer == "The model answers disc dots (88.0 %; chance 25.0 %), which is right."
     assert path == (
-        "Read out after each step, that is the answer from step 3 on; before, it was ring dots. Of it, the fill (dots) "
-        "stands from step 1 on and the shape (disc) stands from step 3 on."
+        "Read out after each step, this is the answer from step 3 on; before that it was ring dots. The fill (dots) is "
+        "settled from step 1 on and the shape (disc) is settled from step 3 on."
     )
-    assert heads.startswith("Head 1 at step 2 decides: without it 10.0 % are left of 88.0 %; a random change as large")
-    assert heads.endswith("leaves 85.0 %. Alone, 1 of 8 heads change the answer.")
-    assert looks.startswith("Head 1 looks at the object most at step 3: 100.0 %") and "25.0 % of the image" in looks
+    assert heads.startswith("Head 1 at step 2 decides: without it the answer's probability goes from 88.0 % to 10.0 %")
+    assert heads.endswith("random change to 85.0 %. Switched off alone, 1 of 8 heads change the answer.")
+    assert looks.startswith("Head 1 attends to the object most at step 3: 100.0 %") and "25.0 % of the image" in looks
 
 
 def test_what_a_random_change_does_as_well_is_no_decision():
     flips = told().flips.copy()
     flips[1, 1, 1, 0] = 0.2
-    assert story.heads_sentence(told(flips=flips)).startswith("Most is lost without head 1 at step 2")
+    assert story.heads_sentence(told(flips=flips)).endswith(
+        "so much of the loss is due to the disturbance itself. Switched off alone, 1 of 8 heads change the answer."
+    )
     assert story.heads_sentence(told(flips=np.stack([flips[1]] * 2) * 0 + 0.88)).startswith("No single head decides")
 
 
