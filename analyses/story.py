@@ -148,7 +148,7 @@ def path_sentence(story: Story) -> str:
     paths = {name: factor_path(probability, of_class) for name, of_class in story.factors.items()}
     settled = sorted((settled_at(values), f"the {name} ({values[-1]})") for name, values in paths.items())
     factors = " and ".join(f"{name} is settled {when(state)}" for state, name in settled)
-    return f"{text}. T{factors[1:]}." if factors else f"{text}."
+    return f"{text}. {factors[0].upper()}{factors[1:]}." if factors else f"{text}."
 
 
 def switched_off_sentence(story: Story) -> str:
