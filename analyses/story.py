@@ -37,8 +37,8 @@ padding: 0 1rem; overflow-wrap: anywhere }}</style></head>
 <script type="application/json" id="data">{data}</script>
 <script type="module">
 {script}
-const element = (name) => document.getElementById(name);
-story({{ data: JSON.parse(element("data").textContent), parentElement: element("story") }});
+const byId = (name) => document.getElementById(name);
+story({{ data: JSON.parse(byId("data").textContent), parentElement: byId("story") }});
 </script></body></html>
 """
 
