@@ -1,5 +1,6 @@
 """What every test stands on: offline, one thread, seeded, and a headless browser where there is one."""
 
+import gc
 import os
 import random
 import runpy
@@ -15,10 +16,28 @@ os.environ.setdefault("MPLBACKEND", "agg")
 import numpy as np
 import pytest
 import torch
+from jaxtyping import config as shapes
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+USERS = {"analyses", "app", "probes", "test_walkthrough"}  # tests of what uses the model: of it, they check no shapes
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays, so that collecting garbage need not look through all of it each time."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A model of 16 channels spends more time on the check of its shapes than on its sums."""
+    shapes.update("jaxtyping_disable", bool(USERS & {item.path.parent.name, item.path.stem}))
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ OPTIONS = {
     "recurrence": dict(max_steps=4),
     "ablation": dict(images=23, how="resample"),
     "attribution": dict(images=20, exact=6, points=2, checked=4, corrupt="image"),
-    "patching": dict(pairs=5, maps=1, shifts=3, _right=False),
+    "patching": dict(pairs=4, maps=1, shifts=2, _right=False),
     "intervention": dict(images=23, max_steps=4, what=["damp", "late_cls"]),
     "lens": dict(updates=3, jacobian_images=17),
     "dynamics": dict(sample=17, max_steps=6, jacobian_images=2, state_images=2, probes=2, iterations=4),
