@@ -6,7 +6,7 @@ demo: .venv/.installed
 
 # many tests start processes: modules are compiled once for all of them, whatever the environment says
 test: .venv/.installed
-	env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
+	env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.installed
 	.venv/bin/ruff check .
@@ -46,7 +46,7 @@ mutants:
 newest:
 	$(PYTHON) -m venv .venv-newest
 	.venv-newest/bin/pip install -q --upgrade --upgrade-strategy eager -e '.[dev]'
-	.venv-newest/bin/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
+	.venv-newest/bin/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 wheel:
 	$(PYTHON) -m venv .venv-wheel

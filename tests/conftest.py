@@ -19,9 +19,15 @@ import torch
 from jaxtyping import config as shapes
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+LONGEST = {"quickstart", "test_browser", "test_processes", "test_result_pages", "test_shipped", "test_walkthrough"}
 USERS = {"analyses", "app", "probes", "test_walkthrough"}  # tests of what uses the model: of it, they check no shapes
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest comes first, so that no worker is left alone with it at the end."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 def pytest_collection_finish() -> None:
