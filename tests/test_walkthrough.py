@@ -25,11 +25,11 @@ LIMITS = {  # of what each may do here; for probes beside --limit and --no-contr
     "probes.attribution": "--images 2 --exact 2 --points 2 --checked 4",
     "probes.cost": "--rounds 1 --batch-size 2",
     "probes.dictionary": "--updates 2 --images 4 --effects 1",
-    "probes.dynamics": "--sample 8 --max-steps 14 --jacobian-images 1 --state-images 1 --probes 2 --iterations 4",
+    "probes.dynamics": "--sample 8 --max-steps 13 --jacobian-images 1 --state-images 1 --probes 2 --iterations 4",
     "probes.intervention": "--images 2",
     "probes.lens": "--updates 2 --jacobian-images 2",
     "probes.neurons": "--top 1 --iterations 2 --copies 1",
-    "probes.patching": "--pairs 2 --maps 0 --shifts 0",
+    "probes.patching": "--pairs 1 --maps 0 --shifts 0",
     "probes.prune": "--data shapes-easy:8 --val-limit 8 --steps 2 --epochs 1 --graft-epochs 1 --batch-size 8 "
     "--replicates 1 --fields d_model=8 n_heads=2 n_steps=2",
     "probes.rank": "--accuracy-images 4",
@@ -54,7 +54,7 @@ def limited(module: str, rest: str) -> list[str]:
     """The words of a command with its limits; one that is typed twice is turned down where it stands."""
     words, options = shlex.split(rest), {}
     more = LIMITS.get(module, "") + (
-        " --limit 8 --no-control" if module.startswith("probes.") and module != "probes.prune" else ""
+        " --limit 4 --no-control" if module.startswith("probes.") and module != "probes.prune" else ""
     )
     for word in more.split():
         if word.startswith("--"):

@@ -28,8 +28,9 @@ def test_a_shipped_result_has_table_frame_and_figures(name: str) -> None:
     n_steps = 6 if name.startswith("pruned") else 12
     assert f"step {n_steps}" in text or f"{n_steps} steps" in text
     assert isinstance(frame, pd.DataFrame) and len(frame) and not frame.columns.duplicated().any()
-    assert isinstance(analysis.figure(small(result)), Figure)
     assert isinstance(analysis.interactive(small(result)), go.Figure)
+    if name not in FIRST:  # of those, all figures are drawn below
+        assert isinstance(analysis.figure(small(result)), Figure)
 
 
 @pytest.mark.parametrize("name", FIRST)

@@ -19,21 +19,21 @@ SMALL = ViTConfig.preset("bvit_easy", n_steps=3, d_model=16, n_heads=2, n_classe
 OPTIONS = {
     "pointing_game": dict(upsample="bilinear"),
     "neurons": dict(neurons=[3, 5], iterations=2, copies=1, n_top=3),
-    "rank": dict(accuracy_images=20),
-    "trajectories": dict(images=35, neighbors=4),
+    "rank": dict(accuracy_images=11),
+    "trajectories": dict(images=15, neighbors=4),
     "recurrence": dict(max_steps=4),
-    "ablation": dict(images=23, how="resample"),
-    "attribution": dict(images=20, exact=6, points=2, checked=4, corrupt="image"),
+    "ablation": dict(images=11, how="resample"),
+    "attribution": dict(images=9, exact=4, points=2, checked=3, corrupt="image"),
     "patching": dict(pairs=4, maps=1, shifts=2, _right=False),
-    "intervention": dict(images=23, max_steps=4, what=["damp", "late_cls"]),
-    "lens": dict(updates=3, jacobian_images=17),
-    "dynamics": dict(sample=17, max_steps=6, jacobian_images=2, state_images=2, probes=2, iterations=4),
-    "factors": dict(fit_images=14),
+    "intervention": dict(images=11, max_steps=4, what=["damp", "late_cls"]),
+    "lens": dict(updates=3, jacobian_images=8),
+    "dynamics": dict(sample=8, max_steps=6, jacobian_images=2, state_images=2, probes=2, iterations=4),
+    "factors": dict(fit_images=7),
     "outliers": dict(neurons=3),
     "dictionary": dict(updates=3, k=2, effects=2),
     "cost": dict(rounds=1),
-    "transfer": dict(seeds=1, epochs=1, train_limit=24, train_batch=12, rank=2),
-    "prune": dict(data="shapes-easy:96", fields=("n_steps=2", "d_model=8", "n_heads=2"), val_limit=20),
+    "transfer": dict(seeds=1, epochs=1, train_limit=12, train_batch=12, rank=2),
+    "prune": dict(data="shapes-easy:48", fields=("n_steps=2", "d_model=8", "n_heads=2"), val_limit=11),
 }
 LAUNCH = """
 import importlib, json, os, socket, sys, traceback
@@ -48,8 +48,8 @@ def run_all(folder):
         if name == "prune":
             plan = Plan(rounds=1, epochs=2, graft_epochs=1, replicates=1, batch_size=12, optimizer="adamw")
             modules[name].prune(plan=plan, out=folder / "prune", device="cpu", **chosen)
-        else:  # 37 images in 8 batches: 2 and 3 processes have unequal shares
-            common = probe.Common(str(source), limit=37, out=folder / f"{name}.nc", device="cpu", batch_size=5)
+        else:  # 17 images in 4 batches: 2 and 3 processes have unequal shares
+            common = probe.Common(str(source), limit=17, out=folder / f"{name}.nc", device="cpu", batch_size=5)
             probe.answer(modules[name].measure, common, chosen)
 
 def child(rank, world, port):
