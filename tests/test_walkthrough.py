@@ -15,7 +15,8 @@ from PIL import Image
 
 from tests.test_commands import ROOT, WHOLE
 
-LIMITS = {  # of what each may do here; for probes beside --limit and --no-control
+OF_PROBES = "--limit 4 --no-control "
+LIMITS = {  # of what each may do here; for probes beside these
     "models.train": "--data shapes:16 --fields d_model=8 n_heads=2 --epochs 1 --batch-size 8 --val-limit 4 "
     "--out runs/first",
     "models.study": "--only bvit_easy,d_model=32*seed=0 --hours 0.0001",
@@ -25,7 +26,8 @@ LIMITS = {  # of what each may do here; for probes beside --limit and --no-contr
     "probes.attribution": "--images 2 --exact 2 --points 2 --checked 4",
     "probes.cost": "--rounds 1 --batch-size 2",
     "probes.dictionary": "--updates 2 --images 4 --effects 1",
-    "probes.dynamics": "--sample 8 --max-steps 13 --jacobian-images 1 --state-images 1 --probes 2 --iterations 4",
+    "probes.dynamics": "--limit 8 --sample 8 --max-steps 14 --jacobian-images 1 --state-images 1 --probes 2 "
+    "--iterations 4",
     "probes.intervention": "--images 2",
     "probes.lens": "--updates 2 --jacobian-images 2",
     "probes.neurons": "--top 1 --iterations 2 --copies 1",
@@ -53,10 +55,8 @@ HERE = [(module, rest) for module, rest in WHOLE if not any(word in rest for wor
 def limited(module: str, rest: str) -> list[str]:
     """The words of a command with its limits; one that is typed twice is turned down where it stands."""
     words, options = shlex.split(rest), {}
-    more = LIMITS.get(module, "") + (
-        " --limit 4 --no-control" if module.startswith("probes.") and module != "probes.prune" else ""
-    )
-    for word in more.split():
+    is_probe = module.startswith("probes.") and module != "probes.prune"
+    for word in (OF_PROBES * is_probe + LIMITS.get(module, "")).split():
         if word.startswith("--"):
             options[word] = values = []
         else:
