@@ -15,6 +15,7 @@ from functools import wraps
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
+import plotly.graph_objects as go
 import streamlit as st
 
 from analyses import looks, points
@@ -23,7 +24,6 @@ from models.errors import InputError, brief
 
 if TYPE_CHECKING:
     import pandas as pd
-    import plotly.graph_objects as go
 
 LOG = logging.getLogger(__name__)
 LINKED = {"bind": "query-params"}
@@ -69,6 +69,19 @@ def drawn(draw: Callable[..., go.Figure], *arrays: Any, **options: Any) -> go.Fi
     return draw(*arrays, **options)
 
 
+class Clickable(go.Figure):
+    """A figure of which no click is lost.
+
+    plotly.js makes a list of selections at the second click where there is none, takes that for a change and says that
+    nothing is selected; Streamlit sends both, and where the server is busy only the last arrives. So the list is there
+    from the start, which plotly.py leaves out where it is empty.
+    """
+
+    def to_dict(self) -> dict[str, Any]:
+        content = super().to_dict()
+        return content | {"layout": {"selections": []} | content["layout"]}
+
+
 def show(
     figure: go.Figure,
     name: str,
@@ -85,7 +98,9 @@ def show(
     """
     config = looks.CONFIG | {"toImageButtonOptions": {"filename": name.replace(" ", "_"), "scale": 2}}
     themed = looks.on_dark(figure) if st.context.theme.type == "dark" else figure
-    st.plotly_chart(looks.without_links(themed), key=f"chart {key or name}", theme=None, config=config, **options)
+    shown = looks.without_links(themed)
+    shown = Clickable(shown) if "on_select" in options else shown
+    st.plotly_chart(shown, key=f"chart {key or name}", theme=None, config=config, **options)
     with st.container(horizontal=True):
         save(figure, name, caption)
         save_table(table or (lambda: points.table(figure)), name)

@@ -87,7 +87,7 @@ with middle:
     st.caption(f"put in: {text(donor.name)}; draw a box to choose patches")
     page.keep_known("patches", range(side * side))
     held = st.session_state.get("patches", [])
-    figure = analysis.chooser(donor.picture, held, side)
+    figure = page.Clickable(analysis.chooser(donor.picture, held, side))
     modes = ["points", "box", "lasso"]
     st.plotly_chart(figure, key=f"chart {MAP}", theme=None, on_select=follow_choice, selection_mode=modes)
 right.image(other.picture, text(other.name), width="stretch", alt=other.name)

@@ -213,9 +213,10 @@ def test_a_click_on_a_cell_shows_that_cell_and_makes_it_the_link(visit):
     for step, head in ((2, 1), (1, 0), (2, 0)):
         x, y = cell_on_screen(page, step, head)
         page.mouse.move(x, y)
-        page.wait_for_selector(".hoverlayer .hovertext")
+        named = f"step {step + 1} (blocks.{step}), head {head}"
+        page.locator(".hoverlayer .hovertext").get_by_text(named).wait_for()
         page.mouse.click(x, y)
-        page.locator("h2").get_by_text(f"step {step + 1} (blocks.{step}), head {head}").wait_for()
+        page.locator("h2").get_by_text(named).wait_for()
         settled(page)
     at = link(page)
     page.reload()

@@ -1,5 +1,6 @@
 """The pages of the dashboard on a tiny run, whole and with parts missing."""
 
+import json
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -43,6 +44,11 @@ def test_a_page_shows_a_whole_run_without_a_complaint(view, tiny_runs, opened):
     charts = len(app.get("plotly_chart")) - (view == "transplant")  # whose patches can be chosen from a list too
     assert charts > 0 or view in ("story", "other")
     assert charts == sum(button.label == "Table as CSV" for button in app.get("download_button"))
+    clicked = [json.loads(chart.proto.spec) for chart in app.get("plotly_chart") if chart.proto.selection_mode]
+    assert len(clicked) == (view in ("pointing_game", "transplant"))
+    assert all(
+        figure["layout"]["selections"] == [] for figure in clicked
+    )  # without it, clicks are lost: page.Clickable
 
 
 def test_the_sidebar_says_what_is_here_and_what_makes_the_rest(runs, opened):
