@@ -119,7 +119,7 @@ class BViT(Watched, Shareable):
         `stop_at_step` = s runs steps 0..s-1 and returns the stream that enters step s; negative counts from the end.
         """
         if torch.compiler.is_dynamo_compiling() and not is_exporting():
-            return self._run_uncompiled(images, n_steps, stop_at_step)
+            return torch.compiler.disable(self._run_uncompiled)(images, n_steps, stop_at_step)
         n_steps = self.config.n_steps if n_steps is None else self._checked_n_steps(n_steps)
         if n_steps > len(self.blocks) and any(step.is_watched for step in self.blocks):
             self._refuse_unwatched(n_steps)
@@ -127,7 +127,6 @@ class BViT(Watched, Shareable):
             return self.run_steps(self.embed(images), 0, self._from_start(stop_at_step, n_steps))
         return self.read_out(self.run_steps(self.embed(images), 0, n_steps))
 
-    @torch.compiler.disable
     def _run_uncompiled(self, images: Tensor, n_steps: int | None, stop_at_step: int | None) -> Tensor:
         """What ``torch.compile(model)`` runs: compiled whole, it would hear the hooks of its first call only."""
         warnings.warn(
