@@ -56,21 +56,21 @@ def effect(found: np.ndarray, before: np.ndarray, donor: np.ndarray) -> np.ndarr
     return (logit_difference(found) - baseline) / (logit_difference(donor) - baseline)
 
 
-def grid(effects: np.ndarray, flips: np.ndarray, n_prefix: int, side: int) -> go.Figure:
-    """A map a step: the effect of every patch put in alone [step token], a cross where the answer flips [step token];
-    above each, the effect of CLS alone.
+def grid(effects: np.ndarray, flips: np.ndarray, of_cls: np.ndarray) -> go.Figure:
+    """A map a step: the effect of every patch put in alone, a cross where the answer flips, both [step row column];
+    above each, the effect of CLS alone [step].
     """
-    limit = 100 * max(float(np.abs(effects[:, n_prefix:]).max()), 0.01)
+    side = effects.shape[-1]
+    limit = 100 * max(float(np.abs(effects).max()), 0.01)
     across = min(6, len(effects))
     down = -(-len(effects) // across)
-    titles = [f"step {t + 1}<br>CLS {100 * one[0]:z.0f} %" for t, one in enumerate(effects)]
+    titles = [f"step {t + 1}<br>CLS {100 * effect:z.0f} %" for t, effect in enumerate(of_cls)]
     drawn = tiles.panels(titles, down, across)
-    for t, values in enumerate(effects):
+    for t, (values, flipped) in enumerate(zip(effects, flips, strict=True)):
         place = dict(row=t // across + 1, col=t % across + 1)
-        patches = 100 * values[n_prefix:].reshape(side, side)
         said = "patch %{y}, %{x}: %{z:.1f} %<extra></extra>"
-        drawn.add_trace(go.Heatmap(z=patches, coloraxis="coloraxis", hovertemplate=said), **place)
-        rows, columns = np.nonzero(flips[t, n_prefix:].reshape(side, side))
+        drawn.add_trace(go.Heatmap(z=100 * values, coloraxis="coloraxis", hovertemplate=said), **place)
+        rows, columns = np.nonzero(flipped)
         mark = dict(symbol="x", size=8, color="white", line=dict(color="black", width=1))
         look = dict(mode="markers", marker=mark, showlegend=False, hoverinfo="skip")
         drawn.add_trace(go.Scatter(x=columns, y=rows, **look), **place)

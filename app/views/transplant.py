@@ -31,22 +31,25 @@ def sets_of(chosen: list[int], masks: list[np.ndarray | None]) -> dict[str, np.n
     return sets
 
 
-def show_grid(receiver: image.Shown, donor: image.Shown, wanted: int) -> None:
+def show_grid(receiver: image.Shown, donor: image.Shown, wanted: int, of_cls: np.ndarray) -> None:
+    """Every patch alone at every step; class probabilities after CLS alone [step class] stand above."""
     st.header("One token at a time")
     flops = model.flops() * model.config.n_tokens * (model.config.n_steps + 1) / 2
     about = "as many runs as there are tokens and steps"
     if flops > AT_ONCE and not st.toggle("Put every token in alone", key="tokens", help=about, **page.LINKED):
         return
-    found = model.transplant(receiver.image, donor.image, np.eye(model.config.n_tokens, dtype=bool))
-    flips, n_prefix = found.argmax(-1) == wanted, model.config.n_prefix
-    alone = int(flips[:, n_prefix:].any(0).sum())
+    patches = np.eye(model.config.n_tokens, dtype=bool)[model.config.n_prefix :]
+    found = model.transplant(receiver.image, donor.image, patches)  # [step patch class]
+    flips = found.argmax(-1) == wanted
     st.markdown(
-        f"CLS alone turns the answer into {text(model.classes[wanted])} {analysis.flips_at(flips[:, 0])}; of "
-        f"{side * side} patches {alone} do so alone at some step (crosses). Colours: how far one patch alone moves the "
-        "difference of both answers' logits from this run (0 %) to the other's (100 %)."
+        f"CLS alone turns the answer into {text(model.classes[wanted])} "
+        f"{analysis.flips_at(of_cls.argmax(-1) == wanted)}; of {side * side} patches {int(flips.any(0).sum())} do so "
+        "alone at some step (crosses). Colours: how far one patch alone moves the difference of both answers' logits "
+        "from this run (0 %) to the other's (100 %)."
     )
     before, after = (model.trace(one.image)["probability"][-1] for one in (receiver, donor))
-    figure = analysis.grid(analysis.effect(found, before, after), flips, n_prefix, side)
+    by_patch = [values.reshape(-1, side, side) for values in (analysis.effect(found, before, after), flips)]
+    figure = analysis.grid(*by_patch, analysis.effect(of_cls, before, after))
     page.show(figure, "transplant tokens", f"{donor.name} into {receiver.name}")
 
 
@@ -67,7 +70,7 @@ def show(receiver: image.Shown, donor: image.Shown, other: image.Shown, chosen: 
     figure = analysis.curves(*parts, model.classes[wanted], model.config.n_classes).interactive()
     page.show(figure, "transplant", f"{donor.name} into {receiver.name}")
     st.caption(f"Dashed: the same tokens of {text(other.name)}, which disturb as much and know nothing of the donor.")
-    show_grid(receiver, donor, wanted)
+    show_grid(receiver, donor, wanted, moved[:, list(sets).index("CLS")])
 
 
 st.title("What if another image's state is put in?")

@@ -23,12 +23,13 @@ def test_the_effect_is_the_share_of_the_way_between_the_logit_differences():
 
 
 def test_a_cross_stands_where_a_patch_flips_the_answer():
-    effects, flips = np.zeros((2, 5)), np.zeros((2, 5), bool)
-    effects[1, 3], flips[1, 3] = 0.4, True  # of CLS and 2 x 2 patches the third, in the second row
-    drawn = transplant.grid(effects, flips, 1, 2)
+    effects, flips = np.zeros((2, 2, 2)), np.zeros((2, 2, 2), bool)
+    effects[1, 1, 0], flips[1, 1, 0] = 0.4, True
+    drawn = transplant.grid(effects, flips, np.array([0.0, 0.25]))
     crosses = [trace for trace in drawn.data if trace.type == "scatter"]
     assert (len(crosses[0].x), list(crosses[1].x), list(crosses[1].y)) == (0, [0], [1])
     assert drawn.data[2].z.tolist() == [[0, 0], [40, 0]] and drawn.layout.coloraxis.cmax == pytest.approx(40)
+    assert [note.text for note in drawn.layout.annotations] == ["step 1<br>CLS 0 %", "step 2<br>CLS 25 %"]
 
 
 def test_both_models_attention_is_on_one_scale_and_the_difference_is_of_the_means():
