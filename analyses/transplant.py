@@ -80,7 +80,9 @@ def grid(effects: np.ndarray, flips: np.ndarray, of_cls: np.ndarray) -> go.Figur
 
 
 def chooser(picture: np.ndarray, chosen: list[int], side: int) -> go.Figure:
-    """A picture whose patches can be chosen by a box or clicks; those that are, are framed."""
+    """A picture whose patches can be chosen by a box, or by clicks while plotly pans (Streamlit allows one of both at a
+    time); those that are, are framed.
+    """
     size = len(picture)
     patch = size / side
     rows, columns = np.indices((side, side))
