@@ -1,12 +1,13 @@
 PYTHON ?= python3
 PORT ?= 8501
+PYTEST = pytest -q -n logical --maxprocesses 3 --dist loadfile --no-loadscope-reorder
 
 demo: .venv/.installed
 	@.venv/bin/python -m app.demo --port $(PORT)
 
 # many tests start processes: modules are compiled once for all of them, whatever the environment says
 test: .venv/.installed
-	env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -m $(PYTEST)
 
 lint: .venv/.installed
 	.venv/bin/ruff check .
@@ -46,7 +47,7 @@ mutants:
 newest:
 	$(PYTHON) -m venv .venv-newest
 	.venv-newest/bin/pip install -q --upgrade --upgrade-strategy eager -e '.[dev]'
-	.venv-newest/bin/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	.venv-newest/bin/python -m $(PYTEST)
 
 wheel:
 	$(PYTHON) -m venv .venv-wheel

@@ -128,7 +128,10 @@ class BViT(Watched, Shareable):
         return self.read_out(self.run_steps(self.embed(images), 0, n_steps))
 
     def _run_uncompiled(self, images: Tensor, n_steps: int | None, stop_at_step: int | None) -> Tensor:
-        """What ``torch.compile(model)`` runs: compiled whole, it would hear the hooks of its first call only."""
+        """What ``torch.compile(model)`` runs: compiled whole, it would hear the hooks of its first call only.
+
+        Kept from the compiler where it is called: a decorator would load the compiler, a second, with this class.
+        """
         warnings.warn(
             "torch.compile(model) runs a BViT as it is, so that hooks are heard; model.compile() compiles its blocks",
             stacklevel=2,

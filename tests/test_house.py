@@ -138,6 +138,12 @@ def lacking(probe: str, root: Path = ROOT) -> list[str]:
     return [what for what, is_there in needed.items() if not is_there]
 
 
+def test_a_model_is_there_before_the_compiler_is_loaded():
+    """It takes a second, and only who compiles needs it."""
+    code = "import sys, models; models.BViT; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
 @pytest.mark.parametrize("probe", PROBES)
 def test_a_probe_has_an_analysis_a_page_tests_and_a_line_in_the_readme(probe):
     assert lacking(probe) == []

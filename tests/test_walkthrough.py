@@ -31,7 +31,7 @@ LIMITS = {  # of what each may do here; for probes beside these
     "probes.intervention": "--images 2",
     "probes.lens": "--updates 2 --jacobian-images 2",
     "probes.neurons": "--top 1 --iterations 2 --copies 1",
-    "probes.patching": "--pairs 1 --maps 0 --shifts 0",
+    "probes.patching": "--pairs 1 --maps 0 --shifts 1",
     "probes.prune": "--data shapes-easy:8 --val-limit 8 --steps 2 --epochs 1 --graft-epochs 1 --batch-size 8 "
     "--replicates 1 --fields d_model=8 n_heads=2 n_steps=2",
     "probes.rank": "--accuracy-images 4",

@@ -242,7 +242,7 @@ def cell_on_screen(page, step: int, head: int) -> tuple[float, float]:
 
 
 def test_visitors_at_once_get_the_answer_for_their_own_image(visit, tiny_runs):
-    indices = range(100, 103)
+    indices = range(100, 104)
     pages = [visit(f"steps?image={index}&step=1&head=0", until="commit") for index in indices]
     model = load(tiny_runs / "tiny")
     data = open_data("shapes-easy", like=model)

@@ -72,9 +72,11 @@ def size_of(result: xr.Dataset) -> int:
 @pytest.mark.parametrize("view", OF_PROBE)
 def test_a_broken_result_is_one_sentence_with_the_command(view, runs, opened):
     kind, path = OF_PROBE[view], runs / "tiny" / OF_PROBE[view].file
-    path.write_bytes(path.read_bytes()[:2000])
-    said = complaint(opened(runs, view))
-    assert kind.file in said and f"python -m probes.{view}" in said
+    whole = path.read_bytes()
+    for content in (b"", b"not a result", whole[:2000]):
+        path.write_bytes(content)
+        said = complaint(opened(runs, view))
+        assert kind.file in said and f"python -m probes.{view}" in said
     xr.Dataset({"other": ("x", [1.0])}).to_netcdf(path, engine="h5netcdf")
     said = complaint(opened(runs, view))
     assert f"{kind.file} has no variable {kind.holds}" in said and f"python -m probes.{view}" in said

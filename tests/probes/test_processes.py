@@ -32,7 +32,7 @@ OPTIONS = {
     "outliers": dict(neurons=3),
     "dictionary": dict(updates=3, k=2, effects=2),
     "cost": dict(rounds=1),
-    "transfer": dict(how=["linear", "block", "step-lora"], seeds=1, epochs=1, train_limit=12, train_batch=12, rank=2),
+    "transfer": dict(seeds=1, epochs=1, train_limit=12, train_batch=12, rank=2),
     "prune": dict(data="shapes-easy:48", fields=("n_steps=2", "d_model=8", "n_heads=2"), val_limit=11),
 }
 LAUNCH = """
